@@ -1,0 +1,158 @@
+"""Checks of arguments. Every message says what was expected, what was found, and what to do about it."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+IMAGE_CHANNELS = (1, 3, 4)
+
+
+def whole_number(name: str, value: Any, minimum: int = 1) -> int:
+    """`value` as an int, if it is a whole number of at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name}: expected a whole number; got {value!r} of type {type(value).__name__}; pass an int.")
+    if value < minimum:
+        raise ValueError(f"{name}: expected at least {minimum}; got {value}; pass an int of {minimum} or more.")
+    return int(value)
+
+
+def positive(name: str, value: Any) -> float:
+    """`value` as a float, if it is a finite number above zero."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}: expected a positive number; got {value!r} of type {type(value).__name__}.")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name}: expected a finite number above 0; got {value}.")
+    return float(value)
+
+
+def choice(name: str, value: Any, choices: Sequence[Any]) -> Any:
+    """`value`, if it is one of `choices`."""
+    if value not in choices:
+        listed = ", ".join(map(repr, choices))
+        raise ValueError(f"{name}: expected one of {listed}; got {value!r}; pick one of them.")
+    return value
+
+
+def shape(name: str, value: int | Sequence[int]) -> tuple[int, ...]:
+    """A width or a shape as a tuple of positive whole numbers."""
+    sizes = tuple(value) if isinstance(value, (tuple, list, torch.Size)) else (value,)
+    return tuple(whole_number(name, size) for size in sizes)
+
+
+def tensor(name: str, value: Any) -> Tensor:
+    """`value` as a dense, real tensor with at least one row; numpy arrays are accepted, and nothing is copied."""
+    if isinstance(value, np.ndarray):
+        value = _from_numpy(name, value)
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a tensor (N, ...) or a numpy array; got {_describe(value)}.")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor; got layout {value.layout}; call {name}.to_dense().")
+    if value.is_complex():
+        raise TypeError(f"{name}: expected real numbers; got {value.dtype}; pass the real part, or stack both parts.")
+    if value.ndim == 0:
+        raise ValueError(f"{name}: expected a batch (N, ...); got a single number; pass a tensor with a batch dimension.")
+    if len(value) == 0:
+        raise ValueError(f"{name}: expected at least one datum; got shape {tuple(value.shape)}; pass a batch with rows.")
+    return value
+
+
+def _from_numpy(name: str, array: np.ndarray) -> Tensor:
+    try:
+        return torch.as_tensor(array)
+    except TypeError as error:
+        raise TypeError(f"{name}: expected an array of numbers; got dtype {array.dtype}; convert it to float32.") from error
+
+
+def _describe(value: Any) -> str:
+    if value is None:
+        return "None; pass the data"
+    if isinstance(value, (tuple, list)) and any(isinstance(item, Tensor) for item in value):
+        kind = type(value).__name__
+        return f"a {kind} of {len(value)}, as a data loader gives (x, label); unpack it and pass x alone"
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__}; convert it with torch.as_tensor(...)"
+    return f"{type(value).__name__}; convert it with torch.as_tensor(...)"
+
+
+def finite(name: str, x: Tensor) -> Tensor:
+    """`x`, if it holds neither NaN nor infinity."""
+    # One fast pass: a sum is finite only if its terms are. It may overflow where they are huge, hence the second look.
+    if not x.is_floating_point() or torch.isfinite(x.sum()) or torch.isfinite(x).all():
+        return x
+    bad = (~torch.isfinite(x)).flatten(1).any(1) if x.ndim > 1 else ~torch.isfinite(x)
+    rows = bad.nonzero().flatten()
+    raise ValueError(
+        f"{name}: expected finite numbers; got NaN or infinity in {len(rows)} of {len(x)} data (first at index "
+        f"{int(rows[0])}); remove or impute them."
+    )
+
+
+def batch_of(name: str, x: Tensor, event_shape: tuple[int, ...]) -> Tensor:
+    """`x` viewed as `(N, *event_shape)`: flat data and images are alike, as long as each datum has as many elements."""
+    event_size = math.prod(event_shape)
+    if x.ndim > 1 and _is_channels_last(x, event_shape):
+        raise ValueError(
+            f"{name}: expected channels first, (N, C, H, W); got {tuple(x.shape)}, whose channels look to be last; "
+            f"call {name}.permute(0, 3, 1, 2), or {name}.flatten(1) if the last dimension is no channel."
+        )
+    if math.prod(x.shape[1:]) == event_size:
+        return x.reshape(len(x), *event_shape)
+    if x.numel() == event_size:
+        raise ValueError(
+            f"{name}: expected a batch (N, {_sizes(event_shape)}); got one datum of shape {tuple(x.shape)} without a "
+            f"batch dimension; pass {name}[None]."
+        )
+    raise ValueError(
+        f"{name}: expected {event_size} numbers a datum, (N, {_sizes(event_shape)}); got shape {tuple(x.shape)}, "
+        f"{math.prod(x.shape[1:])} a datum; resize the data, or build the networks for this width."
+    )
+
+
+def _is_channels_last(x: Tensor, event_shape: tuple[int, ...]) -> bool:
+    if x.ndim != 4 or tuple(x.shape[1:]) == event_shape:
+        return False
+    return x.shape[-1] in IMAGE_CHANNELS and x.shape[1] not in IMAGE_CHANNELS
+
+
+def _sizes(event_shape: tuple[int, ...]) -> str:
+    return ", ".join(map(str, event_shape))
+
+
+def same_device(name: str, x: Tensor, device: torch.device) -> Tensor:
+    """`x`, if it lies on the device of the parameters."""
+    if x.device != device:
+        raise ValueError(
+            f"{name}: expected a tensor on {device}, where the parameters are; got one on {x.device}; "
+            f'call {name}.to("{device}").'
+        )
+    return x
+
+
+def in_support(name: str, x: Tensor, support: Any) -> Tensor:
+    """`x`, if the likelihood gives it a density."""
+    if support.check(x).all():
+        return x
+    low, high = x.min().item(), x.max().item()
+    raise ValueError(
+        f"{name}: expected values in the likelihood's support, {_support_name(support)}; got values from {low:g} to "
+        f"{high:g}{_support_hint(low, high)}."
+    )
+
+
+def _support_name(support: Any) -> str:
+    base = getattr(support, "base_constraint", support)
+    return "{0, 1}" if str(base) == "Boolean()" else str(base)
+
+
+def _support_hint(low: float, high: float) -> str:
+    scaled = {True: "grey levels of 0 to 255", False: "grey levels of 0 to 1"}[high > 1]
+    if low < 0:
+        scaled = "pixels scaled to -1 to 1" if low >= -1 and high <= 1 else "values that no pixel has"
+    return f" ({scaled}): binarize them (pyro_vae.data.from_tensor), or use a likelihood for grey such as Gaussian"
