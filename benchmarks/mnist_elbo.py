@@ -26,7 +26,7 @@ def main() -> None:
     vae = pv.VAE(
         pv.StandardNormal(50),
         pv.Bernoulli(pv.nn.MLP(50, [200, 200], 784, output_bias=torch.logit(train.mean, eps=1e-3))),
-        pv.DiagonalNormal(pv.nn.MLP(784, [200, 200], 2 * 50)),
+        pv.DiagonalNormal(pv.nn.MLP(784, [200, 200], 2 * 50, input_mean=train.mean)),
     )
     decay = CosineAnnealingLR({"optimizer": torch.optim.Adam, "optim_args": {"lr": 1e-3}, "T_max": args.num_epochs})
     history = pv.fit(vae, train, optim=decay, num_epochs=args.num_epochs, validation=test)

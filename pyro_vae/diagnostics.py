@@ -39,8 +39,8 @@ def rate_distortion(
 ) -> RateDistortion:
     r"""The two terms of the ELBO, $\mathrm{ELBO} = -D - R$, of each datum.
 
-    $R = E_q \log q(z|x) - \log p(z)$ and $D = -E_q \log p(x|z)$, both averaged over the same draws, so that the identity
-    holds in the numbers returned.
+    $R = E_q \log q(z|x) - \log p(z)$ and $D = -E_q \log p(x|z)$, both averaged over the same draws, so that the
+    identity holds in the numbers returned.
 
     Args and errors are those of `importance_sampling`.
 

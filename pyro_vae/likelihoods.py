@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import pyro.distributions as dist
 import torch
@@ -84,22 +84,20 @@ class Gaussian(nn.Module):
         super().__init__()
         self.network = network
         self.min_scale = _checks.positive("min_scale", min_scale)
+        self.scale: Any
         if isinstance(scale, str):
-            self.scale_form = _checks.choice("scale", scale, ("learned", "per-pixel"))
-            self.raw_scale = nn.Parameter(torch.zeros(())) if scale == "learned" else None
+            self.scale = _checks.choice("scale", scale, ("learned", "per-pixel"))
         else:
-            self.scale_form = "constant"
-            self.constant_scale = _checks.positive("scale", scale)
+            self.scale = _checks.positive("scale", scale)
+        self.raw_scale = nn.Parameter(torch.zeros(())) if scale == "learned" else None
 
     def forward(self, z: Tensor) -> dist.Distribution:
         """p(x|z)."""
         loc = over_leading_dims(self.network, z)
-        scale: Tensor | float
-        if self.scale_form == "constant":
-            scale = self.constant_scale
-        elif self.scale_form == "learned":
+        scale = self.scale
+        if self.raw_scale is not None:
             scale = self._above_floor(self.raw_scale)
-        else:
+        elif scale == "per-pixel":
             loc, raw_scale = _halves(loc, z.ndim - 1)
             scale = self._above_floor(raw_scale)
         return dist.Normal(loc, scale).to_event(loc.ndim - z.ndim + 1)
@@ -108,9 +106,8 @@ class Gaussian(nn.Module):
         return self.min_scale + functional.softplus(raw_scale)
 
     def extra_repr(self) -> str:
-        if self.scale_form == "constant":
-            return f"scale={self.constant_scale}"
-        return f"scale={self.scale_form!r}, min_scale={self.min_scale}"
+        floor = f", min_scale={self.min_scale}" if isinstance(self.scale, str) else ""
+        return f"scale={self.scale!r}{floor}"
 
 
 def _halves(out: Tensor, dim: int) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -26,6 +27,8 @@ class MLP(nn.Module):
         activation: makes the nonlinearity $\phi$; called once a hidden layer.
         output_bias: where the last bias starts, one number or one for each output. For a Bernoulli likelihood the
             logit of the data's mean, `torch.logit(dataset.mean, eps=1e-3)`, saves the first epochs.
+        input_mean: the data's mean, one number or one for each input; the first bias then starts where the first layer
+            sees centred data. For an encoder of images, `dataset.mean`.
 
     Shapes: `(..., *in_shape)` to `(..., *out_shape)`, with any leading dimensions.
 
@@ -33,7 +36,8 @@ class MLP(nn.Module):
         TypeError, ValueError: for a size that is no positive whole number, or a bias of another size.
 
     References:
-        Glorot and Bengio (2010), Understanding the difficulty of training deep feedforward neural networks.
+        Glorot and Bengio (2010), Understanding the difficulty of training deep feedforward neural networks; for centred
+        inputs, LeCun, Bottou, Orr and Mueller (1998), Efficient backprop.
 
     Examples:
         >>> net = MLP(50, [200, 200], (1, 28, 28))
@@ -48,26 +52,20 @@ class MLP(nn.Module):
         out_shape: int | Sequence[int],
         activation: Callable[[], nn.Module] = nn.Tanh,
         output_bias: Tensor | float | None = None,
+        input_mean: Tensor | float | None = None,
     ) -> None:
         super().__init__()
         self.in_shape = _checks.shape("in_shape", in_shape)
         self.out_shape = _checks.shape("out_shape", out_shape)
         widths = [math.prod(self.in_shape), *_checks.shape("hidden_dims", hidden_dims), math.prod(self.out_shape)]
-        self.layers = nn.Sequential()
-        for width, next_width in zip(widths, widths[1:], strict=False):
-            self.layers.append(_linear(width, next_width))
-            self.layers.append(activation())
-        del self.layers[-1]
-        if output_bias is not None:
-            self._start_output_at(output_bias)
-
-    def _start_output_at(self, bias: Tensor | float) -> None:
-        values = torch.as_tensor(bias).flatten()
-        out_bias = self.layers[-1].bias
-        if len(values) not in (1, len(out_bias)):
-            raise ValueError(f"output_bias: expected 1 or {len(out_bias)} numbers; got {len(values)}; reshape it.")
+        first, *_ = linear = [_linear(width, next_width) for width, next_width in itertools.pairwise(widths)]
+        *hidden, last = linear
         with torch.no_grad():
-            out_bias.copy_(_checks.finite("output_bias", values))
+            if input_mean is not None:
+                first.bias.sub_(first.weight @ _vector("input_mean", input_mean, first.in_features))
+            if output_bias is not None:
+                last.bias.add_(_vector("output_bias", output_bias, last.out_features))
+        self.layers = nn.Sequential(*(part for layer in hidden for part in (layer, activation())), last)
 
     def forward(self, x: Tensor) -> Tensor:
         """The network's value: `(..., *in_shape)` to `(..., *out_shape)`."""
@@ -80,6 +78,13 @@ def _linear(width: int, next_width: int) -> nn.Linear:
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+def _vector(name: str, values: Tensor | float, size: int) -> Tensor:
+    flat = torch.as_tensor(values, dtype=torch.get_default_dtype()).flatten()
+    if len(flat) not in (1, size):
+        raise ValueError(f"{name}: expected 1 or {size} numbers; got {len(flat)}; reshape it.")
+    return _checks.finite(name, flat).expand(size)
 
 
 def over_leading_dims(network: nn.Module, z: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Figures. Each function draws on the Axes it is given, or on new ones, and returns them. matplotlib is imported here only."""
+"""Figures: each function draws on the Axes it is given, or on new ones, and returns them. matplotlib's only home."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def image_grid(images: Tensor, ax: Axes | None = None, *, num_columns: int | Non
     tiles = torch.cat([tiles, tiles.new_ones(blank, *tiles.shape[1:])])
     rows = tiles.unflatten(0, (-1, columns))
     picture = rows.permute(0, 2, 1, 3, 4).flatten(2, 3).flatten(0, 1)
-    ax.imshow(picture.squeeze(-1), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+    ax.imshow(picture.squeeze(-1).numpy(), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
     ax.set(title=title, xticks=[], yticks=[])
     return ax
 
@@ -76,9 +76,11 @@ def latent_codes(loc: Tensor, labels: Tensor | None = None, ax: Axes | None = No
     """Means of q(z|x), `(N, D)`, coloured by label; their first two principal components where D > 2."""
     ax = _axes(ax)
     codes, names = _in_the_plane(loc.detach().cpu())
-    shown = ax.scatter(*codes.T, c=None if labels is None else labels.cpu(), s=6, cmap="tab10", alpha=0.8, linewidths=0)
+    for label in [None] if labels is None else labels.unique().tolist():
+        chosen = codes if labels is None else codes[labels.cpu() == label]
+        ax.plot(chosen[:, 0].numpy(), chosen[:, 1].numpy(), "o", ms=2.5, mew=0, alpha=0.8, label=label)
     if labels is not None:
-        ax.legend(*shown.legend_elements(num=None), title="label", loc="center left", bbox_to_anchor=(1, 0.5))
+        ax.legend(title="label", loc="center left", bbox_to_anchor=(1, 0.5), markerscale=3)
     ax.set(xlabel=names[0], ylabel=names[1], title="Latent codes, the mean of q(z|x)")
     ax.set_aspect("equal", adjustable="datalim")
     return ax

@@ -113,12 +113,12 @@ class Program:
         )
 
     def _run(self, fn: Callable[..., Any], num_samples: int) -> poutine.Trace:
-        particles = pyro.plate("_particles", num_samples, dim=self.structure.particle_dim)
         with poutine.block():
+            particles = pyro.plate("_particles", num_samples, dim=self.structure.particle_dim)
             return poutine.trace(particles(fn)).get_trace(*self.args, **self.kwargs)
 
     def _total(self, sites: dict[str, Any]) -> Tensor:
-        return sum(self._per_datum(site) for site in sites.values())
+        return torch.stack([self._per_datum(site) for site in sites.values()]).sum(0)
 
     def _per_datum(self, site: dict[str, Any]) -> Tensor:
         """A site's log density summed over all but draws and data, in float64. A plate's scale is no part of it."""
@@ -242,8 +242,8 @@ def _refuse_nan(densities: LogDensities, first_row: int) -> None:
     if bad.any():
         row = first_row + int(bad.nonzero()[0])
         raise ValueError(
-            f"model, guide: expected log weights that are numbers; got NaN or +inf, first for the datum at index {row}; "
-            "look for NaN among the parameters and in x, or a density of zero width."
+            f"model, guide: expected log weights that are numbers; got NaN or +inf, first for the datum at index {row}; look "
+            "for NaN among the parameters and in x, or a density of zero width."
         )
 
 
@@ -274,14 +274,15 @@ def _structure(
 def _refuse_fixed_shapes(program: Program) -> None:
     """Run the pair on two draws at once, which is how it is evaluated."""
     expected = (2, program.num_data)
+    found: Any
     try:
         found = tuple(_densities(program, 2, seed=0, chunk_size=None).weight.shape)
     except (RuntimeError, ValueError, IndexError) as error:
-        found = f"{type(error).__name__}: {error}"
+        found = str(error).splitlines()[0]
     if found != expected:
         raise ValueError(
-            f"model, guide: expected log weights of shape {expected} for 2 draws at once; got {found}; let the functions "
-            "inside accept dimensions to the left of the plate's, as Pyro's vectorize_particles=True needs."
+            f"model, guide: expected log weights of shape {expected} for 2 draws at once; got {found}; let the "
+            "functions inside accept dimensions to the left of the plate's, as Pyro's vectorize_particles=True needs."
         )
 
 
@@ -326,16 +327,16 @@ def _refuse_mismatch(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -
             "sum it out in the model."
         )
     for name in sorted(drawn - latent):
-        what = "observes" if name in model_sites else "has no"
+        what = "observes it" if name in model_sites else "has none"
         raise ValueError(
-            f"guide: expected latent sites of the model alone; got site {name!r}, where the model {what} such a site; "
+            f"guide: expected latent sites of the model alone; got site {name!r}, and the model {what}; "
             'rename it, or mark it infer={"is_auxiliary": True} if the model knows it under another name.'
         )
     for kind, found in {"latent": latent, "observed": set(model_sites) - latent}.items():
         if not found:
             raise ValueError(
-                f"model: expected at least one {kind} site; got none; log p(x) is the integral over latent sites of the "
-                "density of observed ones."
+                f"model: expected at least one {kind} site; got none; log p(x) is the integral over latent sites of "
+                "the density of observed ones."
             )
 
 
@@ -366,8 +367,8 @@ def _refuse_outsider(sites: list[dict[str, Any]], plate: str) -> None:
     kind = "observed" if outside["is_observed"] else "a global latent"
     raise ValueError(
         f"model, guide: expected every site inside the plate {plate!r} over data; got site {outside['name']!r} outside "
-        f"of it, {kind}; log p(x) has no value for each datum then: fix it with pyro.poutine.condition, or move it into "
-        "the plate."
+        f"of it, {kind}; log p(x) has no value for each datum then: fix it with pyro.poutine.condition, or move it "
+        "into the plate."
     )
 
 

@@ -56,7 +56,9 @@ class History:
         if not self.train_elbo:
             return "History(0 epochs)"
         validation = f", validation_elbo={self.validation_elbo[-1]:.2f}" if self.validation_elbo else ""
-        return f"History({len(self)} epochs, train_elbo={self.train_elbo[-1]:.2f}{validation}, {sum(self.seconds):.0f} s)"
+        return (
+            f"History({len(self)} epochs, train_elbo={self.train_elbo[-1]:.2f}{validation}, {sum(self.seconds):.0f} s)"
+        )
 
 
 class DivergedError(ValueError):
@@ -105,8 +107,8 @@ def fit(
 
     Raises:
         TypeError, ValueError: for data or numbers that cannot be, before any parameter changes.
-        DivergedError: (a ValueError) for a loss or gradient that is no number; it names the step, and the parameters are
-            those from before it.
+        DivergedError: (a ValueError) for a loss or gradient that is no number; it names the step, and the parameters
+            are those from before it.
 
     Examples:
         >>> import pyro_vae as pv
@@ -125,12 +127,15 @@ def fit(
     optim = pyro.optim.Adam({"lr": 1e-3}) if optim is None else optim
     _refuse_strangers(vae, objective, optim)
     device = next(vae.parameters()).device
-    train = _as_dataset("data", data).to(device)
-    evaluated = vae.check((train if validation is None else _as_dataset("validation", validation)).x.to(device))
+    train = _as_dataset("data", data, vae).to(device)
+    held_out = None if validation is None else _as_dataset("validation", validation, vae).to(device)
+    evaluated = vae.check(train.x[:NUM_EVALUATED], "data") if held_out is None else vae.check(held_out.x, "validation")
     history = History()
     with torch.random.fork_rng(), tqdm(total=num_epochs, disable=not progress, unit="epoch") as bar:
+        for rows in torch.arange(len(train), device=device).split(10_000):
+            vae.check(train.batch(rows), "data")
+        _rehearse(vae, objective, train)
         torch.manual_seed(seed)
-        _check_all(vae, train)
         loss = _FiniteLoss(objective, vae, history)
         svi = SVI(vae.model, vae.guide, optim, loss=objective.loss, loss_and_grads=loss.loss_and_grads)
         for _ in range(num_epochs):
@@ -139,14 +144,21 @@ def fit(
             history.seconds.append(time.perf_counter() - started)
             if isinstance(optim, PyroLRScheduler):
                 optim.step()
-            terms = rate_distortion(vae.model, vae.guide, evaluated if validation is not None else evaluated[:NUM_EVALUATED])
+            terms = rate_distortion(vae.model, vae.guide, evaluated)
             history.rate.append(terms.rate.mean().item())
             history.distortion.append(terms.distortion.mean().item())
-            if validation is not None:
+            if held_out is not None:
                 history.validation_elbo.append(terms.elbo.mean().item())
             bar.set_postfix_str(_latest(history))
             bar.update()
     return history
+
+
+@torch.no_grad()
+def _rehearse(vae: VAE, objective: ELBO, train: Dataset) -> None:
+    """Take the loss once: a vectorised ELBO looks at the plates the first time, and draws random numbers to do so."""
+    vae.eval()
+    objective.loss(vae.model, vae.guide, train.batch(torch.zeros(1, dtype=torch.long, device=train.device)))
 
 
 def _epoch(vae: VAE, svi: SVI, train: Dataset, batch_size: int) -> float:
@@ -183,19 +195,14 @@ class _FiniteLoss:
     def _stopped(self, found: str) -> DivergedError:
         self.vae.zero_grad()
         return DivergedError(
-            f"objective: expected finite numbers; got {found} at step {self.num_steps}, in epoch {len(self.history) + 1}; "
-            "the parameters are those from before the step: lower the learning rate, or bound the likelihood's scale.",
+            f"objective: expected finite numbers; got {found} at step {self.num_steps}, in epoch "
+            f"{len(self.history) + 1}; the parameters are those from before the step: lower the learning rate, or bound the likelihood's scale.",
             self.history,
         )
 
 
-def _check_all(vae: VAE, train: Dataset) -> None:
-    for rows in torch.arange(len(train), device=train.device).split(10_000):
-        vae.check(train.batch(rows))
-
-
-def _as_dataset(name: str, data: Any) -> Dataset:
-    return data if isinstance(data, Dataset) else from_tensor(_checks.tensor(name, data))
+def _as_dataset(name: str, data: Any, vae: VAE) -> Dataset:
+    return data if isinstance(data, Dataset) else from_tensor(vae.check(data, name))
 
 
 def _refuse_strangers(vae: Any, objective: Any, optim: Any) -> None:

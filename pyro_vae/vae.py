@@ -86,9 +86,9 @@ class VAE(nn.Module):
         """The shape of one datum."""
         return self.model.observation.event_shape
 
-    def check(self, x: Any) -> Tensor:
+    def check(self, x: Any, name: str = "x") -> Tensor:
         """`x` as the model sees it, `(N, *event_shape)` in the parameters' dtype; an error if it has no likelihood."""
-        return self.model.observation.check(x, like=_any_parameter(self))
+        return self.model.observation.check(x, _any_parameter(self), name)
 
     def encode(self, x: Tensor) -> dist.Distribution:
         """q(z|x), of batch shape `(N,)`."""
@@ -115,7 +115,7 @@ class _Program(nn.Module):
         self._name_in_use = name or "vae"
 
     def _check(self, x: Any) -> Tensor:
-        return self.observation.check(x, like=_any_parameter(self))
+        return self.observation.check(x, _any_parameter(self))
 
     def _register(self) -> None:
         """Hand the parameters to the store, where SVI finds them.
@@ -131,7 +131,7 @@ class _Program(nn.Module):
                 return
         raise ValueError(
             f"name: expected a name that is free in Pyro's parameter store; got {self.name!r}, under which another "
-            "module's parameters lie; give this VAE another name, or call pyro.clear_param_store() if the other is gone."
+            "module's parameters lie; give this VAE another, or call pyro.clear_param_store() if the other is gone."
         )
 
     def _names(self) -> Iterator[str]:
@@ -196,13 +196,13 @@ class Observation:
     event_shape: torch.Size
     support: Any
 
-    def check(self, x: Any, like: Tensor | None) -> Tensor:
+    def check(self, x: Any, like: Tensor | None, name: str = "x") -> Tensor:
         """`x` viewed as `(N, *event_shape)` with the dtype of `like`, or an error that says what is wrong with it."""
-        x = _checks.batch_of("x", _checks.tensor("x", x), self.event_shape)
+        x = _checks.batch_of(name, _checks.tensor(name, x), self.event_shape)
         if like is not None:
-            x = _checks.same_device("x", x, like.device)
-        x = _checks.finite("x", x.to(torch.get_default_dtype() if like is None else like.dtype))
-        return x if self.support is None else _checks.in_support("x", x, self.support)
+            x = _checks.same_device(name, x, like.device)
+        x = _checks.finite(name, x.to(torch.get_default_dtype() if like is None else like.dtype))
+        return x if self.support is None else _checks.in_support(name, x, self.support)
 
 
 def _data_plate(x: Tensor | None, num_data: int | None, subsample_size: int | None) -> pyro.plate:

@@ -34,8 +34,8 @@ def importance_sampling(
     For any Pyro model and guide whose sites all lie in one plate over data. Draws are made in tiles of fixed size, so
     memory does not grow with `num_samples`, and the numbers of a datum depend on the seed and on its place alone:
     neither on `chunk_size` (to float32 rounding), nor on how many data come after it. Parameters are not changed, and
-    torch's generator is left as it was. Scales (`poutine.scale`, a subsampled plate) are weights of an objective, and no
-    part of log p(x).
+    torch's generator is left as it was. Scales (`poutine.scale`, a subsampled plate) are weights of an objective, and
+    no part of log p(x).
 
     Args:
         model, guide: a Pyro program and its guide; `vae.model` and `vae.guide`, or any other.
@@ -53,7 +53,7 @@ def importance_sampling(
 
     Raises:
         TypeError, ValueError: for a global latent, a missing plate, a guide that misses a site, data that are no rows,
-            modules in training mode whose noise is shared, weights that are NaN; numbers that are not whole or positive.
+            modules in training mode whose noise is shared, weights that are NaN, numbers that are not whole.
 
     References:
         Burda, Grosse and Salakhutdinov (2016), Importance weighted autoencoders, section 3.
@@ -140,8 +140,8 @@ class _Groups:
     def __init__(self, k: int) -> None:
         self.k = k
         self.num_groups = 0
-        self.num_open = 0
-        """How many draws the group that is not yet full has."""
+        self.num_open = 0  # draws in the group that is not yet full, and the log of their sum
+        self.open = torch.tensor(-math.inf, dtype=torch.float64)
 
     def add(self, log_weight: Tensor) -> None:
         """Take in log weights `(draws, data)`; a group may go on in the next call."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -100,8 +101,8 @@ class Evidence:
     def certified_lower_bound(self, delta: float = 1e-3) -> float:
         r"""A number below the mean of log p(x) over these data, with probability at least 1 - delta.
 
-        $\frac{1}{N} \sum_n \log \hat p(x_n) - \frac{1}{N} \log \frac{1}{\delta}$. As each $\hat p$ is unbiased and their
-        noise is independent, $E \prod_n \hat p(x_n) / p(x_n) = 1$, and Markov's inequality does the rest: nothing is
+        $\frac{1}{N} \sum_n \log \hat p(x_n) - \frac{1}{N} \log \frac{1}{\delta}$. As each $\hat p$ is unbiased and
+        their noise is independent, $E \prod_n \hat p(x_n) / p(x_n) = 1$, and Markov's inequality does the rest: nothing is
         assumed of the weights' variance. It is a statement on these data, and says nothing of others.
 
         Raises:
@@ -114,23 +115,43 @@ class Evidence:
             raise ValueError(f"delta: expected a probability between 0 and 1; got {delta}; pass 0.001, say.")
         return self.mean - math.log(1 / delta) / len(self)
 
+    def as_dict(self) -> dict[str, Any]:
+        """The figures of the data set, for JSON; None stands for what cannot be told."""
+        return {
+            "estimator": "importance sampling",
+            "num_data": len(self),
+            "num_samples": self.num_samples,
+            "seed": self.seed,
+            "log_evidence": self.mean,
+            "monte_carlo_std_error": _or_none(self.mean_std_error),
+            "sampling_error": _or_none(self.sampling_error),
+            "elbo": self.bounds(1).mean,
+            "gap": self.gap.mean().item(),
+            "certified_lower_bound": {"value": self.certified_lower_bound(1e-3), "delta": 1e-3},
+            "median_ess": self.ess.median().item(),
+            "bounds": {
+                k: {"mean": b.mean, "std_error": _or_none(b.mean_std_error)} for k, b in self.all_bounds.items()
+            },
+        }
+
     def summary(self) -> str:
         """The figures of the data set, as a table in plain words."""
-        elbo = self.bounds(1)
-        ess = self.ess
+        elbo, ess = self.bounds(1), self.ess
+        between = [b for k, b in self.all_bounds.items() if 1 < k < self.num_samples and math.log10(k).is_integer()]
         rows = [
-            ("log p(x)", self.mean, f"+- {self.mean_std_error:.3f} Monte Carlo, +- {self.sampling_error:.3f} test set"),
-            ("ELBO", elbo.mean, f"+- {elbo.mean_std_error:.3f} Monte Carlo"),
-            ("gap, KL(q(z|x) || p(z|x))", self.gap.mean().item(), "log p(x) - ELBO"),
-            ("certified lower bound", self.certified_lower_bound(), "on the mean log p(x), at 99.9 %"),
+            ("ELBO = L_1", elbo.mean, f"+- {elbo.mean_std_error:.3f}"),
+            *((f"L_{b.k}, bound from {b.k:,} draws", b.mean, f"+- {b.mean_std_error:.3f}") for b in between),
+            ("log p(x), from all draws", self.mean, f"+- {self.mean_std_error:.3f} Monte Carlo error"),
+            ("", None, f"+- {self.sampling_error:.3f} for other data of the same kind (sampling error)"),
+            ("gap, log p(x) - ELBO", self.gap.mean().item(), "estimates KL(q(z|x) || p(z|x))"),
+            ("certified lower bound", self.certified_lower_bound(), "below log p(x) with probability 0.999"),
         ]
-        lines = [f"{name:<26} {value:>10.3f}   {note}" for name, value, note in rows]
-        head = f"{len(self):,} data, importance sampling with {self.num_samples:,} draws each, seed {self.seed}; nats per datum"
+        head = f"log p(x) of {len(self):,} data by importance sampling, {self.num_samples:,} draws each; nats per datum"
+        lines = [f"{name:<28}{'' if value is None else f'{value:.3f}':>10}   {note}" for name, value, note in rows]
         foot = (
-            f"effective sample size: median {ess.median():,.1f}, smallest {ess.min():,.1f}; "
-            f"below 10 for {(ess < 10).sum():,} of {len(self):,} data"
+            f"effective draws: median {ess.median():,.1f}; fewer than 10 for {(ess < 10).sum():,} of {len(self):,} data"
         )
-        return "\n".join([head, *lines, foot])
+        return "\n".join([head, *lines, foot + _warning(ess)])
 
     def __len__(self) -> int:
         return len(self.log_evidence)
@@ -140,6 +161,17 @@ class Evidence:
             f"Evidence(mean={self.mean:.3f} +- {self.mean_std_error:.3f} nats, elbo={self.bounds(1).mean:.3f}, "
             f"{len(self)} data, {self.num_samples} draws each, median ess={self.ess.median():.1f})"
         )
+
+
+def _or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _warning(ess: Tensor) -> str:
+    """A word of caution where many estimates rest on a few draws."""
+    if (ess < 10).double().mean() < 0.05:
+        return ""
+    return "\nwhere few draws count, log p(x) and the gap are too low, by more than the Monte Carlo error tells"
 
 
 def _std_error_of_mean(std_error: Tensor) -> float:

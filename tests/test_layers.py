@@ -1,0 +1,84 @@
+"""The layers of docs/design.md: an import only ever points down, and heavy libraries are each imported in one file."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "pyro_vae"
+
+MAY_IMPORT = {
+    "_checks": set(),
+    "nn": {"_checks"},
+    "data": {"_checks"},
+    "plots": {"_checks"},
+    "priors": {"_checks", "nn"},
+    "likelihoods": {"_checks", "nn"},
+    "posteriors": {"_checks", "nn"},
+    "vae": {"_checks"},
+    "program": {"_checks"},
+    "diagnostics": {"_checks", "program"},
+    "evidence.result": {"_checks"},
+    "evidence.importance": {"_checks", "program", "evidence.result"},
+    "evidence": {"evidence.importance", "evidence.result"},
+    "training": {"_checks", "data", "diagnostics", "vae"},
+}
+ONLY_IN = {"torchvision": "data", "matplotlib": "plots", "mlxtend": None, "arviz": None}
+
+
+def modules():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        yield name.removesuffix(".__init__"), path
+
+
+def imports(path):
+    """Dotted names that a file imports, but for those that only a type checker sees."""
+    tree = ast.parse(path.read_text())
+    for_types = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if node in for_types:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module == "pyro_vae":
+            yield from (f"pyro_vae.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative import"
+            yield node.module
+
+
+@pytest.mark.parametrize(("name", "path"), list(modules()), ids=lambda value: value if isinstance(value, str) else "")
+def test_imports_point_down(name, path):
+    if name == "__init__":
+        return
+    own = {module.removeprefix("pyro_vae.") for module in imports(path) if module.startswith("pyro_vae")}
+    assert own <= MAY_IMPORT[name]
+
+
+@pytest.mark.parametrize(("library", "home"), ONLY_IN.items())
+def test_heavy_libraries_have_one_home(library, home):
+    importers = {name for name, path in modules() if library in {module.split(".")[0] for module in imports(path)}}
+    assert importers == ({home} if home else set())
+
+
+def test_import_has_no_side_effect():
+    """No random number, no setting, no heavy import."""
+    code = (
+        "import sys, torch, pyro, numpy; state = torch.get_rng_state(); numpy_state = numpy.random.get_state()[1].copy()\n"
+        "dtype = torch.get_default_dtype(); valid = torch.distributions.Distribution._validate_args\n"
+        "settings = pyro.settings.get(); import pyro_vae\n"
+        "assert torch.equal(state, torch.get_rng_state()) and (numpy_state == numpy.random.get_state()[1]).all()\n"
+        "assert dtype == torch.get_default_dtype() and valid == torch.distributions.Distribution._validate_args\n"
+        "assert settings == pyro.settings.get() and not pyro.get_param_store().keys()\n"
+        "assert not {'torchvision', 'matplotlib', 'arviz', 'mlxtend'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

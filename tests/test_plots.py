@@ -1,0 +1,68 @@
+"""Each figure draws on the Axes that it is given, or on new ones, and returns them."""
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+from truths import draws_of, small_vae
+
+import pyro_vae as pv
+
+
+def figures():
+    vae = small_vae()
+    x = draws_of(vae, 20)
+    evidence = pv.importance_sampling(vae.model, vae.guide, x, num_samples=100)
+    history = pv.History([-3.0, -2.0], [-3.0, -2.5], [1.0, 1.0], [2.0, 1.5], [0.1, 0.1])
+    labels = torch.arange(20) % 10
+    return {
+        "training_curves": lambda ax: pv.plots.training_curves(history, ax),
+        "image_grid": lambda ax: pv.plots.image_grid(torch.rand(7, 1, 4, 5), ax),
+        "image_grid in colour": lambda ax: pv.plots.image_grid(torch.rand(7, 3, 4, 5), ax),
+        "reconstructions": lambda ax: pv.plots.reconstructions(torch.rand(13, 16), torch.rand(13, 16), ax),
+        "bounds": lambda ax: pv.plots.bounds(evidence, ax),
+        "latent_codes": lambda ax: pv.plots.latent_codes(torch.randn(20, 2), labels, ax),
+        "latent_codes by PCA": lambda ax: pv.plots.latent_codes(torch.randn(20, 5), labels, ax),
+        "latent_codes on a line": lambda ax: pv.plots.latent_codes(torch.randn(20, 1), None, ax),
+        "manifold": lambda ax: pv.plots.manifold(lambda z: z.sigmoid().repeat(1, 8), ax, num=5),
+    }
+
+
+FIGURES = list(figures())
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_axes_given_or_new(name, tmp_path):
+    _, ax = plt.subplots()
+    assert figures()[name](ax) is ax
+    new = figures()[name](None)
+    assert new is not ax and new.has_data()
+    new.figure.savefig(tmp_path / "figure.png")
+
+
+def test_bounds_shows_the_numbers_of_the_evidence():
+    vae = small_vae()
+    evidence = pv.importance_sampling(vae.model, vae.guide, draws_of(vae, 20), num_samples=100)
+    ax = pv.plots.bounds(evidence)
+    drawn = {round(float(y), 6) for line in ax.lines for y in line.get_ydata()}
+    assert {round(evidence.bounds(k).mean, 6) for k in (1, 5, 10, 50, 100)} <= drawn
+
+
+def test_principal_components_are_those_of_largest_variance():
+    torch.manual_seed(0)
+    loc = torch.randn(500, 4) * torch.tensor([0.1, 3.0, 0.2, 1.0])
+    ax = pv.plots.latent_codes(loc)
+    spread = ax.lines[0].get_xydata().std(0)
+    assert spread[0] == pytest.approx(loc[:, 1].std(correction=0).item(), rel=0.02)
+    assert spread[1] == pytest.approx(loc[:, 3].std(correction=0).item(), rel=0.02)
+
+
+def test_the_grid_keeps_the_order_of_rows_and_columns():
+    images = torch.arange(6).float().reshape(6, 1, 1, 1).expand(6, 1, 2, 2) / 10
+    ax = pv.plots.image_grid(images, num_columns=3)
+    picture = torch.as_tensor(ax.images[0].get_array())
+    assert torch.allclose(picture[::2, ::2], torch.tensor([[0.0, 0.1, 0.2], [0.3, 0.4, 0.5]]))
+
+
+def test_flat_images_that_are_no_squares():
+    with pytest.raises(ValueError, match=r"images: expected flat squares; got 15 pixels"):
+        pv.plots.image_grid(torch.rand(3, 15))

@@ -1,0 +1,152 @@
+"""`fit`: what it records, what it leaves as it was, and how it stops."""
+
+import math
+
+import pyro
+import pytest
+import torch
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from torch import nn
+from truths import draws_of, small_vae
+
+import pyro_vae as pv
+
+
+@pytest.fixture
+def digits():
+    grey = torch.randint(0, 256, (120, 6), dtype=torch.uint8)
+    return pv.data.from_tensor(grey, binarization="dynamic")
+
+
+def fitted(digits, **kwargs):
+    vae = small_vae()
+    options = {"num_epochs": 3, "batch_size": 50, "progress": False} | kwargs
+    return vae, pv.fit(vae, digits, **options)
+
+
+@pytest.mark.parametrize(
+    "objective", [None, Trace_ELBO(), TraceMeanField_ELBO(num_particles=3, vectorize_particles=True)]
+)
+def test_same_seed_same_bits(digits, objective):
+    runs = [fitted(digits, objective=objective, validation=digits, seed=seed) for seed in (7, 7, 8)]
+    states = [torch.cat([p.flatten() for p in vae.parameters()]) for vae, _ in runs]
+    assert torch.equal(states[0], states[1])
+    assert runs[0][1].train_elbo == runs[1][1].train_elbo
+    assert runs[0][1].validation_elbo == runs[1][1].validation_elbo
+    assert not torch.equal(states[0], states[2])
+
+
+def test_history(digits):
+    vae, history = fitted(digits, validation=digits)
+    assert all(len(column) == 3 for column in history.as_dict().values())
+    for elbo, rate, distortion in zip(history.validation_elbo, history.rate, history.distortion, strict=True):
+        assert elbo == pytest.approx(-rate - distortion)
+    after = pv.rate_distortion(vae.model, vae.guide, digits.x)
+    assert history.validation_elbo[-1] == pytest.approx(after.elbo.mean().item())
+    _, alone = fitted(digits)
+    assert alone.validation_elbo == [] and len(alone.rate) == 3
+    assert "3 epochs" in repr(alone) and "validation" in repr(history)
+
+
+def test_each_datum_is_seen_once_an_epoch(digits):
+    """The ELBO of an epoch is a mean over data, whatever the size of the last batch."""
+    seen = []
+
+    class Spy(TraceMeanField_ELBO):
+        def loss_and_grads(self, model, guide, x):
+            seen.append(len(x))
+            return super().loss_and_grads(model, guide, x)
+
+    fitted(digits, objective=Spy(), num_epochs=2)
+    assert seen == [50, 50, 20] * 2
+
+
+def test_generator_and_validation_are_left_alone(digits):
+    vae = small_vae()
+    state = torch.get_rng_state()
+    pv.fit(vae, digits, num_epochs=1, progress=False)
+    assert torch.equal(state, torch.get_rng_state())
+    assert not vae.training
+    assert pyro.infer.util.is_validation_enabled()
+
+
+def test_dynamic_binarization_is_drawn_anew(digits):
+    rows = torch.arange(120)
+    assert not torch.equal(digits.batch(rows), digits.batch(rows))
+    assert torch.equal(digits.x, digits.x)
+
+
+def test_a_learning_rate_schedule_takes_a_step_an_epoch(digits):
+    optim = pyro.optim.ExponentialLR({"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.1}, "gamma": 0.1})
+    fitted(digits, optim=optim)
+    rates = [scheduler.get_last_lr()[0] for scheduler in optim.optim_objs.values()]
+    assert rates == pytest.approx([0.1 * 0.1**3] * len(rates)) and rates
+
+
+class TurnsToNaN(TraceMeanField_ELBO):
+    """A loss, or its gradient, that is no number from some step on."""
+
+    def __init__(self, at_step, gradient_only=False):
+        super().__init__()
+        self.at_step, self.gradient_only, self.steps = at_step, gradient_only, 0
+        self.before = None
+
+    def loss_and_grads(self, model, guide, x):
+        self.steps += 1
+        loss = super().loss_and_grads(model, guide, x)
+        if self.steps < self.at_step:
+            return loss
+        self.before = [p.detach().clone() for p in [*model.parameters(), *guide.parameters()]]
+        next(model.parameters()).grad.fill_(math.nan)
+        return loss if self.gradient_only else math.nan
+
+
+@pytest.mark.parametrize("gradient_only", [False, True], ids=["loss", "gradient"])
+def test_training_stops_at_nan_with_the_last_good_parameters(digits, gradient_only):
+    vae = small_vae()
+    objective = TurnsToNaN(at_step=5, gradient_only=gradient_only)
+    with pytest.raises(
+        pv.DivergedError, match=r"got a (loss|gradient) of .* at step 5, in epoch 2.*lower the learning"
+    ) as e:
+        pv.fit(vae, digits, objective=objective, num_epochs=3, batch_size=50, progress=False)
+    assert isinstance(e.value, ValueError)
+    assert len(e.value.history) == 1
+    now = [*vae.model.parameters(), *vae.guide.parameters()]
+    assert all(torch.equal(a, b) and torch.isfinite(a).all() for a, b in zip(now, objective.before, strict=True))
+    assert all(p.grad is None or not p.grad.any() for p in now)
+    assert not vae.training
+
+
+def test_a_learning_rate_that_is_too_high_ends_in_a_clear_error():
+    vae = small_vae("Gaussian, scale per pixel")
+    x = draws_of(vae, 50)
+    with pytest.raises(pv.DivergedError, match="objective: expected finite numbers"):
+        pv.fit(vae, 1e18 * x, optim=pyro.optim.SGD({"lr": 1e10}), num_epochs=50, progress=False)
+    assert all(torch.isfinite(p).all() for p in vae.parameters())
+
+
+def test_dropout_is_on_in_training_and_off_in_evaluation(digits):
+    torch.manual_seed(0)
+    seen = []
+
+    class Spy(nn.Module):
+        def forward(self, x):
+            seen.append(self.training)
+            return x
+
+    encoder = nn.Sequential(nn.Linear(6, 8), Spy(), nn.Dropout(), nn.Linear(8, 4))
+    vae = pv.VAE(pv.StandardNormal(2), pv.Bernoulli(nn.Linear(2, 6)), pv.DiagonalNormal(encoder))
+    seen.clear()
+    pv.fit(vae, digits, num_epochs=1, batch_size=60, progress=False)
+    assert seen[:3] == [False, True, True]  # a rehearsal, and two steps
+    assert len(seen) > 3 and not any(seen[3:])
+
+
+def test_fit_takes_tensors_and_arrays():
+    vae = small_vae()
+    x = draws_of(vae, 20)
+    histories = [
+        pv.fit(small_vae(), data, num_epochs=1, progress=False)
+        for data in (x, x.numpy(), x.bool(), pv.data.from_tensor(x))
+    ]
+    assert all(history.train_elbo == histories[0].train_elbo for history in histories)

@@ -1,0 +1,236 @@
+"""The VAE as a Pyro program: under every handler, objective and optimizer that takes one."""
+
+import copy
+
+import pyro
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import SVI, Predictive, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from torch import nn
+from truths import LIKELIHOODS, draws_of, small_vae
+
+import pyro_vae as pv
+
+OBJECTIVES = {
+    "trace": Trace_ELBO(),
+    "trace, 5 particles": Trace_ELBO(num_particles=5),
+    "trace, 5 vectorised": Trace_ELBO(num_particles=5, vectorize_particles=True),
+    "mean field": TraceMeanField_ELBO(),
+    "mean field, 5 vectorised": TraceMeanField_ELBO(num_particles=5, vectorize_particles=True),
+    "graph": TraceGraph_ELBO(),
+}
+WITH_MODULE = [name for name in OBJECTIVES if name != "graph"]  # Pyro's TraceGraph_ELBO has no differentiable_loss
+
+
+def changed(module, before):
+    return [name for name, value in module.named_parameters() if not torch.equal(value, before[name])]
+
+
+def snapshot(module):
+    return {name: value.detach().clone() for name, value in module.named_parameters()}
+
+
+@pytest.fixture(params=[False, True], ids=["shared params", "local params"])
+def module_local_params(request):
+    with pyro.settings.context(module_local_params=request.param):
+        yield
+
+
+@pytest.mark.usefixtures("module_local_params")
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_svi_trains_every_parameter(likelihood, objective):
+    vae = small_vae(likelihood)
+    x = draws_of(vae, 8)
+    before = snapshot(vae)
+    loss = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), OBJECTIVES[objective]).step(x)
+    assert torch.isfinite(torch.tensor(loss))
+    assert changed(vae, before) == list(before)
+
+
+@pytest.mark.usefixtures("module_local_params")
+@pytest.mark.parametrize("objective", WITH_MODULE)
+def test_elbo_as_a_module_has_all_parameters(objective):
+    vae = small_vae()
+    x = draws_of(vae, 8)
+    loss = OBJECTIVES[objective](vae.model, vae.guide)
+    assert {id(p) for p in loss.parameters()} == {id(p) for p in vae.parameters()}
+    before = snapshot(vae)
+    optimizer = torch.optim.Adam(loss.parameters(), lr=0.01)
+    loss(x).backward()
+    optimizer.step()
+    assert changed(vae, before) == list(before)
+
+
+@pytest.mark.parametrize("names", [(None, None), ("first", "second"), ("vae", None)])
+def test_two_vaes_in_one_process_both_train(names):
+    vaes = [small_vae(name=name) for name in names]
+    x = draws_of(vaes[0], 8)
+    for _ in range(2):
+        before = [snapshot(vae) for vae in vaes]
+        for vae in vaes:
+            SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO()).step(x)
+        assert all(changed(vae, old) == list(old) for vae, old in zip(vaes, before, strict=True))
+
+
+def test_a_copy_trains_apart_from_its_original():
+    vae = small_vae()
+    x = draws_of(vae, 8)
+    SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO()).step(x)
+    twin = copy.deepcopy(vae)
+    before, before_twin = snapshot(vae), snapshot(twin)
+    SVI(twin.model, twin.guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO()).step(x)
+    assert changed(vae, before) == []
+    assert changed(twin, before_twin) == list(before_twin)
+
+
+def test_a_name_that_is_taken_is_refused_before_anything_trains():
+    first, second = small_vae(name="mine"), small_vae(name="mine")
+    x = draws_of(first, 8)  # registers the first
+    before = snapshot(second)
+    with pytest.raises(ValueError, match="name: expected a name that is free.*'mine'.*clear_param_store"):
+        SVI(second.model, second.guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO()).step(x)
+    assert changed(second, before) == []
+    pyro.clear_param_store()
+    second.model(x)
+
+
+def test_a_frozen_part_stays_as_it_is():
+    vae = small_vae().eval()
+    x = draws_of(vae, 8)
+    vae.likelihood.requires_grad_(False)
+    before = snapshot(vae)
+    SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO()).step(x)
+    assert changed(vae, before) == [name for name in before if "posterior" in name]
+
+
+def test_loaded_weights_are_seen_at_once():
+    vae, other = small_vae(), small_vae()
+    x = draws_of(vae, 8)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.1)
+    vae.load_state_dict(other.state_dict())
+    weights = [pv.log_weights(each.model, each.guide, x, num_samples=3) for each in (vae, other)]
+    assert torch.equal(*weights)
+
+
+def test_flat_data_and_images_are_alike():
+    torch.manual_seed(0)
+    vae = pv.VAE(pv.StandardNormal(2), pv.Bernoulli(pv.nn.MLP(2, [8], 12)), pv.DiagonalNormal(pv.nn.MLP(12, [8], 4)))
+    x = torch.bernoulli(torch.full((5, 12), 0.5))
+    shapes = [(5, 12), (5, 1, 3, 4), (5, 3, 4), (5, 12, 1)]
+    weights = [pv.log_weights(vae.model, vae.guide, x.reshape(shape), num_samples=3) for shape in shapes]
+    assert all(torch.equal(weights[0], other) for other in weights)
+
+
+class ConvEncoder(nn.Sequential):
+    """A network that knows one batch dimension only."""
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 4))
+
+
+def test_any_network_serves_with_vectorised_particles():
+    decoder = nn.Sequential(nn.Linear(2, 4 * 36), nn.Unflatten(1, (4, 6, 6)), nn.ConvTranspose2d(4, 1, 3, padding=1))
+    vae = pv.VAE(pv.StandardNormal(2), pv.Bernoulli(decoder), pv.DiagonalNormal(ConvEncoder()))
+    assert vae.event_shape == (1, 6, 6)
+    x = torch.bernoulli(torch.full((5, 36), 0.5))  # flat data for a convolutional VAE
+    elbo = TraceMeanField_ELBO(num_particles=7, vectorize_particles=True)
+    assert torch.isfinite(torch.tensor(SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), elbo).step(x)))
+    assert pv.importance_sampling(vae.model, vae.guide, x, num_samples=10).log_evidence.shape == (5,)
+
+
+def test_without_data_the_model_generates():
+    vae = small_vae()
+    trace = poutine.trace(vae.model).get_trace(num_data=7)
+    assert trace.nodes["x"]["value"].shape == (7, 6) and not trace.nodes["x"]["is_observed"]
+    assert vae.model().shape == (1, 2)
+    assert vae.sample(9).shape == (9, 6)
+    assert set(Predictive(vae.model, num_samples=4)()) == {"z", "x"}
+
+
+def test_predictive_with_the_guide():
+    vae = small_vae()
+    x = draws_of(vae, 5)
+    for parallel in (False, True):
+        draws = Predictive(vae.model, guide=vae.guide, num_samples=8, parallel=parallel)(x)
+        assert draws["z"].shape == (8, 5, 2)
+    # With x released, the model draws it anew: the posterior predictive.
+    again = Predictive(poutine.uncondition(vae.model), guide=vae.guide, num_samples=8)(x)["x"]
+    assert again.shape == (8, 5, 6) and not torch.equal(again[0], again[1])
+
+
+def test_conditioning_and_replay():
+    vae = small_vae()
+    x, z = draws_of(vae, 5), torch.randn(5, 2)
+    trace = poutine.trace(poutine.condition(vae.model, data={"z": z})).get_trace(x)
+    expected = vae.prior().log_prob(z).sum() + vae.likelihood(z).log_prob(x).sum()
+    assert torch.isclose(trace.log_prob_sum(), expected)
+    assert torch.equal(poutine.condition(vae.model, data={"z": z})(x), z)
+    guide_trace = poutine.trace(vae.guide).get_trace(x)
+    replayed = poutine.trace(poutine.replay(vae.model, trace=guide_trace)).get_trace(x)
+    assert torch.equal(replayed.nodes["z"]["value"], guide_trace.nodes["z"]["value"])
+
+
+def test_scale_multiplies_the_objective_but_not_the_evidence():
+    vae = small_vae()
+    x = draws_of(vae, 5)
+    scaled = (poutine.scale(vae.model, 3.0), poutine.scale(vae.guide, 3.0))
+    losses = []
+    for pair in ((vae.model, vae.guide), scaled):
+        torch.manual_seed(0)
+        losses.append(Trace_ELBO().loss(*pair, x))
+    assert losses[1] == pytest.approx(3 * losses[0], rel=1e-5)
+    weights = [pv.log_weights(*pair, x, num_samples=3) for pair in ((vae.model, vae.guide), scaled)]
+    assert torch.equal(*weights)
+
+
+@pytest.mark.parametrize("arguments", [{"subsample_size": 5}, {"num_data": 80}], ids=str)
+def test_subsampling_plates_are_unbiased(arguments):
+    """The loss of a part, scaled, estimates the loss of the whole: 400 draws, 4.5 standard errors (7e-6)."""
+    vae = small_vae()
+    x = draws_of(vae, 20)
+    objective = TraceMeanField_ELBO()
+    part = x[:20] if "subsample_size" in arguments else x
+    factor = 1 if "subsample_size" in arguments else 80 / 20
+    losses = torch.tensor([objective.loss(vae.model, vae.guide, part, **arguments) for _ in range(400)])
+    whole = torch.tensor([objective.loss(vae.model, vae.guide, x) for _ in range(400)]) * factor
+    std_error = (losses.var() + whole.var()).sqrt() / 20
+    assert (losses.mean() - whole.mean()).abs() < 4.5 * std_error
+    assert (losses.mean() - 1.2 * whole.mean()).abs() > 4.5 * std_error  # the twin
+    SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), objective).step(part, **arguments)
+
+
+def test_construction_and_evaluation_draw_nothing_from_the_generator():
+    torch.manual_seed(0)
+    vae = small_vae()
+    x = draws_of(vae, 5)
+    state = torch.get_rng_state()
+    pv.VAE(vae.prior, vae.likelihood, vae.posterior)
+    pv.importance_sampling(vae.model, vae.guide, x, num_samples=5)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_the_posterior_scale_is_bounded_and_smooth():
+    raw = torch.tensor([-1e4, -3.0, 0.0, 3.0, 1e4], dtype=torch.float64, requires_grad=True)
+    posterior = pv.DiagonalNormal(nn.Identity(), max_log_scale=7.0)
+    scale = posterior(torch.stack([torch.zeros(5, dtype=torch.float64), raw], -1)).base_dist.scale.flatten()
+    assert scale.min() >= torch.tensor(-7.0).exp() * 0.999 and scale.max() <= torch.tensor(7.0).exp() * 1.001
+    (gradient,) = torch.autograd.grad(scale.sum(), raw)
+    assert torch.isfinite(gradient).all() and (scale.diff() > 0).all()
+
+
+def test_the_scale_of_a_gaussian_keeps_its_floor():
+    likelihood = pv.Gaussian(nn.Linear(2, 12), scale="per-pixel", min_scale=0.05)
+    with torch.no_grad():
+        likelihood.network.bias.fill_(-1e4)
+    assert likelihood(torch.zeros(1, 2)).base_dist.scale.min().item() == pytest.approx(0.05)
+    assert "min_scale=0.05" in repr(likelihood)
+
+
+def test_output_bias_starts_at_the_mean():
+    mean = torch.tensor([0.1, 0.5, 0.9])
+    net = pv.nn.MLP(4, [8], 3, output_bias=torch.logit(mean))
+    assert torch.allclose(pv.Bernoulli(net)(torch.zeros(1, 4)).mean, mean[None])

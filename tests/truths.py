@@ -1,0 +1,126 @@
+"""Models whose log p(x) is known: linear-Gaussian in closed form, and any small one by quadrature."""
+
+import math
+
+import pyro.distributions as dist
+import torch
+from torch import nn
+
+import pyro_vae as pv
+
+
+class LinearGaussian:
+    """p(z) = N(0, I), p(x|z) = N(Wz + b, scale^2 I), with its exact evidence and posterior."""
+
+    def __init__(self, latent_dim=3, data_dim=5, scale=0.7):
+        generator = torch.Generator().manual_seed(1)
+        self.weight = torch.randn(data_dim, latent_dim, generator=generator, dtype=torch.float64)
+        self.bias = torch.randn(data_dim, generator=generator, dtype=torch.float64)
+        self.scale = scale
+        self.precision = torch.eye(latent_dim, dtype=torch.float64) + self.weight.T @ self.weight / scale**2
+
+    def decoder(self):
+        data_dim, latent_dim = self.weight.shape
+        net = pv.nn.MLP(latent_dim, [], data_dim)
+        with torch.no_grad():
+            net.layers[0].weight.copy_(self.weight)
+            net.layers[0].bias.copy_(self.bias)
+        return net
+
+    def vae(self, posterior=None):
+        latent_dim = self.weight.shape[1]
+        likelihood = pv.Gaussian(self.decoder(), scale=self.scale)
+        return pv.VAE(pv.StandardNormal(latent_dim), likelihood, posterior or GaussianPosterior(self)).double()
+
+    def draw(self, num_data, seed=2):
+        generator = torch.Generator().manual_seed(seed)
+        z = torch.randn(num_data, self.weight.shape[1], generator=generator, dtype=torch.float64)
+        noise = torch.randn(num_data, len(self.bias), generator=generator, dtype=torch.float64)
+        return z @ self.weight.T + self.bias + self.scale * noise
+
+    def log_evidence(self, x):
+        covariance = self.weight @ self.weight.T + self.scale**2 * torch.eye(len(self.bias), dtype=torch.float64)
+        return dist.MultivariateNormal(self.bias, covariance).log_prob(x)
+
+    def posterior(self, x):
+        loc = torch.linalg.solve(self.precision, self.weight.T @ (x - self.bias).T / self.scale**2).T
+        return dist.MultivariateNormal(loc, precision_matrix=self.precision)
+
+
+class GaussianPosterior(nn.Module):
+    """The exact posterior of a linear-Gaussian model, moved by `shift` and with its scale times `inflation`."""
+
+    def __init__(self, truth, shift=0.0, inflation=1.0):
+        super().__init__()
+        self.truth, self.shift, self.inflation = truth, shift, inflation
+
+    def forward(self, x):
+        exact = self.truth.posterior(x.double())
+        return dist.MultivariateNormal(exact.loc + self.shift, scale_tril=self.inflation * exact.scale_tril)
+
+
+def grid(latent_dim, num=None, limit=8.0):
+    """Points `(G, latent_dim)` over a cube, and the log volume of one cell."""
+    num = num or {1: 4001, 2: 321}[latent_dim]
+    points = torch.linspace(-limit, limit, num, dtype=torch.float64)
+    z = torch.cartesian_prod(*[points] * latent_dim).reshape(-1, latent_dim)
+    return z, latent_dim * math.log(2 * limit / (num - 1))
+
+
+@torch.no_grad()
+def log_joint_on_grid(vae, x, z):
+    """log p(x, z), `(G, N)`."""
+    return torch.stack([vae.likelihood(z).log_prob(row) + vae.prior().log_prob(z) for row in vae.check(x)], dim=1)
+
+
+def log_evidence_by_quadrature(vae, x, latent_dim):
+    """log of the integral of p(x, z) over z, by the trapezoidal rule (spectrally exact for these smooth integrands)."""
+    z, log_cell = grid(latent_dim)
+    return log_joint_on_grid(vae, x, z).logsumexp(0) + log_cell
+
+
+LIKELIHOODS = {
+    "Bernoulli": lambda latent_dim, hidden: pv.Bernoulli(pv.nn.MLP(latent_dim, hidden, 6)),
+    "Gaussian, constant scale": lambda latent_dim, hidden: pv.Gaussian(pv.nn.MLP(latent_dim, hidden, 6), scale=0.5),
+    "Gaussian, learned scale": lambda latent_dim, hidden: pv.Gaussian(
+        pv.nn.MLP(latent_dim, hidden, 6), scale="learned"
+    ),
+    "Gaussian, scale per pixel": lambda latent_dim, hidden: pv.Gaussian(
+        pv.nn.MLP(latent_dim, hidden, 12), scale="per-pixel"
+    ),
+}
+"""Each kind of likelihood, of six pixels."""
+
+
+def small_vae(likelihood="Bernoulli", latent_dim=2, hidden=(8,), **kwargs):
+    """A VAE of six pixels with random weights, in the default dtype."""
+    torch.manual_seed(3)
+    vae = pv.VAE(
+        pv.StandardNormal(latent_dim),
+        LIKELIHOODS[likelihood](latent_dim, list(hidden)),
+        pv.DiagonalNormal(pv.nn.MLP(6, list(hidden), 2 * latent_dim)),
+        **kwargs,
+    )
+    with torch.no_grad():  # larger weights, so that the posterior is no Gaussian
+        for parameter in vae.likelihood.parameters():
+            parameter.mul_(1.5)
+    return vae.to(torch.get_default_dtype())
+
+
+def draws_of(vae, num_data, seed=4):
+    """Data from the model itself."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return vae.sample(num_data).detach()
+
+
+def assert_unbiased(estimate, std_error, truth, num_sigmas=4.5):
+    """z-scores over independent data have mean 0 and variance 1.
+
+    Under the null each of the two statistics is about normal, so this fails by chance with probability 1.4e-5.
+    """
+    z = ((estimate - truth) / std_error).double()
+    n = len(z)
+    mean, variance = z.mean().item(), z.square().mean().item()
+    assert abs(mean) < num_sigmas / math.sqrt(n), f"mean z-score {mean:.3f} of {n}"
+    assert abs(variance - 1) < num_sigmas * math.sqrt(2 / n), f"mean squared z-score {variance:.3f} of {n}"
