@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import pyro
 import torch
 from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
@@ -113,6 +114,11 @@ def draw_figures(vae: pv.VAE, test: pv.data.Dataset, history: pv.History, eviden
         figures["manifold"] = pv.plots.manifold(lambda z: vae.likelihood(z).mean)
     for name, ax in figures.items():
         ax.figure.savefig(output / f"{name}.png", dpi=150)
+    overview, axes = plt.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
+    pv.plots.reconstructions(test.x[:50], vae.reconstruct(test.x[:50]), axes[0])
+    pv.plots.image_grid(draws, axes[1], title="Draws from the prior, decoded")
+    pv.plots.bounds(evidence, axes[2])
+    overview.savefig(output / "overview.png", dpi=100)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

