@@ -1,6 +1,6 @@
 """Draw the figure of the two estimators, on a VAE trained for a few epochs on MNIST.
 
-    python docs/make_figures.py --data-dir data
+python docs/make_figures.py --data-dir data
 """
 
 import argparse
@@ -75,7 +75,12 @@ def main() -> None:
     for name, values in ratios.items():
         axes[2].plot(EPOCHS, values, "o-", label=f"of the {name}")
     axes[2].axhline(1, color="grey", lw=1)
-    axes[2].set(xlabel="epoch", ylabel="variance of B / variance of A", ylim=(0, None), title="Below the line B has the smaller variance")
+    axes[2].set(
+        xlabel="epoch",
+        ylabel="variance of B / variance of A",
+        ylim=(0, None),
+        title="Below the line B has the smaller variance",
+    )
     axes[2].legend(loc="center right")
     axes[2].locator_params(axis="x", integer=True)
     args.output.parent.mkdir(exist_ok=True)

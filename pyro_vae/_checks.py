@@ -93,8 +93,8 @@ def finite(name: str, x: Tensor) -> Tensor:
     bad = (~torch.isfinite(x)).flatten(1).any(1) if x.ndim > 1 else ~torch.isfinite(x)
     rows = bad.nonzero().flatten()
     raise ValueError(
-        f"{name}: expected finite numbers; got NaN or infinity in {len(rows)} of {len(x)} data (first at index "
-        f"{int(rows[0])}); remove or impute them."
+        f"{name}: expected finite numbers; got NaN or infinity in {len(rows)} of these {len(x)} data (first at index "
+        f"{int(rows[0])} of them); remove or impute them."
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any, NamedTuple
@@ -169,11 +170,18 @@ def log_weights(
         >>> log_weights(model, guide, x, num_samples=3).allclose(dist.Normal(0.0, 2**0.5).log_prob(x))
         True
     """
+    num_samples = _checks.whole_number("num_samples", num_samples)
+    seed = _checks.whole_number("seed", seed, minimum=0)
     program = Program.of(model, guide, args, kwargs, plate)
     weights = torch.empty(num_samples, program.num_data, dtype=torch.float64)
     for tile, densities in tiles(program, num_samples, seed):
         weights[tile.draws, tile.rows] = densities.weight.cpu()
     return weights
+
+
+def forked_generator(device: torch.device) -> AbstractContextManager[None]:
+    """Leave torch's generators, of the CPU and of this device, as they were."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 class Tile(NamedTuple):
@@ -225,7 +233,7 @@ def _tile_seed(seed: int, left: int, top: int) -> int:
 @torch.no_grad()
 def _densities(program: Program, num_samples: int, seed: int, chunk_size: int | None) -> LogDensities:
     height = num_samples if chunk_size is None else max(1, chunk_size // program.num_data)
-    with torch.random.fork_rng(), pyro.validation_enabled(False):
+    with forked_generator(program.args[0].device), pyro.validation_enabled(False):
         torch.manual_seed(seed)
         latents, guide = program.draw(num_samples)
         pieces = [
@@ -256,7 +264,7 @@ def _structure(
     plate: str | None,
     amortized: bool,
 ) -> Structure:
-    with poutine.block(), torch.random.fork_rng(), pyro.validation_enabled(True):
+    with poutine.block(), forked_generator(args[0].device), pyro.validation_enabled(True):
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
         for trace in (guide_trace, model_trace):

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from pyro_vae import _checks
 from pyro_vae.data import Dataset, from_tensor
 from pyro_vae.diagnostics import rate_distortion
+from pyro_vae.program import forked_generator
 from pyro_vae.vae import VAE
 
 __all__ = ["DivergedError", "History", "fit"]
@@ -129,11 +130,10 @@ def fit(
     device = next(vae.parameters()).device
     train = _as_dataset("data", data, vae).to(device)
     held_out = None if validation is None else _as_dataset("validation", validation, vae).to(device)
-    evaluated = vae.check(train.x[:NUM_EVALUATED], "data") if held_out is None else vae.check(held_out.x, "validation")
+    train_x = vae.check(train.x, "data")
+    evaluated = train_x[:NUM_EVALUATED] if held_out is None else vae.check(held_out.x, "validation")
     history = History()
-    with torch.random.fork_rng(), tqdm(total=num_epochs, disable=not progress, unit="epoch") as bar:
-        for rows in torch.arange(len(train), device=device).split(10_000):
-            vae.check(train.batch(rows), "data")
+    with forked_generator(device), tqdm(total=num_epochs, disable=not progress, unit="epoch") as bar:
         _rehearse(vae, objective, train)
         torch.manual_seed(seed)
         loss = _FiniteLoss(objective, vae, history)
@@ -196,8 +196,8 @@ class _FiniteLoss:
         self.vae.zero_grad()
         return DivergedError(
             f"objective: expected finite numbers; got {found} at step {self.num_steps}, in epoch "
-            f"{len(self.history) + 1}; the parameters are those from before the step: lower the learning rate, or bound "
-            "the scale of the likelihood.",
+            f"{len(self.history) + 1}; the parameters are those from before the step: lower the learning rate, or "
+            "bound the scale of the likelihood.",
             self.history,
         )
 

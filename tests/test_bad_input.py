@@ -32,9 +32,9 @@ BAD_X = {
     "nan": (
         with_value(torch.nan),
         ValueError,
-        r"(x|data): expected finite.*NaN or infinity in 1 of 5.*index 3.*remove",
+        r"(x|data): expected finite.*NaN or infinity in 1 of these 5.*index 3.*remove",
     ),
-    "inf": (with_value(torch.inf), ValueError, r"(x|data): expected finite.*NaN or infinity in 1 of 5"),
+    "inf": (with_value(torch.inf), ValueError, r"(x|data): expected finite.*NaN or infinity in 1 of these 5"),
     "grey of 0 to 1": (
         with_value(0.5),
         ValueError,

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "evidence.result": {"_checks"},
     "evidence.importance": {"_checks", "program", "evidence.result"},
     "evidence": {"evidence.importance", "evidence.result"},
-    "training": {"_checks", "data", "diagnostics", "vae"},
+    "training": {"_checks", "data", "diagnostics", "program", "vae"},
 }
 ONLY_IN = {"torchvision": "data", "matplotlib": "plots", "mlxtend": None, "arviz": None}
 
