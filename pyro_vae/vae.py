@@ -61,6 +61,8 @@ class VAE(nn.Module):
     def __init__(self, prior: nn.Module, likelihood: nn.Module, posterior: nn.Module, name: str | None = None) -> None:
         for argument, part in {"prior": prior, "likelihood": likelihood, "posterior": posterior}.items():
             _require_module(argument, part)
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"name: expected text or None; got {name!r} of type {type(name).__name__}; pass a string.")
         super().__init__()
         observation = _fit_together(prior, likelihood, posterior)
         self.model = Model(prior, likelihood, observation, name)

@@ -261,6 +261,11 @@ OTHERS = {
         ValueError,
         "output_bias: expected 1 or 3",
     ),
+    "name": (
+        lambda: pv.VAE(pv.StandardNormal(2), pv.Bernoulli(mlp(2, 12)), pv.DiagonalNormal(mlp(12, 4)), name=3),
+        TypeError,
+        "name: expected text",
+    ),
     "vae": (lambda: pv.fit(nn.Linear(2, 2), BINARY), TypeError, "vae: expected an instance of VAE"),
     "objective": (
         lambda: pv.fit(vae_of(), BINARY, objective="trace"),
