@@ -37,10 +37,13 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
 
     # 1. Data: tensors that know where they come from.
-    train, test = (
-        DATASETS[args.dataset](args.data_dir, split=split, binarization=args.binarization, seed=args.seed)
-        for split in ("train", "test")
-    )
+    try:
+        train, test = (
+            DATASETS[args.dataset](args.data_dir, split=split, binarization=args.binarization, seed=args.seed)
+            for split in ("train", "test")
+        )
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from None
     if args.smoke:
         train, test = train.first(500), test.first(50)
     train, validation = train.hold_out(len(train) // 12, seed=args.seed)
@@ -136,9 +139,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--objective", choices=OBJECTIVES, default="mean-field")
     add("--num-particles", type=positive_int, default=1, help="draws of z for each image and step")
     add("--likelihood", choices=["bernoulli", *GAUSSIAN_SCALES], default="bernoulli")
-    add("--num-samples", type=positive_int, default=1000, help="draws of z for each test image's log p(x)")
-    add("--num-test", type=positive_int, default=1000, help="how many test images")
-    add("--seed", type=int, default=0)
+    add("--num-samples", type=positive_int, help="draws of z for each test image's log p(x); 1,000")
+    add("--num-test", type=positive_int, default=1000, help="how many test images, 2 or more")
+    add("--seed", type=lambda text: positive_int(text, minimum=0), default=0)
     add("--device", type=torch.device, default=torch.device("cpu"))
     add("--output", type=Path, default=Path("results"))
     add("--smoke", action="store_true", help="a few seconds, to see that it runs")
@@ -147,8 +150,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         args.binarization = args.binarization or "dynamic"
     elif args.binarization:
         parser.error("--binarization goes with --likelihood bernoulli; a Gaussian one takes grey levels as they are")
-    if args.smoke:
-        args.num_epochs, args.num_samples = 2, 100
+    if args.num_test < 2:
+        parser.error("--num-test: expected 2 or more; got 1; a sampling error takes two")
+    args.num_samples = args.num_samples or (100 if args.smoke else 1000)
+    args.num_epochs = args.num_epochs or (2 if args.smoke else None)
+    try:
+        torch.zeros(1, device=args.device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        parser.error(f"--device: expected a device of this machine; got {args.device} ({str(error).splitlines()[0]})")
     try:  # found out now, not after training
         args.output.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=args.output).close()
@@ -157,9 +166,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def positive_int(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more; got {text!r}")
+def positive_int(text: str, minimum: int = 1) -> int:
+    if not text.isdecimal() or int(text) < minimum:
+        raise argparse.ArgumentTypeError(f"expected a whole number of {minimum} or more; got {text!r}")
     return int(text)
 
 

@@ -24,6 +24,13 @@ def whole_number(name: str, value: Any, minimum: int = 1) -> int:
     return number
 
 
+def seed(value: Any) -> int:
+    """`value` as an int, if a torch generator takes it."""
+    if whole_number("seed", value, minimum=0) >= 2**63:
+        raise ValueError(f"seed: expected less than 2**63; got {value}; pass a smaller one.")
+    return int(value)
+
+
 def positive(name: str, value: Any) -> float:
     """`value` as a float, if it is a finite number above zero."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
@@ -82,6 +89,8 @@ def _describe(value: Any) -> str:
         return f"a {kind} of {len(value)}, as a data loader gives (x, label); unpack it and pass x alone"
     if isinstance(value, (tuple, list)):
         return f"a {type(value).__name__}; convert it with torch.as_tensor(...)"
+    if isinstance(getattr(value, "x", None), Tensor):
+        return f"a {type(value).__name__}; pass its tensor, .x"
     return f"{type(value).__name__}; convert it with torch.as_tensor(...)"
 
 

@@ -8,7 +8,6 @@ import math
 import tempfile
 import warnings
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,7 +35,7 @@ class Provenance:
         binarization: `"dynamic"` (each pixel drawn with its grey level as probability, anew each time it is looked at),
             `"static"` (drawn once), `"threshold"` (grey level above one half) or None (as it is).
         seed: of the draw of a static binarization, and of the fixed draw `Dataset.x` of a dynamic one.
-        sha256: of the content, before it is binarized.
+        sha256: of `Dataset.x`, the data as they are evaluated.
     """
 
     name: str
@@ -61,39 +60,30 @@ class Dataset:
     """Data in memory, with their provenance.
 
     Attributes:
-        images: `(N, ...)`: the data before they are binarized; uint8 stands for grey levels of 0 to 255 then.
+        x: `(N, ...)`: the data, as they are evaluated; a dynamic binarization is drawn once for them.
+        grey: `(N, ...)`: where the binarization is dynamic, the grey levels: uint8 of 0 to 255, or floating of 0 to 1.
         labels: `(N,)` of int64, or None.
         provenance: where they come from and how they are binarized.
     """
 
-    images: Tensor
+    x: Tensor
+    grey: Tensor | None
     labels: Tensor | None
     provenance: Provenance
 
     @property
     def device(self) -> torch.device:
         """Where the tensors are."""
-        return self.images.device
+        return self.x.device
 
-    @cached_property
-    def x(self) -> Tensor:
-        """The data as they are evaluated, `(N, ...)`: fixed, with a dynamic binarization drawn once."""
-        if self.provenance.binarization is None:
-            return self.images
-        generator = torch.Generator().manual_seed(self.provenance.seed)
-        return _binarized(self.images.cpu(), self.provenance.binarization, generator).to(self.device)
-
-    @cached_property
+    @property
     def mean(self) -> Tensor:
-        """The mean datum, `(...)` float: grey levels as probabilities, where the data are binarized."""
-        grey = _grey(self.images) if self.provenance.binarization == "dynamic" else self.x
-        return grey.to(torch.get_default_dtype()).mean(0)
+        """The mean datum, `(...)` float: grey levels as probabilities, where the binarization is dynamic."""
+        return (self.x if self.grey is None else _probabilities(self.grey)).to(torch.get_default_dtype()).mean(0)
 
     def batch(self, rows: Tensor) -> Tensor:
         """The data of some rows, as they are trained on: a dynamic binarization is drawn anew by torch's generator."""
-        if self.provenance.binarization == "dynamic":
-            return torch.bernoulli(_grey(self.images[rows]))
-        return self.x[rows]
+        return self.x[rows] if self.grey is None else torch.bernoulli(_probabilities(self.grey[rows]))
 
     def hold_out(self, num_data: int, seed: int = 0) -> tuple[Dataset, Dataset]:
         """Split at random: all but `num_data` of the data, and these."""
@@ -111,19 +101,20 @@ class Dataset:
 
     def _part(self, rows: Tensor, which: str) -> Dataset:
         rows = rows.to(self.device)
-        images = self.images[rows]
+        x = self.x[rows]
+        grey = None if self.grey is None else self.grey[rows]
         labels = None if self.labels is None else self.labels[rows]
         split = f"{self.provenance.split} ({which})"
-        provenance = replace(self.provenance, split=split, num_data=len(rows), sha256=_sha256(images))
-        return Dataset(images, labels, provenance)
+        return Dataset(x, grey, labels, replace(self.provenance, split=split, num_data=len(rows), sha256=_sha256(x)))
 
     def to(self, device: torch.device | str) -> Dataset:
         """The same data on another device."""
+        grey = None if self.grey is None else self.grey.to(device)
         labels = None if self.labels is None else self.labels.to(device)
-        return self if self.device == torch.device(device) else Dataset(self.images.to(device), labels, self.provenance)
+        return replace(self, x=self.x.to(device), grey=grey, labels=labels)
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.x)
 
     def __repr__(self) -> str:
         return f"Dataset({self.provenance})"
@@ -141,7 +132,8 @@ def from_tensor(
     """A data set from a tensor or a numpy array.
 
     Args:
-        x: `(N, ...)`. To be binarized, it must hold grey levels: uint8 of 0 to 255, or floating numbers of 0 to 1.
+        x: `(N, ...)`. To be binarized, it must hold grey levels: uint8 of 0 to 255, or other numbers of 0 to 1. Without
+            binarization it is kept as it is.
         labels: `(N,)` whole numbers, or None.
         name, split: for the provenance.
         binarization: `"dynamic"`, `"static"`, `"threshold"` or None; see `Provenance`.
@@ -155,20 +147,14 @@ def from_tensor(
         >>> from_tensor(grey, binarization="threshold").x
         tensor([[0., 1., 1.]])
     """
-    images = _checks.finite("x", _checks.tensor("x", x)).detach()
-    seed = _checks.whole_number("seed", seed, minimum=0)
+    values = _checks.finite("x", _checks.tensor("x", x)).detach()
+    seed = _checks.seed(seed)
     binarization = _checks.choice("binarization", binarization, BINARIZATIONS)
-    if labels is not None:
-        labels = _checks.tensor("labels", labels)
-        if labels.shape != (len(images),):
-            raise ValueError(f"labels: expected shape ({len(images)},); got {tuple(labels.shape)}; one label a datum.")
-    if binarization is not None and images.dtype != torch.uint8:
-        images = images.to(torch.get_default_dtype())
-        if not ((images >= 0) & (images <= 1)).all():
-            low, high = images.min().item(), images.max().item()
-            raise ValueError(f"x: expected grey levels of 0 to 1 to binarize; got {low:g} to {high:g}; rescale them.")
-    provenance = Provenance(name, split, "a tensor", len(images), binarization, seed, _sha256(images))
-    return Dataset(images, labels, provenance)
+    labels = None if labels is None else _checked_labels(labels, len(values))
+    fixed = values if binarization is None else _binarized(_checked_grey(values), binarization, seed)
+    grey = values if binarization == "dynamic" else None
+    provenance = Provenance(name, split, "a tensor", len(values), binarization, seed, _sha256(fixed))
+    return Dataset(fixed, grey, labels, provenance)
 
 
 def mnist(
@@ -244,19 +230,37 @@ def _dataset(
     return replace(dataset, provenance=replace(dataset.provenance, source=source))
 
 
-def _grey(images: Tensor) -> Tensor:
-    """Grey levels as numbers from 0 to 1; floating numbers as they are."""
-    return images / 255 if images.dtype == torch.uint8 else images
+def _checked_labels(labels: Any, num_data: int) -> Tensor:
+    labels = _checks.tensor("labels", labels)
+    if labels.shape != (num_data,) or labels.is_floating_point():
+        raise ValueError(
+            f"labels: expected whole numbers of shape ({num_data},), one a datum; got {labels.dtype} of shape "
+            f"{tuple(labels.shape)}; convert them."
+        )
+    return labels.to(torch.int64)
 
 
-def _binarized(images: Tensor, binarization: Binarization, generator: torch.Generator) -> Tensor:
+def _checked_grey(x: Tensor) -> Tensor:
+    if x.dtype != torch.uint8 and not ((x >= 0) & (x <= 1)).all():
+        low, high = x.min().item(), x.max().item()
+        raise ValueError(f"x: expected grey levels of 0 to 1 to binarize; got {low:g} to {high:g}; rescale them.")
+    return x
+
+
+def _probabilities(grey: Tensor) -> Tensor:
+    """Grey levels as numbers from 0 to 1."""
+    return grey / 255 if grey.dtype == torch.uint8 else grey.to(torch.get_default_dtype())
+
+
+def _binarized(grey: Tensor, binarization: Binarization, seed: int) -> Tensor:
     if binarization == "threshold":
-        return (_grey(images) > 0.5).to(torch.get_default_dtype())
-    return torch.bernoulli(_grey(images), generator=generator)
+        return (_probabilities(grey) > 0.5).to(torch.get_default_dtype())
+    generator = torch.Generator().manual_seed(seed)  # of the CPU, so that all devices see the same draw
+    return torch.bernoulli(_probabilities(grey.cpu()), generator=generator).to(grey.device)
 
 
 def _sha256(x: Tensor) -> str:
-    return hashlib.sha256(x.cpu().contiguous().numpy().tobytes()).hexdigest()
+    return hashlib.sha256(x.cpu().contiguous().view(torch.uint8).numpy().data).hexdigest()
 
 
 # Of the extracted files; torchvision checks only the archives that it downloads.

@@ -62,7 +62,7 @@ def rate_distortion(
     num_samples = _checks.whole_number("num_samples", num_samples)
     program = Program.of(model, guide, args, kwargs, plate)
     rate, distortion = torch.zeros(2, program.num_data, dtype=torch.float64)
-    for (_, rows), densities in tiles(program, num_samples, _checks.whole_number("seed", seed, minimum=0)):
+    for (_, rows), densities in tiles(program, num_samples, _checks.seed(seed)):
         rate[rows] += (densities.guide - densities.prior).sum(0).cpu() / num_samples
         distortion[rows] -= densities.likelihood.sum(0).cpu() / num_samples
     return RateDistortion(rate, distortion)

@@ -23,6 +23,8 @@ __all__ = ["bounds", "image_grid", "latent_codes", "manifold", "reconstructions"
 def training_curves(history: History, ax: Axes | None = None) -> Axes:
     """The ELBO of training and validation against the epoch."""
     ax = _axes(ax)
+    if not len(history):
+        raise ValueError("history: expected at least one epoch; got none; train first.")
     epochs = range(1, len(history) + 1)
     ax.plot(epochs, history.train_elbo, label="training, while it goes on")
     if history.validation_elbo:
@@ -39,7 +41,7 @@ def image_grid(images: Tensor, ax: Axes | None = None, *, num_columns: int | Non
     """Images `(N, H, W)`, `(N, C, H, W)` or flat squares `(N, H * H)`, in rows of `num_columns`."""
     ax = _axes(ax)
     tiles = _as_pictures(images)
-    columns = num_columns or math.ceil(math.sqrt(len(tiles)))
+    columns = _checks.whole_number("num_columns", num_columns or math.ceil(math.sqrt(len(tiles))))
     blank = (-len(tiles)) % columns
     tiles = torch.cat([tiles, tiles.new_ones(blank, *tiles.shape[1:])])
     rows = tiles.unflatten(0, (-1, columns))
@@ -51,6 +53,8 @@ def image_grid(images: Tensor, ax: Axes | None = None, *, num_columns: int | Non
 
 def reconstructions(originals: Tensor, reconstructed: Tensor, ax: Axes | None = None) -> Axes:
     """Originals in the upper row of each pair, the mean of p(x|z) below; shapes as for `image_grid`."""
+    if len(originals) != len(reconstructed):
+        raise ValueError(f"reconstructed: expected {len(originals)} images; got {len(reconstructed)}; one an original.")
     pairs = zip(_as_pictures(originals).split(10), _as_pictures(reconstructed).split(10), strict=True)
     both = torch.cat([picture for pair in pairs for picture in pair])
     columns = min(10, len(originals))
@@ -77,9 +81,10 @@ def bounds(evidence: Evidence, ax: Axes | None = None) -> Axes:
 def latent_codes(loc: Tensor, labels: Tensor | None = None, ax: Axes | None = None) -> Axes:
     """Means of q(z|x), `(N, D)`, coloured by label; their first two principal components where D > 2."""
     ax = _axes(ax)
-    codes, names = _in_the_plane(loc.detach().cpu())
+    codes, names = _in_the_plane(_checks.tensor("loc", loc).detach().cpu())
+    labels = None if labels is None else _checks.tensor("labels", labels).cpu()
     for label in [None] if labels is None else labels.unique().tolist():
-        chosen = codes if labels is None else codes[labels.cpu() == label]
+        chosen = codes if labels is None else codes[labels == label]
         ax.plot(chosen[:, 0].numpy(), chosen[:, 1].numpy(), "o", ms=2.5, mew=0, alpha=0.8, label=label)
     if labels is not None:
         ax.legend(title="label", loc="center left", bbox_to_anchor=(1, 0.5), markerscale=3)
@@ -116,7 +121,9 @@ def _axes(ax: Any) -> Any:
 
 def _as_pictures(images: Tensor) -> Tensor:
     """Images as `(N, H, W, channels)`, values from 0 to 1."""
-    images = images.detach().cpu().float()
+    images = _checks.tensor("images", images).detach().cpu().float()
+    if images.max() > 2:
+        raise ValueError(f"images: expected values from 0 to 1; got up to {images.max():g}; divide by 255, perhaps.")
     if images.ndim == 2:
         side = math.isqrt(images.shape[1])
         if side * side != images.shape[1]:
@@ -124,6 +131,10 @@ def _as_pictures(images: Tensor) -> Tensor:
         images = images.unflatten(1, (side, side))
     if images.ndim == 3:
         images = images[:, None]
+    if images.ndim != 4 or images.shape[1] not in (1, 3, 4):
+        raise ValueError(
+            f"images: expected (N, H, W) or (N, C, H, W), C of 1, 3 or 4; got {tuple(images.shape)}; reshape."
+        )
     return images.clamp(0, 1).movedim(1, -1)
 
 
@@ -132,6 +143,8 @@ def _in_the_plane(loc: Tensor) -> tuple[Tensor, tuple[str, str]]:
         return loc, ("$z_1$", "$z_2$")
     if loc.shape[1] == 1:
         return torch.cat([loc, torch.zeros_like(loc)], 1), ("$z$", "")
+    if len(loc) < 2:
+        raise ValueError(f"loc: expected at least 2 data for principal components; got {len(loc)}; pass more.")
     centred = loc - loc.mean(0)
     _, _, directions = torch.linalg.svd(centred, full_matrices=False)
     return centred @ directions[:2].T, ("first principal component", "second principal component")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any, NamedTuple
@@ -13,11 +12,18 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
-from pyro.poutine.util import prune_subsample_sites
-from pyro.util import check_site_shape
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_vae import _checks
+from pyro_vae._structure import (
+    Structure,
+    forked_generator,
+    initialise,
+    look_at,
+    refuse_impossible_data,
+    refuse_subsampling,
+    sample_sites,
+)
 
 __all__ = ["LogDensities", "Program", "log_weights"]
 
@@ -45,16 +51,6 @@ class LogDensities(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Structure:
-    """Where data and draws lie among the batch dimensions, counted from the right (negative)."""
-
-    data_dim: int
-    particle_dim: int
-    amortized: bool
-    """Whether the pair runs on any number of rows. A guide with parameters for each datum runs on all of them only."""
-
-
-@dataclass(frozen=True)
 class Program:
     """A Pyro model and guide, with the data they are called on.
 
@@ -78,12 +74,15 @@ class Program:
     ) -> Program:
         """Look at a run of the pair, and refuse one that has no log p(x) for each datum."""
         rows, kwargs = _rows_of_data(args), kwargs or {}
-        _refuse_noisy_modules(model, guide)
+        initialise(guide, rows, kwargs)
         failure: Exception | None = None
-        for trial, amortized in ((_another_number_of_rows(rows), True), (rows, False)):
+        # What runs on two other numbers of rows runs on any. Two, as there may be a plate of the first's size.
+        for trial, amortized in ((_repeated(rows, 7), True), (_repeated(rows, 11), True), (rows, False)):
             try:
-                structure = _structure(model, guide, trial, kwargs, plate, amortized)
+                structure = look_at(model, guide, trial, kwargs, plate, amortized)
                 _refuse_fixed_shapes(cls(model, guide, trial, kwargs, structure))
+                if amortized:
+                    _refuse_order_of_rows(cls(model, guide, trial, kwargs, structure))
                 return cls(model, guide, rows, kwargs, structure)
             except (RuntimeError, ValueError, IndexError) as error:
                 failure = error
@@ -101,29 +100,35 @@ class Program:
     def draw(self, num_samples: int) -> tuple[Latents, Tensor]:
         """Latents drawn from the guide, and log q(z|x) of each, `(K, N)`."""
         trace = self._run(self.guide, num_samples)
-        latents = {name: site["value"] for name, site in _sample_sites(trace)}
-        return latents, self._total(dict(_sample_sites(trace)))
+        latents = {name: site["value"] for name, site in sample_sites(trace)}
+        return latents, self._total(dict(sample_sites(trace)))
 
-    def log_joint(self, latents: Latents) -> tuple[Tensor, Tensor]:
+    def log_joint(self, latents: Latents, check_support: bool = True) -> tuple[Tensor, Tensor]:
         """log p(z) and log p(x|z), each `(K, N)`."""
         num_samples = next(iter(latents.values())).shape[0]
-        sites = dict(_sample_sites(self._run(poutine.condition(self.model, data=latents), num_samples)))
-        return (
-            self._total({name: site for name, site in sites.items() if name in latents}),
-            self._total({name: site for name, site in sites.items() if name not in latents}),
-        )
+        sites = dict(sample_sites(self._run(poutine.condition(self.model, data=latents), num_samples)))
+        observed = {name: site for name, site in sites.items() if name not in latents}
+        if check_support:
+            refuse_impossible_data(observed)
+        prior = self._total({name: _within_support(site) for name, site in sites.items() if name in latents})
+        return prior, self._total(observed)
 
     def _run(self, fn: Callable[..., Any], num_samples: int) -> poutine.Trace:
         with poutine.block():
             particles = pyro.plate("_particles", num_samples, dim=self.structure.particle_dim)
-            return poutine.trace(particles(fn)).get_trace(*self.args, **self.kwargs)
+            trace = poutine.trace(particles(fn)).get_trace(*self.args, **self.kwargs)
+        refuse_subsampling(trace)
+        return trace
 
     def _total(self, sites: dict[str, Any]) -> Tensor:
         return torch.stack([self._per_datum(site) for site in sites.values()]).sum(0)
 
     def _per_datum(self, site: dict[str, Any]) -> Tensor:
         """A site's log density summed over all but draws and data, in float64. A plate's scale is no part of it."""
-        log_prob = scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"]).double()
+        log_prob = site["fn"].log_prob(site["value"])
+        if "within" in site:
+            log_prob = torch.where(site["within"], log_prob, -torch.inf)
+        log_prob = scale_and_mask(log_prob, mask=site["mask"]).double()
         keep = (self.structure.particle_dim, self.structure.data_dim)
         log_prob = log_prob[(None,) * (-self.structure.particle_dim - log_prob.ndim)]
         others = [dim for dim in range(-log_prob.ndim, 0) if dim not in keep]
@@ -171,17 +176,12 @@ def log_weights(
         True
     """
     num_samples = _checks.whole_number("num_samples", num_samples)
-    seed = _checks.whole_number("seed", seed, minimum=0)
+    seed = _checks.seed(seed)
     program = Program.of(model, guide, args, kwargs, plate)
     weights = torch.empty(num_samples, program.num_data, dtype=torch.float64)
     for tile, densities in tiles(program, num_samples, seed):
         weights[tile.draws, tile.rows] = densities.weight.cpu()
     return weights
-
-
-def forked_generator(device: torch.device) -> AbstractContextManager[None]:
-    """Leave torch's generators, of the CPU and of this device, as they were."""
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 class Tile(NamedTuple):
@@ -192,23 +192,28 @@ class Tile(NamedTuple):
 
 
 def tiles(
-    program: Program, num_samples: int, seed: int, chunk_size: int | None = None
+    program: Program, num_samples: int, seed: int, first_index: int = 0, chunk_size: int | None = None
 ) -> Iterator[tuple[Tile, LogDensities]]:
     """The log densities of `num_samples` draws for each datum, tile by tile, all tiles of a datum in a row.
 
     A tile's noise depends on the seed and on its place alone, and a tile at the edge is filled up to full size: so the
-    numbers of a datum are the same in whatever company it is evaluated, and memory is that of one tile. `chunk_size`
-    evaluates the model on that many pairs at a time, which changes memory and speed but no draw.
+    numbers of a datum are the same in whatever company it is evaluated, and memory is that of one tile. `first_index`
+    is the place of the first datum. `chunk_size` evaluates the model on that many pairs at a time, which changes memory
+    and speed but no draw.
     """
     height, width = _tile_shape(program, num_samples)
-    for left in range(0, program.num_data, width):
-        rows = slice(left, min(left + width, program.num_data))
-        part = program.at(_filled_up(left, width, program)) if program.structure.amortized else program
+    end = first_index + program.num_data
+    for left in range(first_index // width * width if program.structure.amortized else first_index, end, width):
+        places = torch.arange(left, left + width, device=program.args[0].device) - first_index
+        part = program.at(places.clamp(0, program.num_data - 1)) if program.structure.amortized else program
+        rows = slice(max(left - first_index, 0), min(left + width, end) - first_index)
+        columns = slice(rows.start + first_index - left, rows.stop + first_index - left)
         for top in range(0, num_samples, height):
             draws = slice(top, min(top + height, num_samples))
-            densities = _densities(part, draws.stop - draws.start, _tile_seed(seed, left, top), chunk_size)
-            kept = LogDensities(*(each[:, : rows.stop - rows.start] for each in densities))
-            _refuse_nan(kept, left)
+            tile_seed = _tile_seed(seed, left * ceil(num_samples / height) + top // height)
+            densities = _densities(part, draws.stop - draws.start, tile_seed, chunk_size, check_support=top == 0)
+            kept = LogDensities(*(each[:, columns] for each in densities))
+            _refuse_nan(kept, rows.start)
             yield Tile(draws, rows), kept
 
 
@@ -221,23 +226,27 @@ def _tile_shape(program: Program, num_samples: int) -> tuple[int, int]:
     return height, max(1, size // height)
 
 
-def _filled_up(left: int, width: int, program: Program) -> Tensor:
-    rows = torch.arange(left, left + width, device=program.args[0].device)
-    return rows.clamp(max=program.num_data - 1)
+def _tile_seed(seed: int, place: int) -> int:
+    """A seed of its own for each of 2**32 places: torch's generator of the CPU looks at no more than 32 bits.
 
-
-def _tile_seed(seed: int, left: int, top: int) -> int:
-    return int(np.random.SeedSequence([seed, left, top]).generate_state(1, np.uint64)[0] >> 1)
+    Places start at a number that the user's seed decides, and are mixed by a bijection (the last step of MurmurHash3).
+    """
+    mixed = (int(np.random.SeedSequence(seed).generate_state(1)[0]) + place) % 2**32
+    mixed = ((mixed ^ mixed >> 16) * 0x85EBCA6B) % 2**32
+    mixed = ((mixed ^ mixed >> 13) * 0xC2B2AE35) % 2**32
+    return mixed ^ mixed >> 16
 
 
 @torch.no_grad()
-def _densities(program: Program, num_samples: int, seed: int, chunk_size: int | None) -> LogDensities:
+def _densities(
+    program: Program, num_samples: int, seed: int, chunk_size: int | None = None, check_support: bool = True
+) -> LogDensities:
     height = num_samples if chunk_size is None else max(1, chunk_size // program.num_data)
     with forked_generator(program.args[0].device), pyro.validation_enabled(False):
         torch.manual_seed(seed)
         latents, guide = program.draw(num_samples)
         pieces = [
-            program.log_joint({name: value[top : top + height] for name, value in latents.items()})
+            program.log_joint({name: value[top : top + height] for name, value in latents.items()}, check_support)
             for top in range(0, num_samples, height)
         ]
     prior, likelihood = (torch.cat(column) for column in zip(*pieces, strict=True))
@@ -255,36 +264,12 @@ def _refuse_nan(densities: LogDensities, first_row: int) -> None:
         )
 
 
-@torch.no_grad()
-def _structure(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    args: tuple[Tensor, ...],
-    kwargs: dict[str, Any],
-    plate: str | None,
-    amortized: bool,
-) -> Structure:
-    with poutine.block(), forked_generator(args[0].device), pyro.validation_enabled(True):
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-        for trace in (guide_trace, model_trace):
-            trace.compute_log_prob()
-    guide_sites, model_sites = dict(_sample_sites(guide_trace)), dict(_sample_sites(model_trace))
-    _refuse_mismatch(model_sites, guide_sites)
-    sites = [*model_sites.values(), *guide_sites.values()]
-    data_dim = _data_frame(sites, len(args[0]), plate).dim
-    deepest = min(frame.dim for site in sites for frame in _plates(site))
-    for site in sites:
-        check_site_shape(site, -deepest)
-    return Structure(data_dim, deepest - 1, amortized)
-
-
 def _refuse_fixed_shapes(program: Program) -> None:
     """Run the pair on two draws at once, which is how it is evaluated."""
     expected = (2, program.num_data)
     found: Any
     try:
-        found = tuple(_densities(program, 2, seed=0, chunk_size=None).weight.shape)
+        found = tuple(_densities(program, 2, seed=0, check_support=False).weight.shape)
     except (RuntimeError, ValueError, IndexError) as error:
         found = str(error).splitlines()[0]
     if found != expected:
@@ -308,85 +293,35 @@ def _rows_of_data(args: tuple[Any, ...]) -> tuple[Tensor, ...]:
     return rows
 
 
-def _another_number_of_rows(args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """A few rows, but never as many as there are: what runs on them runs on any number."""
-    num_data = len(args[0])
-    size = 7 if num_data != 7 else 11
-    return tuple(arg[torch.arange(size, device=arg.device) % num_data] for arg in args)
-
-
-def _sample_sites(trace: poutine.Trace) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The sites that have a density; a plate's choice of rows and `pyro.deterministic` have none."""
-    for name, site in prune_subsample_sites(trace).nodes.items():
-        if site["type"] == "sample" and not site["infer"].get("_deterministic"):
-            yield name, site
-
-
-def _plates(site: dict[str, Any]) -> list[Any]:
-    return [frame for frame in site["cond_indep_stack"] if frame.vectorized]
-
-
-def _refuse_mismatch(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> None:
-    latent = {name for name, site in model_sites.items() if not site["is_observed"]}
-    drawn = {name for name, site in guide_sites.items() if not site["infer"].get("is_auxiliary")}
-    for name in sorted(latent - drawn):
-        raise ValueError(
-            f"guide: expected it to draw every latent site of the model; got no site {name!r}; add it to the guide, or "
-            "sum it out in the model."
+@torch.no_grad()
+def _refuse_order_of_rows(program: Program) -> None:
+    """Stop if a row's density depends on its place, as where a function closes over tensors of its own."""
+    with forked_generator(program.args[0].device), pyro.validation_enabled(False):
+        torch.manual_seed(0)
+        trace = program._run(program.guide, 2)
+        sites = dict(sample_sites(trace))
+        forth = program.log_joint({name: site["value"] for name, site in sites.items()}, check_support=False)
+        axes = {name: program.structure.data_dim - site["fn"].event_dim for name, site in sites.items()}
+        reversed_rows = torch.arange(program.num_data - 1, -1, -1, device=program.args[0].device)
+        back = program.at(reversed_rows).log_joint(
+            {name: site["value"].flip(axes[name]) for name, site in sites.items()}, check_support=False
         )
-    for name in sorted(drawn - latent):
-        what = "observes it" if name in model_sites else "has none"
-        raise ValueError(
-            f"guide: expected latent sites of the model alone; got site {name!r}, and the model {what}; "
-            'rename it, or mark it infer={"is_auxiliary": True} if the model knows it under another name.'
-        )
-    for kind, found in {"latent": latent, "observed": set(model_sites) - latent}.items():
-        if not found:
+    for one, other in zip(forth, back, strict=True):
+        if not torch.allclose(one, other.flip(1), rtol=1e-3, atol=1e-3, equal_nan=True):
             raise ValueError(
-                f"model: expected at least one {kind} site; got none; log p(x) is the integral over latent sites of "
-                "the density of observed ones."
+                "model: expected each datum's density to depend on its own row; got another value for the rows in "
+                "reverse "
+                "order; pass every tensor with a row for each datum as a positional argument."
             )
 
 
-def _data_frame(sites: list[dict[str, Any]], num_rows: int, plate: str | None) -> Any:
-    """The frame of the plate over data, which must hold every site."""
-    frames = {frame.name: frame for site in sites for frame in _plates(site)}
-    of_data = {name: frame for name, frame in frames.items() if frame.size == num_rows and plate in (None, name)}
-    if not of_data:
-        found = ", ".join(f"{frame.name!r} of size {frame.size}" for frame in frames.values()) or "no plate"
-        wanted = "a plate" if plate is None else f"a plate {plate!r}"
-        raise ValueError(
-            f"model, guide: expected {wanted} over the {num_rows} data; got {found}; put all sites into "
-            'pyro.plate("data", len(x)), without subsampling.'
-        )
-    holding_all = [name for name in of_data if all(name in [frame.name for frame in _plates(site)] for site in sites)]
-    if len(holding_all) > 1 and plate is None:
-        raise ValueError(
-            f"plate: expected one plate over the data; got {len(holding_all)} that hold every site, "
-            f"{', '.join(map(repr, holding_all))}; say which with plate=..."
-        )
-    if not holding_all:
-        _refuse_outsider(sites, next(iter(of_data)))
-    return of_data[holding_all[0]]
+def _within_support(site: dict[str, Any]) -> dict[str, Any]:
+    """A latent site that knows where its draws have a density: outside the support some distributions make one up."""
+    return {**site, "within": site["fn"].support.check(site["value"])}
 
 
-def _refuse_outsider(sites: list[dict[str, Any]], plate: str) -> None:
-    outside = next(site for site in sites if plate not in [frame.name for frame in _plates(site)])
-    kind = "observed" if outside["is_observed"] else "a global latent"
-    raise ValueError(
-        f"model, guide: expected every site inside the plate {plate!r} over data; got site {outside['name']!r} outside "
-        f"of it, {kind}; log p(x) has no value for each datum then: fix it with pyro.poutine.condition, or move it "
-        "into the plate."
-    )
-
-
-def _refuse_noisy_modules(*callables: Callable[..., Any]) -> None:
-    noisy = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
-    for fn in callables:
-        root = getattr(fn, "__self__", fn)
-        for name, module in root.named_modules() if isinstance(root, nn.Module) else ():
-            if module.training and isinstance(module, noisy):
-                raise ValueError(
-                    f"model, guide: expected modules in evaluation mode; got {type(module).__name__} at {name!r} in "
-                    "training mode, where the data of a batch share noise; call .eval() first."
-                )
+def _repeated(args: tuple[Tensor, ...], size: int) -> tuple[Tensor, ...]:
+    """Some rows, and not as many as there are."""
+    num_data = len(args[0])
+    size += 6 if size == num_data else 0
+    return tuple(arg[torch.arange(size, device=arg.device) % num_data] for arg in args)

@@ -16,9 +16,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_vae import _checks
+from pyro_vae._structure import forked_generator
 from pyro_vae.data import Dataset, from_tensor
-from pyro_vae.diagnostics import rate_distortion
-from pyro_vae.program import forked_generator
+from pyro_vae.diagnostics import RateDistortion, rate_distortion
 from pyro_vae.vae import VAE
 
 __all__ = ["DivergedError", "History", "fit"]
@@ -45,6 +45,15 @@ class History:
     rate: list[float] = field(default_factory=list)
     distortion: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+
+    def add(self, train_elbo: float, terms: RateDistortion, seconds: float, is_validation: bool) -> None:
+        """Take in one epoch."""
+        self.train_elbo.append(train_elbo)
+        self.rate.append(terms.rate.mean().item())
+        self.distortion.append(terms.distortion.mean().item())
+        self.seconds.append(seconds)
+        if is_validation:
+            self.validation_elbo.append(terms.elbo.mean().item())
 
     def as_dict(self) -> dict[str, list[float]]:
         """All columns, for JSON or a data frame."""
@@ -95,8 +104,8 @@ def fit(
     Args:
         vae: the VAE to train.
         data: a `pyro_vae.data.Dataset`, or a tensor or numpy array `(N, ...)`.
-        objective: any of Pyro's ELBOs; `TraceMeanField_ELBO()` by default.
-        optim: any of Pyro's optimizers; Adam with a learning rate of 1e-3 by default. A learning-rate schedule
+        objective: one of Pyro's ELBOs with a single loss; `TraceMeanField_ELBO()` by default.
+        optim: one of Pyro's optimizers; Adam with a learning rate of 1e-3 by default. A learning-rate schedule
             (`pyro.optim.CosineAnnealingLR` and the like) takes a step after each epoch.
         num_epochs, batch_size: whole numbers; the last batch of an epoch may be smaller.
         seed: of the order, the binarization and the draws of z.
@@ -109,7 +118,7 @@ def fit(
     Raises:
         TypeError, ValueError: for data or numbers that cannot be, before any parameter changes.
         DivergedError: (a ValueError) for a loss or gradient that is no number; it names the step, and the parameters
-            are those from before it.
+            are the last that had a finite loss.
 
     Examples:
         >>> import pyro_vae as pv
@@ -123,7 +132,7 @@ def fit(
     """
     num_epochs = _checks.whole_number("num_epochs", num_epochs)
     batch_size = _checks.whole_number("batch_size", batch_size)
-    seed = _checks.whole_number("seed", seed, minimum=0)
+    seed = _checks.seed(seed)
     objective = TraceMeanField_ELBO() if objective is None else objective
     optim = pyro.optim.Adam({"lr": 1e-3}) if optim is None else optim
     _refuse_strangers(vae, objective, optim)
@@ -140,25 +149,31 @@ def fit(
         svi = SVI(vae.model, vae.guide, optim, loss=objective.loss, loss_and_grads=loss.loss_and_grads)
         for _ in range(num_epochs):
             started = time.perf_counter()
-            history.train_elbo.append(_epoch(vae, svi, train, batch_size))
-            history.seconds.append(time.perf_counter() - started)
+            train_elbo = _epoch(vae, svi, train, batch_size)
+            seconds = time.perf_counter() - started
             if isinstance(optim, PyroLRScheduler):
                 optim.step()
-            terms = rate_distortion(vae.model, vae.guide, evaluated)
-            history.rate.append(terms.rate.mean().item())
-            history.distortion.append(terms.distortion.mean().item())
-            if held_out is not None:
-                history.validation_elbo.append(terms.elbo.mean().item())
+            terms = loss.guarded(lambda: rate_distortion(vae.model, vae.guide, evaluated))
+            history.add(train_elbo, terms, seconds, is_validation=held_out is not None)
             bar.set_postfix_str(_latest(history))
             bar.update()
     return history
 
 
-@torch.no_grad()
 def _rehearse(vae: VAE, objective: ELBO, train: Dataset) -> None:
-    """Take the loss once: a vectorised ELBO looks at the plates the first time, and draws random numbers to do so."""
+    """Take the loss of one datum, before anything trains.
+
+    It shows whether the objective has a loss. And a vectorised ELBO looks at the plates the first time, and draws
+    random numbers to do so.
+    """
     vae.eval()
-    objective.loss(vae.model, vae.guide, train.batch(torch.zeros(1, dtype=torch.long, device=train.device)))
+    x = train.batch(torch.zeros(1, dtype=torch.long, device=train.device))
+    loss = objective.loss_and_grads(vae.model, vae.guide, x)
+    vae.zero_grad()
+    if not isinstance(loss, (float, int)):
+        raise TypeError(
+            f"objective: expected an ELBO with one loss; got {type(objective).__name__}, which has {loss!r}."
+        )
 
 
 def _epoch(vae: VAE, svi: SVI, train: Dataset, batch_size: int) -> float:
@@ -172,34 +187,47 @@ def _epoch(vae: VAE, svi: SVI, train: Dataset, batch_size: int) -> float:
 
 
 class _FiniteLoss:
-    """An objective that stops, before the parameters change, at a loss or a gradient that is no number."""
+    """An objective that stops at a loss or a gradient that is no number, and goes back to where it was one."""
 
     def __init__(self, objective: ELBO, vae: VAE, history: History) -> None:
         self.objective = objective
         self.vae = vae
         self.history = history
         self.num_steps = 0
+        self.state = [*vae.parameters(), *vae.buffers()]
+        self.last_good = [tensor.detach().clone() for tensor in self.state]
 
     def loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], x: Tensor) -> float:
         self.num_steps += 1
-        try:
-            loss = self.objective.loss_and_grads(model, guide, x)
-        except ValueError as error:
-            raise self._stopped(str(error)) from error
+        loss: float = self.guarded(lambda: self.objective.loss_and_grads(model, guide, x))
         if not math.isfinite(loss):
             raise self._stopped(f"a loss of {loss}")
+        self._copy(self.state, self.last_good)
         if not math.isfinite(sum(p.grad.sum() for p in self.vae.parameters() if p.grad is not None)):
             raise self._stopped("a gradient of NaN or infinity")
         return loss
 
+    def guarded(self, compute: Callable[[], Any]) -> Any:
+        """What Pyro's validation refuses here, after a rehearsal, are parameters that are no numbers any more."""
+        try:
+            return compute()
+        except ValueError as error:
+            raise self._stopped("parameters that Pyro refuses") from error
+
     def _stopped(self, found: str) -> DivergedError:
+        self._copy(self.last_good, self.state)
         self.vae.zero_grad()
         return DivergedError(
             f"objective: expected finite numbers; got {found} at step {self.num_steps}, in epoch "
-            f"{len(self.history) + 1}; the parameters are those from before the step: lower the learning rate, or "
+            f"{len(self.history) + 1}; the parameters are the last that had a finite loss: lower the learning rate, or "
             "bound the scale of the likelihood.",
             self.history,
         )
+
+    @torch.no_grad()
+    def _copy(self, source: list[Tensor], target: list[Tensor]) -> None:
+        for old, new in zip(source, target, strict=True):
+            new.copy_(old)
 
 
 def _as_dataset(name: str, data: Any, vae: VAE) -> Dataset:
@@ -210,6 +238,10 @@ def _refuse_strangers(vae: Any, objective: Any, optim: Any) -> None:
     for name, value, expected in (("vae", vae, VAE), ("objective", objective, ELBO), ("optim", optim, PyroOptim)):
         if not isinstance(value, expected):
             raise TypeError(f"{name}: expected an instance of {expected.__name__}; got {value!r}; make one.")
+    if getattr(optim, "pt_scheduler_constructor", None) is torch.optim.lr_scheduler.ReduceLROnPlateau:
+        raise TypeError(
+            "optim: expected a schedule of epochs alone; got ReduceLROnPlateau; use CosineAnnealingLR, say."
+        )
     if isinstance(optim.pt_optim_args, dict) and "lr" in optim.pt_optim_args:
         _checks.positive("optim: lr, the learning rate", optim.pt_optim_args["lr"])
 

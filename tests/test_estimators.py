@@ -109,7 +109,7 @@ def test_kl_by_formula_and_by_draws(latent_dim):
 @pytest.mark.parametrize("vectorize", [False, True])
 @pytest.mark.parametrize("estimator", [Trace_ELBO, TraceMeanField_ELBO])
 def test_particles_divide_the_variance(estimator, vectorize, num_particles):
-    """L particles leave the mean and divide the variance by L (a ratio within 0.6 to 1.7: 5 standard errors of its log)."""
+    """L particles leave the mean and divide the variance by L; 0.49 to 2.03 are 5 standard errors of the ratio's log."""
     vae = small_vae(hidden=(3,))
     x = draws_of(vae, 5)
     many = estimator(num_particles=num_particles, vectorize_particles=vectorize)
@@ -117,7 +117,7 @@ def test_particles_divide_the_variance(estimator, vectorize, num_particles):
     one_by_one = torch.tensor([estimator().loss(vae.model, vae.guide, x) for _ in range(num)])
     together = torch.tensor([many.loss(vae.model, vae.guide, x) for _ in range(num)])
     assert z_scores(one_by_one, together).abs() < 4.5
-    assert 0.6 < num_particles * together.var() / one_by_one.var() < 1.7
+    assert 0.49 < num_particles * together.var() / one_by_one.var() < 2.03
 
 
 def directional_derivatives(objective, vae, x, num_directions=5, step=1e-5):

@@ -1,5 +1,6 @@
 """Linear-Gaussian models, where log p(x) and the posterior are known in closed form."""
 
+import json
 import math
 from dataclasses import replace
 from itertools import pairwise
@@ -11,6 +12,7 @@ from pyro.infer import SVI, TraceMeanField_ELBO
 from truths import GaussianPosterior, LinearGaussian, assert_unbiased
 
 import pyro_vae as pv
+from pyro_vae.program import Program
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -54,9 +56,10 @@ def test_gap_is_the_kl_to_the_posterior(guide):
     assert_unbiased(bound.value, bound.std_error, truth.log_evidence(x) - kl)
     with pytest.raises(AssertionError):  # the sign of the KL term
         assert_unbiased(bound.value, bound.std_error, truth.log_evidence(x) + kl)
-    with pytest.raises(AssertionError):  # KL(p || q) for KL(q || p)
+    if guide != "shifted":  # where the two directions of the KL divergence are the same
         reverse = torch.distributions.kl_divergence(truth.posterior(x), posterior(x))
-        assert_unbiased(bound.value, bound.std_error, truth.log_evidence(x) - reverse - 0.02)
+        with pytest.raises(AssertionError):
+            assert_unbiased(bound.value, bound.std_error, truth.log_evidence(x) - reverse)
 
 
 def test_log_weight_is_evidence_plus_log_ratio_to_the_posterior():
@@ -65,11 +68,13 @@ def test_log_weight_is_evidence_plus_log_ratio_to_the_posterior():
     x = truth.draw(9)
     posterior = GaussianPosterior(truth, shift=0.3, inflation=1.2)
     vae = truth.vae(posterior)
-    trace = pyro.poutine.trace(vae.guide).get_trace(x)
-    z = trace.nodes["z"]["value"]
-    log_joint = vae.prior().log_prob(z) + vae.likelihood(z).log_prob(x)
-    log_weight = log_joint - posterior(x).log_prob(z)
-    assert torch.allclose(log_weight, truth.log_evidence(x) + truth.posterior(x).log_prob(z) - posterior(x).log_prob(z))
+    program = Program.of(vae.model, vae.guide, (x,))
+    latents, log_guide = program.draw(4)
+    log_weight = sum(program.log_joint(latents)) - log_guide
+    z = latents["z"]
+    expected = truth.log_evidence(x) + truth.posterior(x).log_prob(z) - posterior(x).log_prob(z)
+    assert log_weight.shape == (4, 9)
+    assert torch.allclose(log_weight, expected)
 
 
 @pytest.mark.parametrize("guide", ["inflated", "shifted and inflated"])
@@ -124,13 +129,70 @@ def test_certificate_holds_as_often_as_it_says():
     everything = pv.importance_sampling(vae.model, vae.guide, x, num_samples=2)
     runs = [replace(everything, log_evidence=three) for three in everything.log_evidence.split(3)]
     violated = sum(run.certified_lower_bound(0.2) > exact for run in runs)
-    assert violated < 400 * 0.2 + 4 * math.sqrt(400 * 0.2 * 0.8)  # fails by chance: less than 3e-5
+    assert violated < 400 * 0.2 + 4.5 * math.sqrt(400 * 0.2 * 0.8)  # fails by chance: less than 3e-5
     # The twin: noise that the data share. Three hundred data with one and the same estimate are no evidence of more.
     vae = truth.vae(GaussianPosterior(truth, shift=0.3))
     everything = pv.importance_sampling(vae.model, vae.guide, x, num_samples=2)
     shared = [replace(everything, log_evidence=one.expand(300)) for one in everything.log_evidence[::3]]
     violated = sum(run.certified_lower_bound(0.2) > truth.log_evidence(x[:1]).item() for run in shared)
     assert violated > 400 * 0.2 + 4 * math.sqrt(400 * 0.2 * 0.8)
+
+
+def test_errors_by_hand():
+    """Of three draws: the delta method, the mean over data, and the two kinds of error kept apart."""
+    truth = LinearGaussian()
+    x = truth.draw(6)
+    vae = truth.vae(GaussianPosterior(truth, shift=0.3))
+    for k in (2, 3):
+        weights = pv.log_weights(vae.model, vae.guide, x, num_samples=k).exp()
+        evidence = pv.importance_sampling(vae.model, vae.guide, x, num_samples=k)
+        assert torch.allclose(evidence.log_evidence, weights.mean(0).log())
+        assert torch.allclose(evidence.std_error, weights.std(0) / math.sqrt(k) / weights.mean(0))
+        assert torch.allclose(evidence.ess, weights.sum(0).square() / weights.square().sum(0))
+        assert evidence.mean_std_error == pytest.approx((evidence.std_error.square().sum() / 36).sqrt().item())
+        assert evidence.sampling_error == pytest.approx(evidence.log_evidence.std().item() / math.sqrt(6))
+    one = pv.importance_sampling(vae.model, vae.guide, x[:1], num_samples=1)
+    assert one.std_error.isnan().all() and math.isnan(one.sampling_error)
+    assert json.loads(json.dumps(one.as_dict(), allow_nan=False))["monte_carlo_std_error"] is None
+
+
+def test_the_error_of_the_mean_is_its_spread_over_seeds():
+    """300 seeds: the ratio of standard deviations has a standard error of 4 %; 0.8 to 1.25 are 5 of them."""
+    truth = LinearGaussian()
+    x = truth.draw(10)
+    vae = truth.vae(GaussianPosterior(truth, inflation=1.3))
+    runs = [pv.importance_sampling(vae.model, vae.guide, x, num_samples=300, seed=seed) for seed in range(300)]
+    spread = torch.tensor([run.mean for run in runs]).std().item()
+    stated = sum(run.mean_std_error for run in runs) / 300
+    assert 0.8 < stated / spread < 1.25
+
+
+def test_rate_and_distortion_in_closed_form():
+    truth = LinearGaussian()
+    x = truth.draw(100)
+    posterior = GaussianPosterior(truth, shift=0.3, inflation=1.2)
+    vae = truth.vae(posterior)
+    rate = torch.distributions.kl_divergence(
+        posterior(x), torch.distributions.MultivariateNormal(torch.zeros(3), torch.eye(3))
+    )
+    num_samples = 4000
+    found = pv.rate_distortion(vae.model, vae.guide, x, num_samples=num_samples)
+    parts = [pv.rate_distortion(vae.model, vae.guide, x, num_samples=40, seed=seed) for seed in range(1, 26)]
+    for value, exact, each in (
+        (found.rate, rate, torch.stack([part.rate for part in parts])),
+        (
+            found.distortion,
+            rate.neg() - truth_elbo(truth, posterior, x),
+            torch.stack([part.distortion for part in parts]),
+        ),
+    ):
+        std_error = each.std(0).mean() * math.sqrt(40 / num_samples)
+        assert abs((value - exact).mean()) < 5 * std_error / math.sqrt(len(x))
+        assert abs((1.1 * value - exact).mean()) > 5 * std_error / math.sqrt(len(x))  # the twin
+
+
+def truth_elbo(truth, posterior, x):
+    return truth.log_evidence(x) - torch.distributions.kl_divergence(posterior(x), truth.posterior(x))
 
 
 def test_training_finds_the_maximum_likelihood_of_probabilistic_pca():

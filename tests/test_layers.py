@@ -18,12 +18,13 @@ MAY_IMPORT = {
     "likelihoods": {"_checks", "nn"},
     "posteriors": {"_checks", "nn"},
     "vae": {"_checks"},
-    "program": {"_checks"},
+    "_structure": set(),
+    "program": {"_checks", "_structure"},
     "diagnostics": {"_checks", "program"},
     "evidence.result": {"_checks"},
     "evidence.importance": {"_checks", "program", "evidence.result"},
     "evidence": {"evidence.importance", "evidence.result"},
-    "training": {"_checks", "data", "diagnostics", "program", "vae"},
+    "training": {"_checks", "_structure", "data", "diagnostics", "vae"},
 }
 ONLY_IN = {"torchvision": "data", "matplotlib": "plots", "mlxtend": None, "arviz": None}
 

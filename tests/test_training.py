@@ -58,7 +58,7 @@ def test_each_datum_is_seen_once_an_epoch(digits):
             return super().loss_and_grads(model, guide, x)
 
     fitted(digits, objective=Spy(), num_epochs=2)
-    assert seen == [50, 50, 20] * 2
+    assert seen == [1] + [50, 50, 20] * 2  # after a rehearsal
 
 
 def test_generator_and_validation_are_left_alone(digits):
@@ -94,9 +94,10 @@ class TurnsToNaN(TraceMeanField_ELBO):
     def loss_and_grads(self, model, guide, x):
         self.steps += 1
         loss = super().loss_and_grads(model, guide, x)
+        if self.steps < self.at_step or self.gradient_only:
+            self.before = [p.detach().clone() for p in [*model.parameters(), *guide.parameters()]]
         if self.steps < self.at_step:
             return loss
-        self.before = [p.detach().clone() for p in [*model.parameters(), *guide.parameters()]]
         next(model.parameters()).grad.fill_(math.nan)
         return loss if self.gradient_only else math.nan
 
@@ -104,7 +105,7 @@ class TurnsToNaN(TraceMeanField_ELBO):
 @pytest.mark.parametrize("gradient_only", [False, True], ids=["loss", "gradient"])
 def test_training_stops_at_nan_with_the_last_good_parameters(digits, gradient_only):
     vae = small_vae()
-    objective = TurnsToNaN(at_step=5, gradient_only=gradient_only)
+    objective = TurnsToNaN(at_step=6, gradient_only=gradient_only)  # the first is a rehearsal
     with pytest.raises(
         pv.DivergedError, match=r"got a (loss|gradient) of .* at step 5, in epoch 2.*lower the learning"
     ) as e:
@@ -117,12 +118,16 @@ def test_training_stops_at_nan_with_the_last_good_parameters(digits, gradient_on
     assert not vae.training
 
 
-def test_a_learning_rate_that_is_too_high_ends_in_a_clear_error():
-    vae = small_vae("Gaussian, scale per pixel")
+@pytest.mark.parametrize("batch_size", [10, 50], ids=["in an epoch", "at its end"])
+@pytest.mark.parametrize("learning_rate", [1e3, 1e30])
+def test_a_learning_rate_that_is_too_high_ends_in_a_clear_error_and_a_model_that_works(learning_rate, batch_size):
+    vae = small_vae("Gaussian, learned scale")
     x = draws_of(vae, 50)
-    with pytest.raises(pv.DivergedError, match="objective: expected finite numbers"):
-        pv.fit(vae, 1e18 * x, optim=pyro.optim.SGD({"lr": 1e10}), num_epochs=50, progress=False)
-    assert all(torch.isfinite(p).all() for p in vae.parameters())
+    optim = pyro.optim.SGD({"lr": learning_rate})
+    with pytest.raises(pv.DivergedError, match="objective: expected finite numbers") as e:
+        pv.fit(vae, x, optim=optim, num_epochs=20, batch_size=batch_size, progress=False)
+    assert len({len(column) for name, column in e.value.history.as_dict().items() if name != "validation_elbo"}) == 1
+    assert torch.isfinite(pv.rate_distortion(vae.model, vae.guide, x).elbo).all()
 
 
 def test_dropout_is_on_in_training_and_off_in_evaluation(digits):
@@ -150,3 +155,19 @@ def test_fit_takes_tensors_and_arrays():
         for data in (x, x.numpy(), x.bool(), pv.data.from_tensor(x))
     ]
     assert all(history.train_elbo == histories[0].train_elbo for history in histories)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "message"),
+    [
+        ("objective", pyro.infer.ReweightedWakeSleep(num_particles=2), "objective: expected an ELBO with one loss"),
+        (
+            "optim",
+            pyro.optim.ReduceLROnPlateau({"optimizer": torch.optim.SGD, "optim_args": {"lr": 0.1}}),
+            "ReduceLROnPlateau",
+        ),
+    ],
+)
+def test_what_fit_cannot_use_is_refused_at_the_start(digits, argument, value, message):
+    with pytest.raises(TypeError, match=message):
+        fitted(digits, **{argument: value})

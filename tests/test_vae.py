@@ -234,3 +234,39 @@ def test_output_bias_starts_at_the_mean():
     mean = torch.tensor([0.1, 0.5, 0.9])
     net = pv.nn.MLP(4, [8], 3, output_bias=torch.logit(mean))
     assert torch.allclose(pv.Bernoulli(net)(torch.zeros(1, 4)).mean, mean[None])
+
+
+def test_inside_an_outer_plate():
+    """A plate to the left of "data" repeats z, each with its own likelihood of the same x."""
+    vae = small_vae()
+    x = draws_of(vae, 5)
+
+    def guide(x):
+        with pyro.plate("repeats", 3, dim=-2):
+            return vae.guide(x)
+
+    def model(x):
+        with pyro.plate("repeats", 3, dim=-2):
+            return vae.model(x)
+
+    assert guide(x).shape == model(x).shape == (3, 5, 2)
+    assert torch.isfinite(torch.tensor(Trace_ELBO().loss(model, guide, x)))
+
+
+BAD_SIZES = {
+    "both": ({"num_data": 80, "subsample_size": 3}, "subsample_size: expected it with x.*without num_data"),
+    "too many": ({"subsample_size": 6}, "subsample_size: expected at most 5, the data in x; got 6"),
+    "too few": ({"num_data": 4}, "num_data: expected at least 5; got 4"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SIZES)
+def test_sizes_that_contradict_each_other(case):
+    vae = small_vae()
+    x = draws_of(vae, 5)
+    arguments, message = BAD_SIZES[case]
+    for program in (vae.model, vae.guide):
+        with pytest.raises(ValueError, match=message):
+            program(x, **arguments)
+    with pytest.raises(ValueError, match="subsample_size: expected it with x"):
+        vae.model(subsample_size=3)

@@ -25,6 +25,7 @@ def importance_sampling(
     seed: int = 0,
     bounds: Iterable[int] | None = None,
     plate: str | None = None,
+    first_index: int = 0,
     chunk_size: int | None = None,
     progress: bool = False,
     **kwargs: Any,
@@ -33,9 +34,11 @@ def importance_sampling(
 
     For any Pyro model and guide whose sites all lie in one plate over data. Draws are made in tiles of fixed size, so
     memory does not grow with `num_samples`, and the numbers of a datum depend on the seed and on its place alone:
-    neither on `chunk_size` (to float32 rounding), nor on how many data come after it. Parameters are not changed, and
-    torch's generator is left as it was. Scales (`poutine.scale`, a subsampled plate) are weights of an objective, and
-    no part of log p(x).
+    neither on `chunk_size` (to float32 rounding), nor on the data before and after it. (There are two exceptions. A
+    guide that has parameters for each datum runs on all data together, and its tiles span them all; and a sampler that
+    rejects, such as Gamma's, uses up a varying share of a tile's noise.)
+    Parameters are not changed, and torch's generator is left as it was. Scales (`poutine.scale`, a subsampled plate)
+    are weights of an objective, and no part of log p(x).
 
     Args:
         model, guide: a Pyro program and its guide; `vae.model` and `vae.guide`, or any other.
@@ -44,6 +47,9 @@ def importance_sampling(
         seed: fixes the draws.
         bounds: for which k to estimate L_k beside k = 1 and K; 1, 5, 10, 50, 100, ... by default.
         plate: the name of the plate over data; needed only where several hold all sites.
+        first_index: the place of the first datum, for data that are evaluated in parts: `x[100:200]` with
+            `first_index=100` gives the numbers that it has in all of x. Parts with the same place share their noise,
+            and must not be pooled in one error or certificate.
         chunk_size: how many (datum, draw) pairs the model is evaluated on at a time, if fewer than a tile must be.
         progress: show a bar.
         kwargs: further arguments of both, passed on as they are.
@@ -52,8 +58,9 @@ def importance_sampling(
         `Evidence`, with tensors `(N,)` of float64 in nats.
 
     Raises:
-        TypeError, ValueError: for a global latent, a missing plate, a guide that misses a site, data that are no rows,
-            modules in training mode whose noise is shared, weights that are NaN, numbers that are not whole.
+        TypeError, ValueError: for a global latent, a missing or subsampled plate, a guide that misses a site or has a
+            point for a density, data that are no rows or outside their support, modules in training mode whose noise is
+            shared, weights that are NaN, numbers that are not whole.
 
     References:
         Burda, Grosse and Salakhutdinov (2016), Importance weighted autoencoders, section 3.
@@ -73,14 +80,15 @@ def importance_sampling(
         True
     """
     num_samples = _checks.whole_number("num_samples", num_samples)
-    seed = _checks.whole_number("seed", seed, minimum=0)
+    seed = _checks.seed(seed)
+    first_index = _checks.whole_number("first_index", first_index, minimum=0)
     if chunk_size is not None:
         _checks.whole_number("chunk_size", chunk_size)
     ks = _bounds_to_estimate(bounds, num_samples)
     program = Program.of(model, guide, args, kwargs, plate)
     finished: list[_Totals] = []
     with tqdm(total=program.num_data * num_samples, disable=not progress, unit="draw", unit_scale=True) as bar:
-        for (draws, rows), densities in tiles(program, num_samples, seed, chunk_size):
+        for (draws, rows), densities in tiles(program, num_samples, seed, first_index, chunk_size):
             if draws.start == 0:
                 finished.append(_Totals(ks))
             finished[-1].add(densities.weight)

@@ -50,8 +50,9 @@ class Evidence:
     Attributes:
         log_evidence: $\log \hat p(x)$, with $\hat p = \frac{1}{K} \sum_k w_k$. As $E \hat p = p$, its expectation lies
             below log p(x), by about $\mathrm{Var}(w) / 2 K p^2$.
-        std_error: of `log_evidence`, $\sqrt{(K / \mathrm{ESS} - 1) / (K - 1)}$ by the delta method. It means little
-            where `ess` is a handful: the draw that would matter may not have come.
+        std_error: of `log_evidence`, $\sqrt{(K / \mathrm{ESS} - 1) / (K - 1)}$ by the delta method; NaN for K = 1. It
+            means little where `ess` is a handful: it cannot exceed 1 nat, and the draw that would matter may not have
+            come.
         ess: effective sample size, $(\sum_k w_k)^2 / \sum_k w_k^2$, between 1 and K; 0 where every weight is zero.
         num_samples: the number K of draws for each datum.
         seed: what fixed the draws.
@@ -122,15 +123,16 @@ class Evidence:
             "num_data": len(self),
             "num_samples": self.num_samples,
             "seed": self.seed,
-            "log_evidence": self.mean,
+            "log_evidence": _or_none(self.mean),
             "monte_carlo_std_error": _or_none(self.mean_std_error),
             "sampling_error": _or_none(self.sampling_error),
-            "elbo": self.bounds(1).mean,
-            "gap": self.gap.mean().item(),
-            "certified_lower_bound": {"value": self.certified_lower_bound(1e-3), "delta": 1e-3},
+            "elbo": _or_none(self.bounds(1).mean),
+            "gap": _or_none(self.gap.mean().item()),
+            "certified_lower_bound": {"value": _or_none(self.certified_lower_bound(1e-3)), "delta": 1e-3},
             "median_ess": self.ess.median().item(),
             "bounds": {
-                k: {"mean": b.mean, "std_error": _or_none(b.mean_std_error)} for k, b in self.all_bounds.items()
+                k: {"mean": _or_none(b.mean), "std_error": _or_none(b.mean_std_error)}
+                for k, b in self.all_bounds.items()
             },
         }
 
