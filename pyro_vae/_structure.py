@@ -121,14 +121,12 @@ def _refuse_densities_without_volume(model_sites: dict[str, Any], guide_sites: d
     if points and not auxiliary:
         raise ValueError(
             f"guide: expected densities; got a point (Delta) at site {points[0]!r}, whose weights mean nothing; use "
-            f"a guide "
-            "with a density, such as AutoNormal."
+            "a guide with a density, such as AutoNormal."
         )
     if auxiliary and not points:
         raise ValueError(
             f"guide: expected latent sites of the model alone; got the auxiliary site {auxiliary[0]!r}, over which "
-            f"log q "
-            "would have to be integrated; sum it out in the guide."
+            "log q would have to be integrated; sum it out in the guide."
         )
 
 
@@ -176,8 +174,8 @@ def refuse_subsampling(trace: poutine.Trace) -> None:
         if type(site.get("fn")).__name__ == "_Subsample" and len(site["value"]) < site["fn"].size:
             raise ValueError(
                 f"model, guide: expected plates without subsampling; got plate {name!r}, which takes "
-                f"{len(site['value'])} of "
-                f"{site['fn'].size} at random; call them with the rows to evaluate, and no subsample_size."
+                f"{len(site['value'])} of {site['fn'].size} at random; call them with the rows to evaluate, and no "
+                "subsample_size."
             )
 
 
@@ -188,8 +186,7 @@ def refuse_impossible_data(observed: dict[str, Any]) -> None:
             low, high = site["value"].min().item(), site["value"].max().item()
             raise ValueError(
                 f"model: expected observed values in the support of their distribution, {site['fn'].support}; got "
-                f"values "
-                f"from {low:g} to {high:g} at site {name!r}; transform the data, or observe them under another one."
+                f"values from {low:g} to {high:g} at site {name!r}; transform the data, or take another distribution."
             )
 
 
@@ -202,8 +199,7 @@ def _refusing_noisy_modules() -> Iterator[None]:
         if module.training and isinstance(module, noisy):
             raise ValueError(
                 f"model, guide: expected modules in evaluation mode; got {type(module).__name__} in training mode, "
-                f"where "
-                "the data of a batch share noise; call .eval() first."
+                "where the data of a batch share noise; call .eval() first."
             )
 
     handle = nn.modules.module.register_module_forward_pre_hook(refuse)

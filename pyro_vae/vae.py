@@ -135,9 +135,8 @@ class _Program(nn.Module):
                 return
         raise ValueError(
             f"name: expected a name that is free in Pyro's parameter store; got {self.name!r}, under which another "
-            "module's parameters lie; give this VAE another, or call pyro.clear_param_store() if the other is gone "
-            "(or, to "
-            f"take over the values of a loaded store, pyro.module({full_name!r}, ..., update_module_params=True))."
+            "module's parameters lie; give this VAE another, or call pyro.clear_param_store() if the other is gone; to "
+            f"take over values of a loaded store, pyro.module({full_name!r}, ..., update_module_params=True)."
         )
 
     def _names(self) -> Iterator[str]:
