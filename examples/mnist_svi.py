@@ -56,7 +56,9 @@ def main(argv: list[str] | None = None) -> None:
     test_x = vae.check(test.x.to(args.device))
 
     # 3. SVI: the ELBO with draws of the KL term (trace) or with its formula (mean-field).
-    objective: ELBO = OBJECTIVES[args.objective](num_particles=args.num_particles, vectorize_particles=True)
+    objective: ELBO = OBJECTIVES[args.objective](
+        num_particles=args.num_particles, vectorize_particles=True, max_plate_nesting=1
+    )
     num_epochs = args.num_epochs or max(1, round(12_000 * args.batch_size / len(train)))
     history = pv.fit(
         vae, train, objective=objective, optim=pyro.optim.Adam({"lr": 1e-3}), num_epochs=num_epochs,

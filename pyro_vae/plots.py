@@ -73,7 +73,7 @@ def bounds(evidence: Evidence, ax: Axes | None = None) -> Axes:
     ax.axhline(evidence.mean, color="C2", ls="--", label=r"$\log\,p(x)$, from all draws")
     ax.axhline(evidence.bounds(1).mean, color="C3", ls=":", label="ELBO")
     ax.set(xscale="log", xlabel="k, draws in each average", ylabel="nats per datum")
-    ax.set_title("The bound rises towards log p(x); bars are 2 standard errors")
+    ax.set_title("The bound rises towards log p(x)")
     ax.legend(loc="center right")
     return ax
 
