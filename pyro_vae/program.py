@@ -30,7 +30,8 @@ __all__ = ["LogDensities", "Program", "log_weights"]
 Latents = dict[str, Tensor]
 
 # How many (datum, draw) pairs are drawn together. It fixes which random numbers a draw is made of, so it is a constant
-# of each device and no option. On a CPU it also keeps the activations in cache (benchmarks/tile_size.py).
+# of each device and no option. On a CPU it also keeps the activations in cache (benchmarks/tile_size.py); the size for a
+# GPU is not measured.
 TILE_SIZE = {"cpu": 2048, "cuda": 262_144}
 
 
