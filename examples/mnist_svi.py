@@ -111,7 +111,7 @@ def draw_figures(vae: pv.VAE, test: pv.data.Dataset, history: pv.History, eviden
     figures: dict[str, Any] = {
         "training": pv.plots.training_curves(history),
         "reconstructions": pv.plots.reconstructions(test.x[:30], vae.reconstruct(test.x[:30])),
-        "prior_draws": pv.plots.image_grid(draws, title="Draws from the prior, decoded"),
+        "prior_draws": pv.plots.image_grid(draws, title="The mean of p(x|z), z drawn from the prior"),
         "bounds": pv.plots.bounds(evidence),
         "latent_codes": pv.plots.latent_codes(vae.encode(test.x).mean, test.labels),
     }
@@ -121,7 +121,7 @@ def draw_figures(vae: pv.VAE, test: pv.data.Dataset, history: pv.History, eviden
         ax.figure.savefig(output / f"{name}.png", dpi=150)
     overview, axes = plt.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
     pv.plots.reconstructions(test.x[:50], vae.reconstruct(test.x[:50]), axes[0])
-    pv.plots.image_grid(draws, axes[1], title="Draws from the prior, decoded")
+    pv.plots.image_grid(draws, axes[1], title="The mean of p(x|z), z drawn from the prior")
     pv.plots.bounds(evidence, axes[2])
     overview.savefig(output / "overview.png", dpi=100)
 
@@ -129,23 +129,21 @@ def draw_figures(vae: pv.VAE, test: pv.data.Dataset, history: pv.History, eviden
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--dataset", choices=DATASETS, default="mnist")
-    add("--data-dir", type=Path, default=Path("data"), help="looked in first; else MNIST is downloaded to it")
-    add("--binarization", choices=["dynamic", "static", "threshold"], help="dynamic; a Gaussian likelihood has none")
-    add("--num-epochs", type=positive_int, help="as many as make 12,000 steps of 100 images")
-    add("--batch-size", type=positive_int, default=100)
-    add("--latent-dim", type=positive_int, default=50)
-    add(
-        "--hidden-dims", type=positive_int, nargs="*", default=[200, 200], help="of the decoder; the encoder's reversed"
-    )
-    add("--objective", choices=OBJECTIVES, default="mean-field")
-    add("--num-particles", type=positive_int, default=1, help="draws of z for each image and step")
-    add("--likelihood", choices=["bernoulli", *GAUSSIAN_SCALES], default="bernoulli")
-    add("--num-samples", type=positive_int, help="draws of z for each test image's log p(x); 1,000")
-    add("--num-test", type=positive_int, default=1000, help="how many test images, 2 or more")
-    add("--seed", type=lambda text: positive_int(text, minimum=0), default=0)
-    add("--device", type=torch.device, default=torch.device("cpu"))
-    add("--output", type=Path, default=Path("results"))
+    add("--dataset", choices=DATASETS, default="mnist", help="default %(default)s")
+    add("--data-dir", type=Path, default=Path("data"), help="default %(default)s; MNIST goes there if it is not")
+    add("--binarization", choices=["dynamic", "static", "threshold"], help="default dynamic; none for Gaussians")
+    add("--num-epochs", type=positive_int, help="default: as many as make 12,000 steps (22 on all of MNIST)")
+    add("--batch-size", type=positive_int, default=100, help="default %(default)s")
+    add("--latent-dim", type=positive_int, default=50, help="default %(default)s")
+    add("--hidden-dims", type=positive_int, nargs="*", default=[200, 200], help="of the decoder, default %(default)s")
+    add("--objective", choices=OBJECTIVES, default="mean-field", help="default %(default)s")
+    add("--num-particles", type=positive_int, default=1, help="draws of z for each image and step, default %(default)s")
+    add("--likelihood", choices=["bernoulli", *GAUSSIAN_SCALES], default="bernoulli", help="default %(default)s")
+    add("--num-samples", type=positive_int, help="draws of z for the log p(x) of each test image, default 1000")
+    add("--num-test", type=positive_int, default=1000, help="how many test images, 2 or more, default %(default)s")
+    add("--seed", type=lambda text: positive_int(text, minimum=0), default=0, help="default %(default)s")
+    add("--device", type=torch.device, default=torch.device("cpu"), help="default %(default)s")
+    add("--output", type=Path, default=Path("results"), help="folder of figures and results.json, default %(default)s")
     add("--smoke", action="store_true", help="a few seconds, to see that it runs")
     args = parser.parse_args(argv)
     if args.likelihood == "bernoulli":

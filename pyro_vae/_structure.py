@@ -92,8 +92,8 @@ def _refuse_mismatch(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -
     drawn = {name for name, site in guide_sites.items() if not site["infer"].get("is_auxiliary")}
     for name in sorted(latent - drawn):
         raise ValueError(
-            f"guide: expected it to draw every latent site of the model; got no site {name!r}; add it to the guide, or "
-            "sum it out in the model."
+            f"guide: expected it to draw every latent site of the model; got no site {name!r}; add it to the guide, "
+            "or, if it is data, observe it in the model with obs=..."
         )
     for name in sorted(drawn - latent):
         what = "observes it" if name in model_sites else "has none"
@@ -165,7 +165,7 @@ def _refuse_outsider(sites: list[dict[str, Any]], plate: str) -> None:
     raise ValueError(
         f"model, guide: expected every site inside the plate {plate!r} over data; got site {outside['name']!r} outside "
         f"of it, {kind}; log p(x) has no value for each datum then: fix it with pyro.poutine.condition, or move it "
-        "into the plate."
+        "into the plate, under the same name in model and guide."
     )
 
 

@@ -62,14 +62,14 @@ def reconstructions(originals: Tensor, reconstructed: Tensor, ax: Axes | None = 
 
 
 def bounds(evidence: Evidence, ax: Axes | None = None) -> Axes:
-    """The bounds L_k against k with two standard errors, the ELBO and log p(x) as lines."""
+    """The bounds L_k against k with two standard errors; the ELBO and the estimate of log p(x), L_K, as lines."""
     ax = _axes(ax)
     all_bounds = evidence.all_bounds.values()
     shown = [bound for bound in all_bounds if not math.isnan(bound.mean_std_error)]
     errors = [2 * bound.mean_std_error for bound in shown]
     label = r"bound $L_k$, $\pm$ 2 standard errors"
     ax.errorbar([b.k for b in shown], [b.mean for b in shown], errors, fmt="o-", markersize=4, capsize=4, label=label)
-    ax.axhline(evidence.mean, color="C2", ls="--", label=r"$\log\,p(x)$, from all draws")
+    ax.axhline(evidence.mean, color="C2", ls="--", label=r"estimate of $\log\,p(x)$, all draws: a bound too")
     ax.axhline(evidence.bounds(1).mean, color="C3", ls=":", label="ELBO")
     ax.set(xscale="log", xlabel="k, draws in each average", ylabel="nats per datum")
     ax.set_title("The bound rises towards log p(x)")

@@ -30,8 +30,8 @@ __all__ = ["LogDensities", "Program", "log_weights"]
 Latents = dict[str, Tensor]
 
 # How many (datum, draw) pairs are drawn together. It fixes which random numbers a draw is made of, so it is a constant
-# of each device and no option. On a CPU it also keeps the activations in cache (benchmarks/tile_size.py); the size for a
-# GPU is not measured.
+# of each device and no option. On a CPU it also keeps the activations in cache (benchmarks/tile_size.py). The
+# size for a GPU is not measured.
 TILE_SIZE = {"cpu": 2048, "cuda": 262_144}
 
 
@@ -289,6 +289,12 @@ def _refuse_fixed_shapes(program: Program) -> None:
 def _rows_of_data(args: tuple[Any, ...]) -> tuple[Tensor, ...]:
     if not args:
         raise TypeError("x: expected the data after model and guide; got nothing; pass a tensor (N, ...).")
+    for i, arg in enumerate(args[1:], start=1):
+        if not hasattr(arg, "__len__"):
+            raise TypeError(
+                f"args[{i}]: expected a tensor with one row a datum, as all positional arguments; got {arg!r}; pass "
+                "others by name, such as num_samples=1000."
+            )
     names = ["x", *(f"args[{i}]" for i in range(1, len(args)))]
     rows = tuple(_checks.tensor(name, arg) for name, arg in zip(names, args, strict=True))
     for name, arg in zip(names, rows, strict=True):

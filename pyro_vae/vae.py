@@ -88,6 +88,10 @@ class VAE(nn.Module):
         """The shape of one datum."""
         return self.model.observation.event_shape
 
+    def forward(self, *args: Any, **kwargs: Any) -> None:
+        """A VAE is two programs: this says so."""
+        raise TypeError("vae: expected a call of one of its programs; got one of the VAE; use vae.model or vae.guide.")
+
     def check(self, x: Any, name: str = "x") -> Tensor:
         """`x` as the model sees it, `(N, *event_shape)` in the parameters' dtype; an error if it has no likelihood."""
         return self.model.observation.check(x, _any_parameter(self), name)
@@ -277,8 +281,8 @@ def _called(call: str, part: nn.Module, *args: Tensor) -> dist.Distribution:
         result = part(*args)
     except (RuntimeError, ValueError, IndexError) as error:
         raise ValueError(
-            f"{call}: expected a distribution for an input{given}; got {type(error).__name__}: {error}; "
-            "make the widths of its network fit the other parts."
+            f"{call}: expected a distribution for an input{given}; got an error, {str(error).rstrip('.')}; make the "
+            "widths of its network fit the other parts."
         ) from error
     if not isinstance(result, torch.distributions.Distribution):
         raise TypeError(f"{call}: expected it to return a Pyro distribution; got {type(result).__name__}; return one.")

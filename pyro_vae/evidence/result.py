@@ -141,12 +141,16 @@ class Evidence:
         elbo, ess = self.bounds(1), self.ess
         between = [b for k, b in self.all_bounds.items() if 1 < k < self.num_samples and math.log10(k).is_integer()]
         rows = [
-            ("ELBO = L_1", elbo.mean, f"+- {elbo.mean_std_error:.3f}"),
-            *((f"L_{b.k}, bound from {b.k:,} draws", b.mean, f"+- {b.mean_std_error:.3f}") for b in between),
-            ("log p(x), from all draws", self.mean, f"+- {self.mean_std_error:.3f} Monte Carlo error"),
-            ("", None, f"+- {self.sampling_error:.3f} for other data of the same kind (sampling error)"),
+            ("ELBO = L_1", elbo.mean, _plus_minus(elbo.mean_std_error)),
+            *((f"L_{b.k}, bound from {b.k:,} draws", b.mean, _plus_minus(b.mean_std_error)) for b in between),
+            ("log p(x), from all draws", self.mean, f"{_plus_minus(self.mean_std_error)} Monte Carlo error"),
+            ("", None, f"{_plus_minus(self.sampling_error)} for other data of the same kind (sampling error)"),
             ("gap, log p(x) - ELBO", self.gap.mean().item(), "estimates KL(q(z|x) || p(z|x))"),
-            ("certified lower bound", self.certified_lower_bound(), "below log p(x) with probability 0.999"),
+            (
+                "certified lower bound",
+                self.certified_lower_bound(),
+                "these data's log p(x) is above, 999 times in 1,000",
+            ),
         ]
         head = f"log p(x) of {len(self):,} data by importance sampling, {self.num_samples:,} draws each; nats per datum"
         lines = [f"{name:<28}{'' if value is None else f'{value:.3f}':>10}   {note}" for name, value, note in rows]
@@ -165,6 +169,10 @@ class Evidence:
         )
 
 
+def _plus_minus(error: float) -> str:
+    return f"+- {error:.3f}" if math.isfinite(error) else "+- unknown"
+
+
 def _or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
@@ -173,7 +181,7 @@ def _warning(ess: Tensor) -> str:
     """A word of caution where many estimates rest on a few draws."""
     if (ess < 10).double().mean() < 0.05:
         return ""
-    return "\nwhere few draws count, log p(x) and the gap are too low, by more than the Monte Carlo error tells"
+    return "\nwhere few draws count, log p(x) and the gap are too low, and the Monte Carlo error is too small to tell"
 
 
 def _std_error_of_mean(std_error: Tensor) -> float:
