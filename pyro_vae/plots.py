@@ -69,11 +69,11 @@ def bounds(evidence: Evidence, ax: Axes | None = None) -> Axes:
     errors = [2 * bound.mean_std_error for bound in shown]
     label = r"bound $L_k$, $\pm$ 2 standard errors"
     ax.errorbar([b.k for b in shown], [b.mean for b in shown], errors, fmt="o-", markersize=4, capsize=4, label=label)
-    ax.axhline(evidence.mean, color="C2", ls="--", label=r"estimate of $\log\,p(x)$, all draws: a bound too")
+    ax.axhline(evidence.mean, color="C2", ls="--", label=r"$\log\,p(x)$ from all draws, itself a bound")
     ax.axhline(evidence.bounds(1).mean, color="C3", ls=":", label="ELBO")
     ax.set(xscale="log", xlabel="k, draws in each average", ylabel="nats per datum")
     ax.set_title("The bound rises towards log p(x)")
-    ax.legend(loc="center right")
+    ax.legend(loc="lower right", bbox_to_anchor=(1, 0.05))  # below the curve, above the ELBO
     return ax
 
 
