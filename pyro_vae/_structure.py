@@ -170,6 +170,7 @@ def _refuse_outsider(sites: list[dict[str, Any]], plate: str) -> None:
 
 
 def refuse_subsampling(trace: poutine.Trace) -> None:
+    """Rows that a plate takes at random are not the rows that were asked for."""
     for name, site in trace.nodes.items():
         if type(site.get("fn")).__name__ == "_Subsample" and len(site["value"]) < site["fn"].size:
             raise ValueError(
