@@ -11,7 +11,7 @@ import time
 import torch
 
 import pyro_vae as pv
-from pyro_vae import program
+from pyro_vae import tiling
 
 SIZES = (256, 512, 1024, 2048, 4096, 16384)
 NUM_REPETITIONS = 5
@@ -25,11 +25,11 @@ def main() -> None:
         pv.DiagonalNormal(pv.nn.MLP(784, [200, 200], 2 * 50)),
     )
     x = torch.bernoulli(torch.full((20, 784), 0.2))
-    in_use = program.TILE_SIZE["cpu"]
+    in_use = tiling.TILE_SIZE["cpu"]
     rates: dict[int, list[float]] = {size: [] for size in SIZES}
     for _ in range(NUM_REPETITIONS):
         for size in SIZES:
-            program.TILE_SIZE["cpu"] = size
+            tiling.TILE_SIZE["cpu"] = size
             started = time.perf_counter()
             pv.importance_sampling(vae.model, vae.guide, x, num_samples=4096)
             rates[size].append(20 * 4096 / (time.perf_counter() - started))

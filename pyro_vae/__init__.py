@@ -1,12 +1,33 @@
 """Variational autoencoders as Pyro programs, with a likelihood you can trust."""
 
 from pyro_vae import data, nn, plots
-from pyro_vae.diagnostics import RateDistortion, rate_distortion
-from pyro_vae.evidence import Bound, Evidence, importance_sampling
+from pyro_vae.diagnostics import LatentUse, RateDistortion, latent_use, rate_distortion
+from pyro_vae.evidence import (
+    Bound,
+    Comparison,
+    Defensive,
+    Evidence,
+    Guide,
+    InferenceGap,
+    Inflated,
+    Laplace,
+    Local,
+    Posterior,
+    Sandwich,
+    ais,
+    bdmc,
+    compare,
+    importance_sampling,
+    inference_gap,
+    log_evidence,
+    pareto_khat,
+    posterior_samples,
+    reciprocal_importance_sampling,
+)
 from pyro_vae.likelihoods import Bernoulli, Gaussian
 from pyro_vae.posteriors import DiagonalNormal
 from pyro_vae.priors import StandardNormal
-from pyro_vae.program import log_weights
+from pyro_vae.tiling import log_weights
 from pyro_vae.training import DivergedError, History, fit
 from pyro_vae.vae import VAE
 
@@ -16,18 +37,37 @@ __all__ = [
     "VAE",
     "Bernoulli",
     "Bound",
+    "Comparison",
+    "Defensive",
     "DiagonalNormal",
     "DivergedError",
     "Evidence",
     "Gaussian",
+    "Guide",
     "History",
+    "InferenceGap",
+    "Inflated",
+    "Laplace",
+    "LatentUse",
+    "Local",
+    "Posterior",
     "RateDistortion",
+    "Sandwich",
     "StandardNormal",
+    "ais",
+    "bdmc",
+    "compare",
     "data",
     "fit",
     "importance_sampling",
+    "inference_gap",
+    "latent_use",
+    "log_evidence",
     "log_weights",
     "nn",
+    "pareto_khat",
     "plots",
+    "posterior_samples",
     "rate_distortion",
+    "reciprocal_importance_sampling",
 ]

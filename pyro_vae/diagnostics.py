@@ -1,17 +1,23 @@
-"""What the ELBO is made of."""
+"""What the ELBO is made of, and what the latents are used for."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_vae import _checks
-from pyro_vae.program import Program, tiles
+from pyro_vae.program import Latents, Program
+from pyro_vae.tiling import block_width, blocks, noise, seed_for, tiles
 
-__all__ = ["RateDistortion", "rate_distortion"]
+__all__ = ["LatentUse", "RateDistortion", "latent_use", "rate_distortion"]
+
+NUM_ACTIVITY_DRAWS = 256
+MAX_PAIRS = 262_144  # (draw, datum) pairs for which the guide's density is evaluated together
 
 
 class RateDistortion(NamedTuple):
@@ -62,7 +68,133 @@ def rate_distortion(
     num_samples = _checks.whole_number("num_samples", num_samples)
     program = Program.of(model, guide, args, kwargs, plate)
     rate, distortion = torch.zeros(2, program.num_data, dtype=torch.float64)
-    for (_, rows), densities in tiles(program, num_samples, _checks.seed(seed)):
-        rate[rows] += (densities.guide - densities.prior).sum(0).cpu() / num_samples
-        distortion[rows] -= densities.likelihood.sum(0).cpu() / num_samples
+    for block, tile in tiles(program, num_samples, _checks.seed(seed)):
+        prior, likelihood, log_q = (each[:, block.columns].sum(0).cpu() / num_samples for each in tile.densities)
+        rate[block.rows] += log_q - prior
+        distortion[block.rows] -= likelihood
     return RateDistortion(rate, distortion)
+
+
+@dataclass(frozen=True)
+class LatentUse:
+    r"""What q(z|x) says of x over a data set, nats.
+
+    Attributes:
+        activity: for each latent site, the variance over data of E(z|x), of each latent number.
+        num_active: how many latent numbers have an activity above `threshold`.
+        threshold: 0.01 by default.
+        rate: $E_x \mathrm{KL}(q(z|x) \| p(z))$.
+        mutual_information: I(x; z) under q, $E \log q(z|x) - \log q(z)$ with $q(z) = \frac{1}{N} \sum_n q(z|x_n)$;
+            log N at most, and near it N is too small to tell.
+        mutual_information_std_error: of the draws of z, for these data.
+        aggregate_kl: $\mathrm{KL}(q(z) \| p(z))$ = rate - mutual information: how far the codes together are from the
+            prior.
+    """
+
+    activity: dict[str, Tensor]
+    num_active: int
+    threshold: float
+    rate: float
+    mutual_information: float
+    mutual_information_std_error: float
+    aggregate_kl: float
+
+
+def latent_use(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    *args: Any,
+    num_samples: int = 10,
+    threshold: float = 0.01,
+    seed: int = 0,
+    plate: str | None = None,
+    **kwargs: Any,
+) -> LatentUse:
+    r"""Active units, mutual information I(x; z), and the aggregate posterior's KL to the prior.
+
+    The rate is their sum: $E_x \mathrm{KL}(q(z|x) \| p(z)) = I(x; z) + \mathrm{KL}(q(z) \| p(z))$.
+
+    Args:
+        model, guide: a Pyro program and its guide, whose density can be evaluated at any z.
+        args: what both are called with: tensors (or numpy arrays) of one row a datum, x first; the more rows, the
+        better. num_samples: draws of z for each datum.
+        threshold: from which activity on a latent number counts as active.
+        seed: fixes the draws.
+        plate, kwargs: as of `importance_sampling`.
+
+    Returns:
+        `LatentUse`.
+
+    Raises:
+        TypeError, ValueError: as `importance_sampling`; for a guide with auxiliary sites.
+
+    References:
+        Burda, Grosse and Salakhutdinov (2016), section 5.1 (active units); Hoffman and Johnson (2016), ELBO surgery.
+
+    Examples:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):  # z says nothing of x
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(0.0, 1.0))
+        >>> use = latent_use(model, guide, torch.randn(50))
+        >>> abs(round(use.mutual_information, 6)), abs(round(use.aggregate_kl, 6))
+        (0.0, 0.0)
+    """
+    num_samples = _checks.whole_number("num_samples", num_samples, minimum=2)
+    threshold = _checks.positive("threshold", threshold)
+    program = Program.of(model, guide, args, kwargs, plate)
+    num_data = program.num_data
+    information = torch.zeros(num_samples, num_data, dtype=torch.float64)
+    rate = 0.0
+    for k in range(num_samples):
+        with noise(program, seed_for(seed, "latent use"), k):
+            latents, log_q = program.draw(1)
+            prior, _ = program.log_joint(latents, check_support=k == 0)
+            information[k] = (log_q[0] - _log_aggregate(program, latents)).cpu()
+        rate += (log_q - prior).mean().item() / num_samples
+    activity = _activity(program, seed)
+    mutual_information = information.mean().item()
+    return LatentUse(
+        activity=activity,
+        num_active=sum(int((value > threshold).sum()) for value in activity.values()),
+        threshold=threshold,
+        rate=rate,
+        mutual_information=mutual_information,
+        mutual_information_std_error=information.mean(1).std().item() / math.sqrt(num_samples),
+        aggregate_kl=rate - mutual_information,
+    )
+
+
+def _activity(program: Program, seed: int) -> dict[str, Tensor]:
+    """The variance over data of E(z|x), from means of draws, less what the noise of the means adds to it."""
+    means: dict[str, list[Tensor]] = {}
+    variances: dict[str, list[Tensor]] = {}
+    for block in blocks(program, block_width(program, NUM_ACTIVITY_DRAWS)):
+        with noise(program, seed_for(seed, "activity"), block.place):
+            latents, _ = block.program.draw(NUM_ACTIVITY_DRAWS)
+        for name, value in latents.items():
+            draws = program.draws_first(value)[:, block.columns].double().cpu()
+            means.setdefault(name, []).append(draws.mean(0))
+            variances.setdefault(name, []).append(draws.var(0))
+    return {
+        name: torch.cat(means[name]).var(0) - torch.cat(variances[name]).mean(0) / NUM_ACTIVITY_DRAWS for name in means
+    }
+
+
+def _log_aggregate(program: Program, latents: Latents) -> Tensor:
+    """$\\log \\frac{1}{N} \\sum_j q(z_i|x_j)$ for the one draw of each datum i, `(N,)`."""
+    num_data = program.num_data
+    axis = program.structure.data_dim - program.structure.particle_dim
+    first = {name: program.draws_first(value)[0] for name, value in latents.items()}
+    pieces = []
+    for some in torch.arange(num_data, device=program.args[0].device).split(max(1, MAX_PAIRS // num_data)):
+        spread = {
+            name: value[some][:, None].expand(-1, num_data, *value.shape[1:]).movedim(1, axis)
+            for name, value in first.items()
+        }
+        pieces.append(program.log_guide(spread).logsumexp(1) - math.log(num_data))
+    return torch.cat(pieces)

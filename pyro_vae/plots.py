@@ -13,11 +13,23 @@ from pyro_vae import _checks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-    from pyro_vae.evidence import Evidence
+    from pyro_vae.evidence import Evidence, Posterior, Sandwich
     from pyro_vae.training import History
 
-__all__ = ["bounds", "image_grid", "latent_codes", "manifold", "reconstructions", "training_curves"]
+__all__ = [
+    "bounds",
+    "evidence",
+    "image_grid",
+    "khat",
+    "latent_codes",
+    "manifold",
+    "posterior",
+    "reconstructions",
+    "sandwich",
+    "training_curves",
+]
 
 
 def training_curves(history: History, ax: Axes | None = None) -> Axes:
@@ -70,11 +82,111 @@ def bounds(evidence: Evidence, ax: Axes | None = None) -> Axes:
     label = r"bound $L_k$, $\pm$ 2 standard errors"
     ax.errorbar([b.k for b in shown], [b.mean for b in shown], errors, fmt="o-", markersize=4, capsize=4, label=label)
     ax.axhline(evidence.mean, color="C2", ls="--", label=r"$\log\,p(x)$ from all draws, itself a bound")
-    ax.axhline(evidence.bounds(1).mean, color="C3", ls=":", label="ELBO")
+    ax.axhline(evidence.guide_elbo.mean, color="C3", ls=":", label="ELBO")
     ax.set(xscale="log", xlabel="k, draws in each average", ylabel="nats per datum")
     ax.set_title("The bound rises towards log p(x)")
     ax.legend(loc="lower right", bbox_to_anchor=(1, 0.05))  # below the curve, above the ELBO
     return ax
+
+
+def khat(evidence: Evidence, ax: Axes | None = None, *, num_worst: int = 5) -> Axes:
+    """Pareto k-hat of each datum, with the threshold, and the places of the worst data."""
+    from pyro_vae.evidence.psis import khat_threshold
+
+    ax = _axes(ax)
+    values = evidence.khat
+    known = (~values.isnan()).nonzero().flatten()
+    shown = values[known].clamp(-1, 2)
+    ax.plot(known.numpy(), shown.numpy(), "o", ms=3, mew=0, alpha=0.6)
+    if evidence.num_samples is not None and evidence.num_samples > 1:
+        limit = khat_threshold(evidence.num_samples)
+        ax.axhline(limit, color="C3", ls="--", label=f"{limit:.2f}: above, the error cannot be trusted")
+        ax.legend(loc="lower right")
+    for place in shown.argsort(descending=True)[: _checks.whole_number("num_worst", num_worst)].tolist():
+        ax.annotate(str(int(known[place])), (int(known[place]), shown[place].item()), fontsize=8)
+    if not len(known):
+        ax.text(0.5, 0.5, "no k-hat: fewer than 25 draws a datum", ha="center", transform=ax.transAxes)
+    ax.set(xlabel="datum", ylabel=r"Pareto $\hat k$, cut to $-1 \dots 2$", title="How heavy the weights' tails are")
+    return ax
+
+
+def evidence(evidence: Evidence) -> Figure:
+    """The bounds against k where there are some, log p(x) of each datum beside its ELBO where not; and k-hat."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    if len(evidence.all_bounds) > 1:
+        bounds(evidence, axes[0])
+    else:
+        _gaps(evidence, axes[0])
+    if evidence.khat.isnan().all():
+        _effective(evidence, axes[1])
+    else:
+        khat(evidence, axes[1])
+    return figure
+
+
+def _gaps(evidence: Evidence, ax: Axes) -> None:
+    order = evidence.log_evidence.argsort()
+    ax.plot(evidence.log_evidence[order].numpy(), label=r"$\log\,p(x)$")
+    ax.plot(evidence.elbo[order].numpy(), ".", ms=3, color="C3", label="ELBO")
+    ax.set(xlabel="data, in the order of $\\log\\,p(x)$", ylabel="nats", title="What the ELBO misses of each datum")
+    ax.legend(loc="lower right")
+
+
+def _effective(evidence: Evidence, ax: Axes) -> None:
+    good = evidence.reliable
+    places = torch.arange(len(evidence))
+    ax.plot(places[good].numpy(), evidence.ess[good].numpy(), "o", ms=3, mew=0, alpha=0.6, label="reliable")
+    ax.plot(places[~good].numpy(), evidence.ess[~good].numpy(), "x", ms=5, color="C3", label="not reliable")
+    ax.set(xlabel="datum", ylabel="effective chains", ylim=(0, None), title="How many chains count")
+    ax.legend(loc="lower right")
+
+
+def sandwich(sandwich: Sandwich) -> Figure:
+    """The lower and the upper bound of each simulated datum, and the gap between them."""
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    order = sandwich.lower.argsort()
+    left.plot(sandwich.upper[order].numpy(), "v", ms=4, mew=0, color="C3", label="upper bound, AIS backwards")
+    left.plot(sandwich.lower[order].numpy(), "^", ms=4, mew=0, color="C0", label="lower bound, AIS forwards")
+    left.set(xlabel="simulated data, in order", ylabel="nats", title=r"$\log\,p(x)$ between two bounds")
+    left.legend(loc="lower right")
+    right.hist(sandwich.gap.numpy(), bins=30)
+    right.axvline(sandwich.mean_gap, color="C3", ls="--", label=f"mean {sandwich.mean_gap:.3f}")
+    right.set(xlabel="upper - lower, nats", ylabel="data", title="The gap; below zero only by noise")
+    right.legend()
+    return figure
+
+
+def posterior(posterior: Posterior, index: int = 0) -> Figure:
+    """q(z|x) against p(z|x) of one datum: in the plane where p spreads most, and the spread of each latent number."""
+    from matplotlib import pyplot
+
+    exact, guide = (_latent_matrix(latents, index) for latents in (_flat_chains(posterior), posterior.guide_latents))
+    centre = exact.mean(0)
+    _, _, directions = torch.linalg.svd(exact - centre, full_matrices=False)
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    for draws, label, color in ((exact, "p(z|x), by HMC", "C0"), (guide, "q(z|x), the guide", "C1")):
+        plane = (draws - centre) @ directions[:2].T
+        second = plane[:, 1] if plane.shape[1] > 1 else torch.zeros(len(plane))
+        left.plot(plane[:, 0].numpy(), second.numpy(), ".", ms=3, alpha=0.4, color=color, label=label)
+        right.plot(draws.std(0).numpy(), ".-", color=color, label=label)
+    left.set(xlabel="where p(z|x) spreads most", ylabel="second direction", title=f"Draws of z for datum {index}")
+    right.set(xlabel="latent number", ylabel="standard deviation", ylim=(0, None), title="Spread of each latent number")
+    left.legend(markerscale=3)
+    right.legend()
+    return figure
+
+
+def _flat_chains(posterior: Posterior) -> dict[str, Tensor]:
+    return {name: value.flatten(0, 1) for name, value in posterior.latents.items()}
+
+
+def _latent_matrix(latents: dict[str, Tensor], index: int) -> Tensor:
+    """All latent numbers of one datum, `(S, D)`."""
+    return torch.cat([value[:, index].reshape(len(value), -1).double() for _, value in sorted(latents.items())], dim=1)
 
 
 def latent_codes(loc: Tensor, labels: Tensor | None = None, ax: Axes | None = None) -> Axes:

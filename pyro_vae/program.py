@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import ceil
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyro
 import torch
 from pyro import poutine
@@ -25,14 +23,9 @@ from pyro_vae._structure import (
     sample_sites,
 )
 
-__all__ = ["LogDensities", "Program", "log_weights"]
+__all__ = ["Latents", "LogDensities", "Program"]
 
 Latents = dict[str, Tensor]
-
-# How many (datum, draw) pairs are drawn together. It fixes which random numbers a draw is made of, so it is a constant
-# of each device and no option. On a CPU it also keeps the activations in cache (benchmarks/tile_size.py). The
-# size for a GPU is not measured.
-TILE_SIZE = {"cpu": 2048, "cuda": 262_144}
 
 
 class LogDensities(NamedTuple):
@@ -49,6 +42,10 @@ class LogDensities(NamedTuple):
     def weight(self) -> Tensor:
         """log w = log p(z) + log p(x|z) - log q(z|x)."""
         return self.prior + self.likelihood - self.guide
+
+
+def _joint_shape(site: dict[str, Any]) -> torch.Size:
+    return torch.broadcast_shapes(site["value"].shape, site["fn"].shape())
 
 
 def _log_prob(fn: Any, value: Tensor) -> Tensor:
@@ -123,6 +120,51 @@ class Program:
         prior = self._total({name: site for name, site in sites.items() if name in latents}, _within_support)
         return prior, self._total(observed)
 
+    def log_guide(self, latents: Latents) -> Tensor:
+        """log q(z|x) of given latents, `(K, N)`: of any that have the guide's sites, not only of its own draws."""
+        num_samples = next(iter(latents.values())).shape[0]
+        sites = dict(sample_sites(self._run(poutine.condition(self.guide, data=latents), num_samples)))
+        unknown = sorted(name for name, site in sites.items() if not site["is_observed"])
+        if unknown:
+            raise ValueError(
+                f"guide: expected a density of the model's latent sites, for values that are given; got the auxiliary "
+                f"site {unknown[0]!r}; start from the prior or from Laplace's Gaussian, or write the guide by hand."
+            )
+        return self._total(sites, _within_support)
+
+    def draw_prior(self, num_samples: int) -> Latents:
+        """Latents drawn from the model's prior."""
+        sites = sample_sites(self._run(self.model, num_samples))
+        return {name: site["value"] for name, site in sites if not site["is_observed"]}
+
+    def sites(self, num_samples: int = 1) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The model's latent and observed sites in one run, with latents from the guide."""
+        latents, _ = self.draw(num_samples)
+        sites = dict(sample_sites(self._run(poutine.condition(self.model, data=latents), num_samples)))
+        return (
+            {name: site for name, site in sites.items() if name in latents},
+            {name: site for name, site in sites.items() if name not in latents},
+        )
+
+    def observed_values(self) -> dict[str, tuple[Tensor, bool]]:
+        """The value `(N, ...)` of each observed site, and whether it is discrete."""
+        with forked_generator(self.args[0].device), pyro.validation_enabled(False):
+            torch.manual_seed(0)
+            _, observed = self.sites()
+        return {
+            name: (self.draws_first(site["value"].expand(_joint_shape(site)))[0], site["fn"].support.is_discrete)
+            for name, site in observed.items()
+        }
+
+    def draws_first(self, value: Tensor) -> Tensor:
+        """A site's value with its dimensions in the order draws, data, others: `(K, N, ...)`."""
+        return value.movedim(self.structure.data_dim - self.structure.particle_dim, 1)
+
+    def choose(self, latents: Latents, rows: Tensor) -> Latents:
+        """The latents of some of the data."""
+        axis = self.structure.data_dim - self.structure.particle_dim
+        return {name: value.index_select(axis, rows) for name, value in latents.items()}
+
     def _run(self, fn: Callable[..., Any], num_samples: int) -> poutine.Trace:
         with poutine.block():
             particles = pyro.plate("_particles", num_samples, dim=self.structure.particle_dim)
@@ -142,141 +184,12 @@ class Program:
         return log_prob.sum(others) if others else log_prob
 
 
-def log_weights(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    *args: Tensor,
-    num_samples: int = 1,
-    seed: int = 0,
-    plate: str | None = None,
-    **kwargs: Any,
-) -> Tensor:
-    r"""The log weights $\log w_{kn} = \log p(x_n, z_{kn}) - \log q(z_{kn}|x_n)$ of draws $z_{kn}$ from the guide.
-
-    Objectives and evaluations all reduce this tensor: its mean over k is the ELBO, its log-mean-exp the
-    importance-sampled log p(x).
-
-    Args:
-        model, guide: a Pyro program and its guide, with one plate over data.
-        args: what both are called with: tensors of one row a datum, x first.
-        num_samples: the number K of draws for each datum.
-        seed: fixes the draws, whatever the state of torch's generator, which is left as it was.
-        plate: the name of the plate over data; needed only where several hold all sites.
-        kwargs: further arguments of both, passed on as they are.
-
-    Shapes: `(K, N)`, float64, in nats.
-
-    Raises:
-        TypeError, ValueError: as `importance_sampling`.
-
-    Examples:
-        >>> import pyro.distributions as dist
-        >>> def model(x):
-        ...     with pyro.plate("data", len(x)):
-        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-        >>> def guide(x):  # the exact posterior, so that all weights of a datum are its p(x)
-        ...     with pyro.plate("data", len(x)):
-        ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
-        >>> x = torch.tensor([0.0, 1.0], dtype=torch.float64)
-        >>> log_weights(model, guide, x, num_samples=3).allclose(dist.Normal(0.0, 2**0.5).log_prob(x))
-        True
-    """
-    num_samples = _checks.whole_number("num_samples", num_samples)
-    seed = _checks.seed(seed)
-    program = Program.of(model, guide, args, kwargs, plate)
-    weights = torch.empty(num_samples, program.num_data, dtype=torch.float64)
-    for tile, densities in tiles(program, num_samples, seed):
-        weights[tile.draws, tile.rows] = densities.weight.cpu()
-    return weights
-
-
-class Tile(NamedTuple):
-    """A rectangle of the draws by data."""
-
-    draws: slice
-    rows: slice
-
-
-def tiles(
-    program: Program, num_samples: int, seed: int, first_index: int = 0, chunk_size: int | None = None
-) -> Iterator[tuple[Tile, LogDensities]]:
-    """The log densities of `num_samples` draws for each datum, tile by tile, all tiles of a datum in a row.
-
-    A tile's noise depends on the seed and on its place alone, and a tile at the edge is filled up to full size: so the
-    numbers of a datum are the same in whatever company it is evaluated, and memory is that of one tile. `first_index`
-    is the place of the first datum. `chunk_size` evaluates the model on that many pairs at a time, which changes memory
-    and speed but no draw.
-    """
-    height, width = _tile_shape(program, num_samples)
-    end = first_index + program.num_data
-    for left in range(first_index // width * width if program.structure.amortized else first_index, end, width):
-        places = torch.arange(left, left + width, device=program.args[0].device) - first_index
-        part = program.at(places.clamp(0, program.num_data - 1)) if program.structure.amortized else program
-        rows = slice(max(left - first_index, 0), min(left + width, end) - first_index)
-        columns = slice(rows.start + first_index - left, rows.stop + first_index - left)
-        for top in range(0, num_samples, height):
-            draws = slice(top, min(top + height, num_samples))
-            tile_seed = _tile_seed(seed, left * ceil(num_samples / height) + top // height)
-            densities = _densities(part, draws.stop - draws.start, tile_seed, chunk_size, check_support=top == 0)
-            kept = LogDensities(*(each[:, columns] for each in densities))
-            _refuse_nan(kept, rows.start)
-            yield Tile(draws, rows), kept
-
-
-def _tile_shape(program: Program, num_samples: int) -> tuple[int, int]:
-    """How many draws and how many data a tile spans: as many draws as there are, and only then data."""
-    size = TILE_SIZE.get(program.args[0].device.type, TILE_SIZE["cpu"])
-    if not program.structure.amortized:
-        return max(1, min(num_samples, size // program.num_data)), program.num_data
-    height = ceil(num_samples / ceil(num_samples / size))
-    return height, max(1, size // height)
-
-
-def _tile_seed(seed: int, place: int) -> int:
-    """A seed of its own for each of 2**32 places: torch's generator of the CPU looks at no more than 32 bits.
-
-    Places start at a number that the user's seed decides, and are mixed by a bijection (the last step of MurmurHash3).
-    """
-    mixed = (int(np.random.SeedSequence(seed).generate_state(1)[0]) + place) % 2**32
-    mixed = ((mixed ^ mixed >> 16) * 0x85EBCA6B) % 2**32
-    mixed = ((mixed ^ mixed >> 13) * 0xC2B2AE35) % 2**32
-    return mixed ^ mixed >> 16
-
-
-@torch.no_grad()
-def _densities(
-    program: Program, num_samples: int, seed: int, chunk_size: int | None = None, check_support: bool = True
-) -> LogDensities:
-    height = num_samples if chunk_size is None else max(1, chunk_size // program.num_data)
-    with forked_generator(program.args[0].device), pyro.validation_enabled(False):
-        torch.manual_seed(seed)
-        latents, guide = program.draw(num_samples)
-        pieces = [
-            program.log_joint({name: value[top : top + height] for name, value in latents.items()}, check_support)
-            for top in range(0, num_samples, height)
-        ]
-    prior, likelihood = (torch.cat(column) for column in zip(*pieces, strict=True))
-    return LogDensities(prior, likelihood, guide)
-
-
-def _refuse_nan(densities: LogDensities, first_row: int) -> None:
-    weight = densities.weight
-    bad = (weight.isnan() | weight.isposinf()).any(0)
-    if bad.any():
-        row = first_row + int(bad.nonzero()[0])
-        raise ValueError(
-            f"model, guide: expected numbers for log weights; got NaN or +inf, first for the datum at index {row}; "
-            "look for NaN among the parameters and in x, or a density of zero width."
-        )
-
-
 def _refuse_fixed_shapes(program: Program) -> None:
     """Run the pair on two draws at once, which is how it is evaluated."""
     expected = (2, program.num_data)
     found: Any
     try:
-        found = tuple(_densities(program, 2, seed=0, check_support=False).weight.shape)
+        found = tuple(_weights_of_two_draws(program).shape)
     except (RuntimeError, ValueError, IndexError) as error:
         found = str(error).splitlines()[0]
     if found != expected:
@@ -284,6 +197,14 @@ def _refuse_fixed_shapes(program: Program) -> None:
             f"model, guide: expected log weights of shape {expected} for 2 draws at once; got {found}; let the "
             "functions inside accept dimensions to the left of the plate's, as Pyro's vectorize_particles=True needs."
         )
+
+
+@torch.no_grad()
+def _weights_of_two_draws(program: Program) -> Tensor:
+    with forked_generator(program.args[0].device), pyro.validation_enabled(False):
+        torch.manual_seed(0)
+        latents, guide = program.draw(2)
+        return sum(program.log_joint(latents, check_support=False)) - guide
 
 
 def _rows_of_data(args: tuple[Any, ...]) -> tuple[Tensor, ...]:

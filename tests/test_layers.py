@@ -13,20 +13,67 @@ MAY_IMPORT = {
     "_checks": set(),
     "nn": {"_checks"},
     "data": {"_checks"},
-    "plots": {"_checks"},
+    "plots": {"_checks", "evidence.psis"},
     "priors": {"_checks", "nn"},
     "likelihoods": {"_checks", "nn"},
     "posteriors": {"_checks", "nn"},
     "vae": {"_checks"},
     "_structure": set(),
     "program": {"_checks", "_structure"},
-    "diagnostics": {"_checks", "program"},
-    "evidence.result": {"_checks"},
-    "evidence.importance": {"_checks", "program", "evidence.result"},
-    "evidence": {"evidence.importance", "evidence.result"},
+    "tiling": {"_checks", "_structure", "program"},
+    "unconstrained": {"_structure", "program"},
+    "diagnostics": {"_checks", "program", "tiling"},
+    "evidence.psis": {"_checks"},
+    "evidence.weights": {"evidence.psis"},
+    "evidence.storage": set(),
+    "evidence.result": {"_checks", "program", "plots", "evidence.storage"},
+    "evidence.laplace": {"program", "tiling", "unconstrained"},
+    "evidence.local": {"_structure", "program", "tiling"},
+    "evidence.proposals": {"_checks", "program", "tiling", "unconstrained", "evidence.laplace", "evidence.local"},
+    "evidence.importance": {
+        "_checks",
+        "program",
+        "tiling",
+        "evidence.proposals",
+        "evidence.result",
+        "evidence.weights",
+    },
+    "evidence.hmc": set(),
+    "evidence.ais": {
+        *{"_checks", "program", "tiling", "unconstrained"},
+        *(f"evidence.{name}" for name in ("hmc", "importance", "laplace", "result", "weights")),
+    },
+    "evidence.bdmc": {
+        *{"_checks", "_structure", "program", "tiling", "plots"},
+        *(f"evidence.{name}" for name in ("ais", "result", "weights")),
+    },
+    "evidence.auto": {
+        *{"_checks", "program", "tiling", "unconstrained"},
+        *(f"evidence.{name}" for name in ("ais", "hmc", "importance", "laplace", "result", "weights")),
+    },
+    "evidence.gaps": {
+        *{"_checks", "program", "tiling"},
+        *(f"evidence.{name}" for name in ("auto", "importance", "local", "result")),
+    },
+    "evidence.posterior": {
+        *{"_checks", "program", "tiling", "plots"},
+        *(f"evidence.{name}" for name in ("ais", "hmc", "importance", "result", "storage")),
+    },
+    "evidence.reciprocal": {
+        *{"_checks", "program", "unconstrained"},
+        *(f"evidence.{name}" for name in ("ais", "importance", "laplace", "posterior", "result", "weights")),
+    },
+    "evidence.comparison": {"evidence.result"},
+    "evidence": {
+        f"evidence.{name}"
+        for name in (
+            *("ais", "auto", "bdmc", "comparison", "gaps", "importance", "posterior", "proposals", "psis"),
+            *("reciprocal", "result"),
+        )
+    },
     "training": {"_checks", "_structure", "data", "diagnostics", "vae"},
 }
-ONLY_IN = {"torchvision": "data", "matplotlib": "plots", "mlxtend": None, "arviz": None}
+ONLY_IN = {"torchvision": "data", "matplotlib": "plots", "mlxtend": None, "arviz": "evidence.storage"}
 
 
 def modules():
@@ -49,8 +96,8 @@ def imports(path):
             continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module == "pyro_vae":
-            yield from (f"pyro_vae.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module in ("pyro_vae", "pyro_vae.evidence"):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path}: relative import"
             yield node.module

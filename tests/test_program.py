@@ -14,7 +14,7 @@ from torch import nn
 from truths import GaussianPosterior, LinearGaussian, assert_unbiased, draws_of, small_vae
 
 import pyro_vae as pv
-from pyro_vae import program
+from pyro_vae import tiling
 
 
 def hierarchical(x, scale=1.0):
@@ -329,14 +329,14 @@ def test_a_draw_outside_the_support_has_no_weight_whatever_the_state_of_the_gene
 
 def test_tiles_of_a_large_evaluation_have_seeds_of_their_own():
     """torch's generator of the CPU looks at 32 bits only: hashes of places would collide, by their birthdays."""
-    seeds = {program._tile_seed(0, place) for place in range(200_000)}
+    seeds = {tiling._tile_seed(0, place) for place in range(200_000)}
     assert len(seeds) == 200_000
     states = set()
     for place in (50699, 55170, 7, 7 + 2048):
-        torch.manual_seed(program._tile_seed(0, place))
+        torch.manual_seed(tiling._tile_seed(0, place))
         states.add(tuple(torch.randn(3).tolist()))
     assert len(states) == 4
-    assert not seeds & {program._tile_seed(1, place) for place in range(1000)}
+    assert not seeds & {tiling._tile_seed(1, place) for place in range(1000)}
 
 
 def test_a_guide_that_makes_its_parameters_at_its_first_call():

@@ -1,20 +1,26 @@
-"""log p(x) by importance sampling from the guide."""
+"""log p(x) by importance sampling, from the guide or from a better proposal."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_vae import _checks
-from pyro_vae.evidence.result import Bound, Evidence
-from pyro_vae.program import Program, tiles
+from pyro_vae.evidence import proposals
+from pyro_vae.evidence.proposals import Proposal
+from pyro_vae.evidence.result import Bound, Draws, Evidence, Observed
+from pyro_vae.evidence.weights import Groups, Totals
+from pyro_vae.program import Latents, LogDensities, Program
+from pyro_vae.tiling import Block, block_width, blocks, noise, seed_for, tiles, tiles_of
 
-__all__ = ["importance_sampling"]
+__all__ = ["GuideTerms", "Reservoir", "guide_terms", "importance_sampling"]
+
+NUM_ELBO_SAMPLES = 100  # from the guide, where the proposal is another
 
 
 def importance_sampling(
@@ -23,14 +29,16 @@ def importance_sampling(
     *args: Any,
     num_samples: int = 1000,
     seed: int = 0,
+    proposal: str | Proposal = "guide",
     bounds: Iterable[int] | None = None,
     plate: str | None = None,
     first_index: int = 0,
+    num_posterior_draws: int = 16,
     chunk_size: int | None = None,
     progress: bool = False,
     **kwargs: Any,
 ) -> Evidence:
-    r"""log p(x) of each datum, $\log \frac{1}{K} \sum_k w_k$ with $w_k = p(x, z_k) / q(z_k|x)$ and $z_k \sim q(z|x)$.
+    r"""log p(x) of each datum, $\log \frac{1}{K} \sum_k w_k$ with $w_k = p(x, z_k) / q(z_k)$, $z_k \sim q$.
 
     For any Pyro model and guide whose sites all lie in one plate over data. Draws are made in tiles of fixed size, so
     memory does not grow with `num_samples`, and the numbers of a datum depend on the seed and on its place alone:
@@ -45,11 +53,16 @@ def importance_sampling(
         args: what both are called with: tensors (or numpy arrays) of one row a datum, x first.
         num_samples: the number K of draws for each datum.
         seed: fixes the draws.
+        proposal: what q is: "guide"; "inflated" or "heavy-tailed", the guide stretched (`Inflated`); "defensive", mixed
+            with the prior (`Defensive`); "laplace", a Gaussian at each datum's posterior mode (`Laplace`); "local",
+            the guide refined for each datum (`Local`); or an object of these classes. All but the first and
+            "defensive" look for the proposal with noise of their own, so that the weights stay unbiased.
         bounds: for which k to estimate L_k beside k = 1 and K; 1, 5, 10, 50, 100, ... by default.
         plate: the name of the plate over data; needed only where several hold all sites.
         first_index: the place of the first datum, for data that are evaluated in parts: `x[100:200]` with
             `first_index=100` gives the numbers that it has in all of x. Parts with the same place share their noise,
             and must not be pooled in one error or certificate.
+        num_posterior_draws: how many draws from p(z|x) to keep of each datum, by importance resampling.
         chunk_size: how many (datum, draw) pairs the model is evaluated on at a time, if fewer than a tile must be.
         progress: show a bar.
         kwargs: further arguments of both, passed on as they are.
@@ -82,18 +95,18 @@ def importance_sampling(
     num_samples = _checks.whole_number("num_samples", num_samples)
     seed = _checks.seed(seed)
     first_index = _checks.whole_number("first_index", first_index, minimum=0)
+    num_posterior_draws = _checks.whole_number("num_posterior_draws", num_posterior_draws, minimum=0)
     if chunk_size is not None:
         _checks.whole_number("chunk_size", chunk_size)
     ks = _bounds_to_estimate(bounds, num_samples)
+    chosen = proposals.of(proposal)
     program = Program.of(model, guide, args, kwargs, plate)
-    finished: list[_Totals] = []
+    runs = []
     with tqdm(total=program.num_data * num_samples, disable=not progress, unit="draw", unit_scale=True) as bar:
-        for (draws, rows), densities in tiles(program, num_samples, seed, first_index, chunk_size):
-            if draws.start == 0:
-                finished.append(_Totals(ks))
-            finished[-1].add(densities.weight)
-            bar.update((draws.stop - draws.start) * (rows.stop - rows.start))
-    return _evidence(finished, ks, num_samples, seed)
+        for block in blocks(program, block_width(program, num_samples), first_index):
+            runs.append(_run(block, chosen, num_samples, seed, ks, num_posterior_draws, chunk_size))
+            bar.update((block.rows.stop - block.rows.start) * num_samples)
+    return _evidence(program, chosen, runs, ks, num_samples, seed, first_index)
 
 
 def _bounds_to_estimate(bounds: Iterable[int] | None, num_samples: int) -> tuple[int, ...]:
@@ -106,88 +119,160 @@ def _bounds_to_estimate(bounds: Iterable[int] | None, num_samples: int) -> tuple
     return tuple(sorted(ks))
 
 
-def _evidence(finished: list[_Totals], ks: tuple[int, ...], num_samples: int, seed: int) -> Evidence:
-    log_sum = torch.cat([totals.log_sum for totals in finished])
-    log_sum_of_squares = torch.cat([totals.log_sum_of_squares for totals in finished])
-    log_evidence = log_sum - math.log(num_samples)
-    ess = (2 * log_sum - log_sum_of_squares).exp().nan_to_num(nan=0.0)
-    excess = (num_samples / ess - 1).clamp(min=0)
-    std_error = (excess / (num_samples - 1)).sqrt() if num_samples > 1 else torch.full_like(ess, math.nan)
-    all_bounds = {k: Bound(k, *_joined(finished, i)) for i, k in enumerate(ks)}
+class _Run(NamedTuple):
+    """What is kept of the draws for one block."""
+
+    block: Block
+    totals: Totals
+    terms: GuideTerms
+    reservoir: Reservoir
+    num_evaluations: int
+
+
+def _run(
+    block: Block,
+    proposal: Proposal,
+    num_samples: int,
+    seed: int,
+    ks: tuple[int, ...],
+    num_posterior_draws: int,
+    chunk_size: int | None,
+) -> _Run:
+    with noise(block.program, seed_for(seed, f"proposal {proposal.name}"), block.place):
+        fitted = proposal.fit(block.program)
+    totals, terms, reservoir = Totals(num_samples, ks), GuideTerms(), Reservoir(num_posterior_draws)
+    for tile in tiles_of(block, fitted.draw, num_samples, seed, chunk_size):
+        totals.add(tile.densities.weight)
+        terms.add(tile.densities)
+        with noise(block.program, seed_for(seed, "resampling"), block.place * num_samples + tile.draws.start):
+            reservoir.add(block.program, tile.densities, tile.latents)
+    num_evaluations = fitted.num_evaluations + num_samples * fitted.num_evaluations_per_draw
+    return _Run(block, totals, terms, reservoir, num_evaluations)
+
+
+def _evidence(
+    program: Program,
+    proposal: Proposal,
+    runs: list[_Run],
+    ks: tuple[int, ...],
+    num_samples: int,
+    seed: int,
+    first_index: int,
+) -> Evidence:
+    def joined(of_run: Callable[[_Run], Tensor]) -> Tensor:
+        return torch.cat([of_run(run)[..., run.block.columns] for run in runs], dim=-1)
+
+    log_evidence, std_error, ess, khat, reliable, jackknife = joined(
+        lambda run: torch.stack([each.double() for each in run.totals.estimate()])
+    )
+    groups = joined(lambda run: torch.stack([torch.stack([g.mean, g.std_error]) for g in run.totals.groups]))
+    all_bounds = {k: Bound(k, *pair) for k, pair in zip(ks, groups, strict=True)}
     all_bounds[num_samples] = Bound(num_samples, log_evidence, std_error)
-    return Evidence(log_evidence, std_error, ess, num_samples, seed, all_bounds)
-
-
-def _joined(finished: list[_Totals], i: int) -> tuple[Tensor, Tensor]:
-    return (
-        torch.cat([totals.groups[i].mean for totals in finished]),
-        torch.cat([totals.groups[i].std_error for totals in finished]),
+    num_evaluations = torch.cat(
+        [torch.full_like(run.totals.rest[run.block.columns], run.num_evaluations) for run in runs]
+    )
+    is_guide = isinstance(proposal, proposals.Guide)
+    if is_guide:
+        terms = GuideTerms.joined([run.terms for run in runs], [run.block.columns for run in runs])
+    else:
+        terms = guide_terms(program, NUM_ELBO_SAMPLES, seed, first_index)
+        num_evaluations += NUM_ELBO_SAMPLES
+    return Evidence(
+        log_evidence=log_evidence,
+        std_error=std_error,
+        ess=ess,
+        khat=khat,
+        reliable=reliable.bool(),
+        jackknife=jackknife,
+        num_evaluations=num_evaluations.long(),
+        num_samples=num_samples,
+        seed=seed,
+        method=(f"importance sampling from {proposal.name}",) * program.num_data,
+        all_bounds=all_bounds,
+        observed=Observed.of(program),
+        guide_elbo=terms.elbo,
+        rate=terms.rate,
+        distortion=terms.distortion,
+        draws=Draws.joined([run.reservoir.draws for run in runs], [run.block.columns for run in runs]),
+        settings={"proposal": proposal.name, "num_samples": num_samples},
     )
 
 
-class _Totals:
-    """What is kept of the log weights of some data while draws go by."""
+class GuideTerms:
+    """The ELBO of draws from the guide, and its two halves, rate and distortion."""
 
-    def __init__(self, ks: tuple[int, ...]) -> None:
-        self.log_sum = torch.tensor(-math.inf, dtype=torch.float64)
-        self.log_sum_of_squares = self.log_sum
-        self.groups = [_Groups(k) for k in ks]
+    def __init__(self) -> None:
+        self.num_samples = 0
+        self.sums = torch.zeros((), dtype=torch.float64)
+        self.weights = Groups(1)
 
-    def add(self, log_weight: Tensor) -> None:
-        """Take in log weights `(draws, data)`."""
-        log_weight = log_weight.cpu()
-        self.log_sum = torch.logaddexp(self.log_sum, log_weight.logsumexp(0))
-        self.log_sum_of_squares = torch.logaddexp(self.log_sum_of_squares, (2 * log_weight).logsumexp(0))
-        for group in self.groups:
-            group.add(log_weight)
+    def add(self, densities: LogDensities) -> None:
+        prior, likelihood, guide = (each.cpu() for each in densities)
+        self.num_samples += len(prior)
+        self.sums = self.sums + torch.stack([(guide - prior).sum(0), -likelihood.sum(0)])
+        self.weights.add(densities.weight.cpu())
+
+    @classmethod
+    def joined(cls, parts: list[GuideTerms], columns: list[slice]) -> _Terms:
+        def cat(of_part: Callable[[GuideTerms], Tensor]) -> Tensor:
+            return torch.cat([of_part(part)[..., each] for part, each in zip(parts, columns, strict=True)], dim=-1)
+
+        rate, distortion = cat(lambda part: part.sums / part.num_samples)
+        return _Terms(Bound(1, cat(lambda p: p.weights.mean), cat(lambda p: p.weights.std_error)), rate, distortion)
 
 
-class _Groups:
-    """Mean and variance over groups of k draws of log(sum w / k)."""
+class _Terms(NamedTuple):
+    elbo: Bound
+    rate: Tensor
+    distortion: Tensor
 
-    def __init__(self, k: int) -> None:
-        self.k = k
-        self.num_groups = 0
-        self.num_open = 0  # draws in the group that is not yet full, and the log of their sum
-        self.open = torch.tensor(-math.inf, dtype=torch.float64)
 
-    def add(self, log_weight: Tensor) -> None:
-        """Take in log weights `(draws, data)`; a group may go on in the next call."""
-        head = -self.num_open % self.k
-        full = max(0, len(log_weight) - head) // self.k
-        tail = head + full * self.k
-        self._extend(log_weight[:head])
-        if full:
-            self._close(log_weight[head:tail].unflatten(0, (full, self.k)).logsumexp(1))
-        self._extend(log_weight[tail:])
+def guide_terms(program: Program, num_samples: int, seed: int, first_index: int = 0) -> _Terms:
+    """The ELBO from draws of their own."""
+    parts: dict[int, GuideTerms] = {}
+    columns: dict[int, slice] = {}
+    for block, tile in tiles(program, num_samples, seed_for(seed, "ELBO"), first_index):
+        parts.setdefault(block.place, GuideTerms()).add(tile.densities)
+        columns[block.place] = block.columns
+    return GuideTerms.joined(list(parts.values()), list(columns.values()))
 
-    def _extend(self, log_weight: Tensor) -> None:
-        if not len(log_weight):
+
+class Reservoir:
+    """Draws from the posterior, resampled by weight while draws of the proposal go by.
+
+    Each of S slots holds one of the draws seen so far, with probability in proportion to its weight.
+    """
+
+    def __init__(self, num_draws: int) -> None:
+        self.num_draws = num_draws
+        self.log_sum: Tensor | None = None
+
+    def add(self, program: Program, densities: LogDensities, latents: Latents) -> None:
+        if not self.num_draws:
             return
-        log_sum = log_weight.logsumexp(0)
-        self.open = torch.logaddexp(self.open, log_sum) if self.num_open else log_sum
-        self.num_open += len(log_weight)
-        if self.num_open == self.k:
-            self._close(self.open[None])
-            self.num_open = 0
-
-    def _close(self, log_sums: Tensor) -> None:
-        values = log_sums - math.log(self.k)
-        if not self.num_groups:
-            # Sums are taken from the first value, so that equal weights have a variance of exactly zero.
-            self.origin = values[0].nan_to_num(neginf=0.0)
-            self.sum = self.sum_of_squares = torch.zeros_like(self.origin)
-        self.num_groups += len(values)
-        self.sum = self.sum + (values - self.origin).sum(0)
-        self.sum_of_squares = self.sum_of_squares + (values - self.origin).square().sum(0)
+        weight = densities.weight
+        probabilities = weight.softmax(0).nan_to_num(nan=1.0).T
+        index = torch.multinomial(probabilities, self.num_draws, replacement=True).T
+        log_sum = weight.logsumexp(0)
+        values = {name: _rows(program.draws_first(value), index) for name, value in latents.items()}
+        prior, likelihood = _rows(densities.prior, index), _rows(densities.likelihood, index)
+        if self.log_sum is None:
+            self.log_sum, self.values, self.prior, self.likelihood = log_sum, values, prior, likelihood
+            return
+        self.log_sum = torch.logaddexp(self.log_sum, log_sum)
+        taken = torch.rand(index.shape, dtype=weight.dtype, device=weight.device) < (log_sum - self.log_sum).exp()
+        self.values = {name: _where(taken, value, self.values[name]) for name, value in values.items()}
+        self.prior, self.likelihood = _where(taken, prior, self.prior), _where(taken, likelihood, self.likelihood)
 
     @property
-    def mean(self) -> Tensor:
-        return self.origin + self.sum / self.num_groups
+    def draws(self) -> Draws | None:
+        return Draws(self.values, self.prior, self.likelihood) if self.num_draws else None
 
-    @property
-    def std_error(self) -> Tensor:
-        if self.num_groups < 2:
-            return torch.full_like(self.origin, math.nan)
-        squares = (self.sum_of_squares - self.sum.square() / self.num_groups).clamp(min=0)
-        return (squares / (self.num_groups - 1) / self.num_groups).sqrt()
+
+def _rows(value: Tensor, index: Tensor) -> Tensor:
+    """For each datum the draws of these indices `(S, N)`, of `(K, N, ...)`."""
+    return value[index, torch.arange(index.shape[1], device=index.device)]
+
+
+def _where(condition: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    return torch.where(condition.reshape(*condition.shape, *(1,) * (one.ndim - 2)), one, other)

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
+import html
 import math
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from pyro_vae import _checks
+from pyro_vae.evidence import storage
+from pyro_vae.program import Program
 
-__all__ = ["Bound", "Evidence"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Bound", "Draws", "Evidence", "Observed", "std_error_of_mean"]
+
+TENSORS = (
+    *("log_evidence", "std_error", "ess", "khat", "reliable", "jackknife", "num_evaluations"),
+    *("rate", "distortion"),
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -35,44 +51,138 @@ class Bound:
     @property
     def mean_std_error(self) -> float:
         """The Monte Carlo standard error of `mean`."""
-        return _std_error_of_mean(self.std_error)
+        return std_error_of_mean(self.std_error)
 
     def __repr__(self) -> str:
         return f"Bound(k={self.k}, mean={self.mean:.3f} +- {self.mean_std_error:.3f} nats, {len(self.value)} data)"
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What was evaluated: enough to tell whether two evaluations are of the same thing.
+
+    Attributes:
+        values: the value of each observed site, `(N, ...)`.
+        fingerprint: sha256 of the observed values in float64.
+        num_dims: the number of observed numbers of a datum.
+        kind: "probability" of discrete values, "density" of continuous ones, or "mixed".
+    """
+
+    values: dict[str, Tensor]
+    fingerprint: str
+    num_dims: int
+    kind: str
+
+    @classmethod
+    def of(cls, program: Program) -> Observed:
+        """Of the data that a program is called on."""
+        with torch.no_grad():
+            values = program.observed_values()
+        digest = hashlib.sha256()
+        for _, (value, _) in sorted(values.items()):
+            digest.update(f"{len(value)} {value.numel()}".encode())
+            digest.update(value.double().cpu().contiguous().numpy().tobytes())
+        num_dims = sum(value.numel() // len(value) for value, _ in values.values())
+        kinds = {"probability" if is_discrete else "density" for _, is_discrete in values.values()}
+        kept = {name: value.detach().cpu() for name, (value, _) in values.items()}
+        return cls(kept, digest.hexdigest(), num_dims, kinds.pop() if len(kinds) == 1 else "mixed")
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Latents that stand for the posterior p(z|x): S draws for each of N data, with equal weights.
+
+    Attributes:
+        latents: for each latent site, `(S, N, ...)`.
+        log_prior: log p(z), `(S, N)`, nats.
+        log_likelihood: log p(x|z), `(S, N)`, nats.
+    """
+
+    latents: dict[str, Tensor]
+    log_prior: Tensor
+    log_likelihood: Tensor
+
+    @classmethod
+    def joined(cls, parts: Sequence[Draws | None], columns: Sequence[Any]) -> Draws | None:
+        """Draws for some columns of each part as draws for all data."""
+        known = [(draws, each) for draws, each in zip(parts, columns, strict=True) if draws is not None]
+        if not known:
+            return None
+        first = known[0][0]
+
+        def cat(of_draws: Callable[[Draws], Tensor]) -> Tensor:
+            return torch.cat([of_draws(draws)[:, each].cpu() for draws, each in known], dim=1)
+
+        return cls(
+            {
+                name: torch.cat([draws.latents[name][:, each].cpu() for draws, each in known], 1)
+                for name in first.latents
+            },
+            cat(lambda draws: draws.log_prior),
+            cat(lambda draws: draws.log_likelihood),
+        )
 
 
 @dataclass(frozen=True, repr=False)
 class Evidence:
     r"""log p(x) of each datum, with its error, in nats.
 
-    Tensors are `(N,)` of float64, one entry a datum.
+    Tensors are `(N,)` of float64, one entry a datum, unless another type is named.
 
     Attributes:
         log_evidence: $\log \hat p(x)$, with $\hat p = \frac{1}{K} \sum_k w_k$. As $E \hat p = p$, its expectation lies
             below log p(x), by about $\mathrm{Var}(w) / 2 K p^2$.
         std_error: of `log_evidence`, $\sqrt{(K / \mathrm{ESS} - 1) / (K - 1)}$ by the delta method; NaN for K = 1. It
-            means little where `ess` is a handful: it cannot exceed 1 nat, and the draw that would matter may not have
+            means little where `reliable` is False: it cannot exceed 1 nat, and the draw that would matter may not have
             come.
         ess: effective sample size, $(\sum_k w_k)^2 / \sum_k w_k^2$, between 1 and K; 0 where every weight is zero.
-        num_samples: the number K of draws for each datum.
+        khat: shape of the weights' tail (`pareto_khat`); NaN for fewer than 25 draws.
+        reliable: bool; whether the error can be trusted. For importance sampling, `khat` below
+            $\min(1 - 1/\log_{10} K, 0.7)$; for AIS, an ESS above half the chains. False where it cannot be told.
+        jackknife: bias-corrected $K L_K - (K - 1) \overline{L_{K-1}}$: an estimate, not a bound; NaN where one weight
+            is all.
+        num_evaluations: int64; how often log p(x, z) of the datum was evaluated, with or without its gradient, all
+            pilot runs and searches included. A product with the Hessian counts as two.
+        num_samples: the number K of draws, or chains, for each datum; None where it differs.
         seed: what fixed the draws.
+        method: the estimator's name, for each datum.
+        all_bounds: the bounds L_k by k, of the proposal that was drawn from; `bounds(k)` is the way in.
+        observed: what was evaluated.
+        guide_elbo: the guide's ELBO with its error; from the same draws where they come from the guide, and from
+            others where not.
+        rate, distortion: its two halves, $E \log q(z|x) - \log p(z)$ and $-E \log p(x|z)$, from the same draws.
+        draws: a few draws from the posterior, by importance resampling; None if none were asked for.
+        settings: how the estimator was set, for the record.
+        diagnostics: further tensors, `(N,)` or `(K, N)`: acceptance rates, log weights of chains.
 
     References:
         Burda, Grosse and Salakhutdinov (2016), Importance weighted autoencoders; Owen (2013), Monte Carlo theory,
-        methods and examples, chapter 9.
+        methods and examples, chapter 9; Nowozin (2018), Debiasing evidence approximations (the jackknife).
     """
 
     log_evidence: Tensor
     std_error: Tensor
     ess: Tensor
-    num_samples: int
+    khat: Tensor
+    reliable: Tensor
+    jackknife: Tensor
+    num_evaluations: Tensor
+    num_samples: int | None
     seed: int
+    method: tuple[str, ...]
     all_bounds: dict[int, Bound]
+    observed: Observed
+    guide_elbo: Bound
+    rate: Tensor
+    distortion: Tensor
+    draws: Draws | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    diagnostics: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def elbo(self) -> Tensor:
-        """ELBO of each datum, the mean of its log weights."""
-        return self.bounds(1).value
+        """ELBO of each datum, the mean of its log weights under the guide."""
+        return self.guide_elbo.value
 
     @property
     def gap(self) -> Tensor:
@@ -87,7 +197,7 @@ class Evidence:
     @property
     def mean_std_error(self) -> float:
         """The Monte Carlo standard error of `mean`: what other draws of z would change, for these data."""
-        return _std_error_of_mean(self.std_error)
+        return std_error_of_mean(self.std_error)
 
     @property
     def sampling_error(self) -> float:
@@ -95,16 +205,21 @@ class Evidence:
         return self.log_evidence.std().item() / math.sqrt(len(self)) if len(self) > 1 else math.nan
 
     def bounds(self, k: int) -> Bound:
-        """L_k of each datum, from the same draws in groups of k. L_1 is the ELBO, L_K is `log_evidence`."""
+        """L_k of each datum, from the same draws in groups of k. L_1 is the proposal's ELBO, L_K `log_evidence`."""
         _checks.choice("k", k, tuple(self.all_bounds))
         return self.all_bounds[k]
 
-    def certified_lower_bound(self, delta: float = 1e-3) -> float:
+    def certified_lower_bound(self, delta: float = 1e-3, num_tried: int = 1) -> float:
         r"""A number below the mean of log p(x) over these data, with probability at least 1 - delta.
 
-        $\frac{1}{N} \sum_n \log \hat p(x_n) - \frac{1}{N} \log \frac{1}{\delta}$. As each $\hat p$ is unbiased and
+        $\frac{1}{N} \sum_n \log \hat p(x_n) - \frac{1}{N} \log \frac{m}{\delta}$. As each $\hat p$ is unbiased and
         their noise is independent, $E \prod_n \hat p(x_n) / p(x_n) = 1$, and Markov's inequality does the rest:
         nothing is assumed of the weights' variance. It is a statement on these data, and says nothing of others.
+
+        Args:
+            delta: how often it may fail.
+            num_tried: the number m of evaluations of these data of which this one was picked after a look at them; each
+                gets its share of delta (union bound).
 
         Raises:
             ValueError: for a delta that is not between 0 and 1.
@@ -114,58 +229,187 @@ class Evidence:
         """
         if not 0 < _checks.positive("delta", delta) < 1:
             raise ValueError(f"delta: expected a probability between 0 and 1; got {delta}; pass 0.001, say.")
-        return self.mean - math.log(1 / delta) / len(self)
+        return self.mean - math.log(_checks.whole_number("num_tried", num_tried) / delta) / len(self)
+
+    def bits_per_dim(self, num_levels: int | None = None) -> Tensor:
+        r"""$-\log p(x) / (D \ln 2) + \log_2(\mathrm{levels})$: bits for each of the D observed numbers of a datum.
+
+        Args:
+            num_levels: of continuous data, how many levels the numbers had before they were dequantized and scaled to
+                [0, 1]: 256 for pixels of 8 bits. Discrete data have none.
+
+        Raises:
+            ValueError: for continuous data without `num_levels`, whose density depends on their unit.
+        """
+        if self.observed.kind == "probability" and num_levels is not None:
+            raise ValueError("num_levels: expected None for discrete data, whose log p(x) needs no unit; leave it out.")
+        if self.observed.kind != "probability" and num_levels is None:
+            raise ValueError(
+                "num_levels: expected the number of levels for continuous data; got None; pass 256 for dequantized "
+                "8-bit pixels scaled to [0, 1]. A density of other data has no bits."
+            )
+        offset = math.log2(_checks.whole_number("num_levels", num_levels)) if num_levels is not None else 0.0
+        return -self.log_evidence / (self.observed.num_dims * math.log(2)) + offset
+
+    @property
+    def bits_back(self) -> Tensor:
+        r"""$-\mathrm{ELBO} / \ln 2$: the length of the code for x that bits-back coding with this guide makes, bits.
+
+        `log_evidence` is what a perfect guide would reach; `gap` / ln 2 is what the guide costs. For discrete data.
+        """
+        return -self.elbo / math.log(2)
 
     def as_dict(self) -> dict[str, Any]:
         """The figures of the data set, for JSON; None stands for what cannot be told."""
         return {
-            "estimator": "importance sampling",
+            "estimator": dict(Counter(self.method)) if len(set(self.method)) > 1 else self.method[0],
             "num_data": len(self),
             "num_samples": self.num_samples,
             "seed": self.seed,
             "log_evidence": _or_none(self.mean),
             "monte_carlo_std_error": _or_none(self.mean_std_error),
             "sampling_error": _or_none(self.sampling_error),
-            "elbo": _or_none(self.bounds(1).mean),
+            "elbo": _or_none(self.guide_elbo.mean),
             "gap": _or_none(self.gap.mean().item()),
             "certified_lower_bound": {"value": _or_none(self.certified_lower_bound(1e-3)), "delta": 1e-3},
             "median_ess": self.ess.median().item(),
+            "num_reliable": int(self.reliable.sum()),
+            "mean_num_evaluations": self.num_evaluations.double().mean().item(),
             "bounds": {
                 k: {"mean": _or_none(b.mean), "std_error": _or_none(b.mean_std_error)}
                 for k, b in self.all_bounds.items()
             },
+            "settings": self.settings,
+            "data_sha256": self.observed.fingerprint,
         }
 
     def summary(self) -> str:
         """The figures of the data set, as a table in plain words."""
-        elbo, ess = self.bounds(1), self.ess
-        between = [b for k, b in self.all_bounds.items() if 1 < k < self.num_samples and math.log10(k).is_integer()]
-        rows = [
-            ("ELBO = L_1", elbo.mean, _plus_minus(elbo.mean_std_error)),
+        head, rows, foot = self._table()
+        lines = [f"{name:<28}{'' if value is None else f'{value:.3f}':>10}   {note}" for name, value, note in rows]
+        return "\n".join([head, *lines, *foot])
+
+    def _repr_html_(self) -> str:
+        head, rows, foot = self._table()
+        cells = "".join(
+            f"<tr><td>{html.escape(name)}</td><td>{'' if value is None else f'{value:.3f}'}</td>"
+            f"<td>{html.escape(note)}</td></tr>"
+            for name, value, note in rows
+        )
+        notes = "<br>".join(map(html.escape, foot))
+        return f"<table><caption>{html.escape(head)}</caption>{cells}</table><p>{notes}</p>"
+
+    def _table(self) -> tuple[str, list[tuple[str, float | None, str]], list[str]]:
+        between = [b for k, b in self.all_bounds.items() if 1 < k < max(self.all_bounds) and math.log10(k).is_integer()]
+        rows: list[tuple[str, float | None, str]] = [
+            ("ELBO", self.guide_elbo.mean, _plus_minus(self.guide_elbo.mean_std_error)),
             *((f"L_{b.k}, bound from {b.k:,} draws", b.mean, _plus_minus(b.mean_std_error)) for b in between),
-            ("log p(x), from all draws", self.mean, f"{_plus_minus(self.mean_std_error)} Monte Carlo error"),
+            ("log p(x)", self.mean, f"{_plus_minus(self.mean_std_error)} Monte Carlo error"),
             ("", None, f"{_plus_minus(self.sampling_error)} for other data of the same kind (sampling error)"),
             ("gap, log p(x) - ELBO", self.gap.mean().item(), "estimates KL(q(z|x) || p(z|x))"),
-            (
-                "certified lower bound",
-                self.certified_lower_bound(),
-                "these data's log p(x) is above, 999 times in 1,000",
-            ),
         ]
-        head = f"log p(x) of {len(self):,} data by importance sampling, {self.num_samples:,} draws each; nats per datum"
-        lines = [f"{name:<28}{'' if value is None else f'{value:.3f}':>10}   {note}" for name, value, note in rows]
-        foot = (
-            f"effective draws: median {ess.median():,.1f}; fewer than 10 for {(ess < 10).sum():,} of {len(self):,} data"
+        note = "these data's log p(x) is above, 999 times in 1,000"
+        rows.append(("certified lower bound", self.certified_lower_bound(), note))
+        return f"log p(x) of {len(self):,} data by {self._how()}; nats per datum", rows, self._remarks()
+
+    def _how(self) -> str:
+        counts = Counter(self.method).most_common()
+        names = counts[0][0] if len(counts) == 1 else ", ".join(f"{name} ({count:,})" for name, count in counts)
+        return names if self.num_samples is None else f"{names}, {self.num_samples:,} draws each"
+
+    def _remarks(self) -> list[str]:
+        lines = [
+            f"effective draws: median {self.ess.median():,.1f}; evaluations of log p(x, z): "
+            f"{self.num_evaluations.double().mean():,.0f} a datum"
+        ]
+        bad = int((~self.reliable).sum())
+        if not bad:
+            return [*lines, f"reliable for all {len(self):,} data"]
+        known = self.khat[~self.khat.isnan()]
+        why = f"; k-hat: median {known.median():.2f}, largest {known.max():.2f}" if len(known) else ""
+        return [
+            *lines,
+            f"NOT reliable for {bad:,} of {len(self):,} data{why}",
+            "there log p(x) and the gap are too low, or cannot be told, and the Monte Carlo error is too small; "
+            "the certified bound holds all the same",
+        ]
+
+    def plot(self) -> Figure:
+        """The bounds against k, and k-hat of each datum with the worst data named. Needs matplotlib."""
+        from pyro_vae import plots
+
+        return plots.evidence(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write all of it into one `.npz` file of plain arrays and JSON: nothing in it is pickled."""
+        tensors: dict[str, Tensor] = {name: getattr(self, name) for name in TENSORS}
+        bounds: dict[Any, Bound] = {**self.all_bounds, "elbo": self.guide_elbo}
+        for k, bound in bounds.items():
+            tensors |= {f"bounds/{k}/value": bound.value, f"bounds/{k}/std_error": bound.std_error}
+        tensors |= {f"observed/{name}": value for name, value in self.observed.values.items()}
+        tensors |= {f"diagnostics/{name}": value for name, value in self.diagnostics.items()}
+        if self.draws is not None:
+            tensors |= {f"latents/{name}": value for name, value in self.draws.latents.items()}
+            tensors |= {"log_prior": self.draws.log_prior, "log_likelihood": self.draws.log_likelihood}
+        record = {name: getattr(self, name) for name in ("num_samples", "seed", "method", "settings")}
+        record |= {name: getattr(self.observed, name) for name in ("fingerprint", "num_dims", "kind")}
+        storage.write(path, tensors, record)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Evidence:
+        """Read what `save` wrote. Loading runs no code of the file's."""
+        tensors, record = storage.read(path)
+
+        def under(prefix: str) -> dict[str, Tensor]:
+            return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+        def bound(k: str) -> Bound:
+            return Bound(
+                1 if k == "elbo" else int(k), *(tensors[f"bounds/{k}/{part}"] for part in ("value", "std_error"))
+            )
+
+        ks = sorted({int(name.split("/")[0]) for name in under("bounds/") if not name.startswith("elbo")})
+        latents = under("latents/")
+        return cls(
+            **{name: tensors[name] for name in TENSORS},
+            num_samples=record["num_samples"],
+            seed=record["seed"],
+            method=tuple(record["method"]),
+            all_bounds={k: bound(str(k)) for k in ks},
+            observed=Observed(under("observed/"), record["fingerprint"], record["num_dims"], record["kind"]),
+            guide_elbo=bound("elbo"),
+            draws=Draws(latents, tensors["log_prior"], tensors["log_likelihood"]) if latents else None,
+            settings=record["settings"],
+            diagnostics=under("diagnostics/"),
         )
-        return "\n".join([head, *lines, foot + _warning(ess)])
+
+    def to_arviz(self) -> Any:
+        """As arviz's own object, an InferenceData (arviz 0.x) or a DataTree (1.x), which `to_netcdf` writes.
+
+        Groups: `posterior` and `log_likelihood` from `draws`, as one chain; `sample_stats` with the log prior of
+        each draw; `observed_data`; `constant_data` with log_evidence, std_error, ess, khat, reliable,
+        num_evaluations and others.
+
+        Raises:
+            ValueError: without draws.
+        """
+        if self.draws is None:
+            raise ValueError(
+                "draws: expected draws from the posterior; got none; evaluate with num_posterior_draws=16."
+            )
+        constant = {name: getattr(self, name) for name in TENSORS} | {"elbo": self.elbo}
+        constant |= {name: value for name, value in self.diagnostics.items() if value.shape == self.ess.shape}
+        latents = {name: value[None] for name, value in self.draws.latents.items()}
+        log_prior, log_likelihood = self.draws.log_prior[None], self.draws.log_likelihood[None]
+        return storage.as_arviz(latents, log_prior, log_likelihood, self.observed.values, constant)
 
     def __len__(self) -> int:
         return len(self.log_evidence)
 
     def __repr__(self) -> str:
         return (
-            f"Evidence(mean={self.mean:.3f} +- {self.mean_std_error:.3f} nats, elbo={self.bounds(1).mean:.3f}, "
-            f"{len(self)} data, {self.num_samples} draws each, median ess={self.ess.median():.1f})"
+            f"Evidence(mean={self.mean:.3f} +- {self.mean_std_error:.3f} nats, {len(self)} data by {self._how()}, "
+            f"reliable for {int(self.reliable.sum())}, median ess={self.ess.median():.1f})"
         )
 
 
@@ -177,13 +421,6 @@ def _or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _warning(ess: Tensor) -> str:
-    """A word of caution where many estimates rest on a few draws."""
-    if (ess < 10).double().mean() < 0.05:
-        return ""
-    return "\nwhere few draws count, log p(x) and the gap are too low, and the Monte Carlo error is too small to tell"
-
-
-def _std_error_of_mean(std_error: Tensor) -> float:
+def std_error_of_mean(std_error: Tensor) -> float:
     """Of the mean over data, whose noise is independent."""
     return std_error.square().sum().sqrt().item() / len(std_error)

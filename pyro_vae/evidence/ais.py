@@ -1,0 +1,458 @@
+"""log p(x) by annealed importance sampling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pyro_vae import _checks
+from pyro_vae.evidence import hmc
+from pyro_vae.evidence.hmc import Metric, Noise, State
+from pyro_vae.evidence.importance import NUM_ELBO_SAMPLES, guide_terms
+from pyro_vae.evidence.laplace import Gaussian, LaplaceFit, fit_laplace, guide_moments
+from pyro_vae.evidence.result import Bound, Draws, Evidence, Observed
+from pyro_vae.evidence.weights import estimate
+from pyro_vae.program import Program
+from pyro_vae.tiling import TILE_SIZE, Block, blocks, log_joint_in_chunks, noise, seed_for
+from pyro_vae.unconstrained import Unconstrained
+
+__all__ = [
+    "SCHEDULES",
+    "STARTS",
+    "Annealing",
+    "Path",
+    "Settings",
+    "Trajectory",
+    "ais",
+    "anneal",
+    "laplace_path",
+    "path_from",
+    "pilot",
+]
+
+START_NAMES = {"laplace": "Laplace's Gaussian", "guide": "the guide", "prior": "the prior"}
+STARTS = tuple(START_NAMES)
+SCHEDULES = ("adaptive", "linear", "sigmoid")
+TARGET_ACCEPTANCE = 0.8
+PILOT_TEMPERATURES = 20
+PILOT_CHAINS = 8
+
+
+@dataclass(frozen=True)
+class Path:
+    """The geometric path $f_0^{1 - \\beta} f_1^\\beta$ from a density that can be drawn from to p(x, u)."""
+
+    view: Unconstrained
+    draw: Callable[[int], Tensor]
+    density: hmc.Density
+    start_precision: Tensor | None
+    """Of the start where the metric must change along the path, `(N, D)`; None where the start is `gaussian`."""
+    gaussian: Gaussian
+    """Laplace's, of the posterior."""
+    num_evaluations: int
+    """Spent on each datum to find it."""
+
+    def metric(self, beta: Tensor) -> Metric:
+        """The map whose covariance is the inverse of the precisions' weighted mean, at $\\beta$ `(N,)`."""
+        if self.start_precision is None:
+            return self.gaussian
+        end = torch.cholesky_inverse(self.gaussian.scale_tril)
+        precision = (1 - beta)[:, None, None] * self.start_precision.diag_embed() + beta[:, None, None] * end
+        factor = torch.linalg.cholesky(precision)
+        identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+        return Gaussian(self.gaussian.loc, torch.linalg.solve_triangular(factor, identity, upper=False).mT)
+
+
+class Settings(NamedTuple):
+    """All that a measured run needs to know; found by a pilot run with noise of its own, and frozen since."""
+
+    betas: Tensor
+    """`(T + 1, N)`, from 0 to 1."""
+    step_sizes: Tensor
+    """`(T + 1, N)`."""
+    num_chains: int
+    num_leapfrog: int
+
+
+class Trajectory(NamedTuple):
+    """What a run along the path returns."""
+
+    log_weights: Tensor
+    """`(K, N)`."""
+    state: State
+    acceptance: Tensor
+    """The mean over chains and temperatures, `(N,)`."""
+    history: Tensor
+    """log f_1 - log f_0 of the chains at each temperature, `(T, K, N)`, if asked for."""
+
+
+def path_from(start: str, view: Unconstrained, noise: Noise, chunk_size: int | None = None) -> Path:
+    """The path from "laplace", "guide" or "prior"."""
+    fit = fit_laplace(view)
+    log_joint = _log_joint(view, chunk_size)
+    if start == "laplace":
+        return laplace_path(view, fit, noise, chunk_size)
+    if start == "guide":
+        precision = 1 / guide_moments(view)[1]
+
+        def from_guide(u: Tensor) -> tuple[Tensor, Tensor]:
+            return view.log_guide(u), torch.stack(log_joint(u)).sum(0)
+
+        return Path(view, lambda num: view.draw_guide(num)[0], from_guide, precision, *fit)
+
+    def from_prior(u: Tensor) -> tuple[Tensor, Tensor]:
+        prior, likelihood = log_joint(u)
+        return prior, prior + likelihood
+
+    return Path(view, view.draw_prior, from_prior, 1 / view.draw_prior(64).var(0), *fit)
+
+
+def laplace_path(view: Unconstrained, fit: LaplaceFit, noise: Noise, chunk_size: int | None = None) -> Path:
+    """The path from Laplace's Gaussian."""
+    log_joint = _log_joint(view, chunk_size)
+    return Path(
+        view,
+        lambda num_chains: fit.gaussian.rsample(noise.normal(num_chains)),
+        lambda u: (fit.gaussian.log_prob(u), torch.stack(log_joint(u)).sum(0)),
+        None,
+        *fit,
+    )
+
+
+def _log_joint(view: Unconstrained, chunk_size: int | None) -> hmc.Density:
+    def log_joint(u: Tensor) -> tuple[Tensor, Tensor]:
+        latents, stretch = view.unpack(u)
+        prior, likelihood = log_joint_in_chunks(view.program, latents, chunk_size)
+        return prior + stretch, likelihood
+
+    return log_joint
+
+
+def anneal(path: Path, noise: Noise, settings: Settings, start: Tensor | None = None, keep: bool = False) -> Trajectory:
+    r"""One run along the path: $\log w = \sum_t (\beta_t - \beta_{t-1}) (\log f_1 - \log f_0)(u_{t-1})$.
+
+    Forwards from draws of $f_0$, $E w = p(x)$. Given `start` `(K, N, D)`, exact draws from the posterior, it goes
+    backwards, and $E 1 / w = 1 / p(x)$.
+    """
+    betas, step_sizes, num_chains, num_leapfrog = settings
+    backwards = start is not None
+    u = path.draw(num_chains) if start is None else start
+    state, inside = _begin(path, u)
+    log_weights = torch.where(inside, 0.0, -torch.inf)
+    acceptance = torch.zeros_like(betas[0])
+    history = []
+    order = range(1, len(betas)) if not backwards else range(len(betas) - 1, 0, -1)
+    for number, t in enumerate(order, start=1):
+        difference = state.log_end - state.log_start
+        if number == 1:
+            _refuse_nan(difference)
+        # Weigh before the transition: the chain has to be where the last temperature left it.
+        log_weights = log_weights + (betas[t] - betas[t - 1]) * difference
+        if keep:
+            history.append(difference)
+        if number < len(betas) - 1:
+            at = t - 1 if backwards else t
+            state, info = hmc.step(
+                state, path.density, noise, path.metric(betas[at]), betas[at], step_sizes[at], num_leapfrog
+            )
+            acceptance = acceptance + info.accept_prob.mean(0) / (len(betas) - 2)
+    return Trajectory(log_weights, state, acceptance, torch.stack(history) if keep else log_weights[None])
+
+
+class Pilot(NamedTuple):
+    """What a run saw whose weights are thrown away: each datum's step size and spread at each temperature."""
+
+    betas: Tensor
+    """`(P + 1, N)`."""
+    log_sizes: Tensor
+    """`(P, N)`."""
+    spreads: Tensor
+    """The standard deviation over chains of log f_1 - log f_0 before each transition, `(P, N)`."""
+    log_weights: Tensor
+    """`(K, N)`; no estimate, for the step sizes were still adapting."""
+
+    def at(self, rows: Tensor) -> Pilot:
+        """Of some of the data."""
+        return Pilot(*(each[:, rows] for each in self))
+
+    def settings(self, annealing: Annealing) -> Settings:
+        """Frozen settings for a measured run."""
+        num_temperatures, schedule = annealing.num_temperatures, annealing.schedule
+        if schedule == "adaptive":
+            betas = _equal_speed(self.spreads, self.betas, num_temperatures)
+        else:
+            betas = _schedule(schedule, num_temperatures, self.betas.shape[1], self.betas.device)
+        sizes = _interpolated(betas, self.betas[1:], _smoothed(self.log_sizes)).exp()
+        return Settings(betas, sizes, annealing.num_chains, annealing.num_leapfrog)
+
+
+def pilot(path: Path, noise: Noise, num_temperatures: int, num_chains: int, num_leapfrog: int) -> Pilot:
+    """Find step sizes: after each transition each datum's grows or shrinks with how far its acceptance is from 0.8.
+
+    A trajectory is kept at or below a quarter turn, after which that of a Gaussian would come back.
+    """
+    longest = math.log(min(1.5, math.pi / 2 / num_leapfrog))
+    betas = _schedule("linear", num_temperatures, len(path.gaussian.loc), path.gaussian.loc.device)
+    state = _begin(path, path.draw(num_chains))[0]
+    log_size = torch.full_like(betas[0], min(longest, math.log(0.5)))
+    log_weights, sizes, spreads = torch.zeros_like(state.log_end), [], []
+    for t in range(1, len(betas)):
+        difference = (state.log_end - state.log_start).nan_to_num(nan=-1e10, neginf=-1e10)
+        log_weights = log_weights + (betas[t] - betas[t - 1]) * difference
+        spreads.append(difference.std(0))
+        state, info = hmc.step(
+            state, path.density, noise, path.metric(betas[t]), betas[t], log_size.exp(), num_leapfrog
+        )
+        log_size = (log_size + info.accept_prob.mean(0) - TARGET_ACCEPTANCE).clamp(-8, longest)
+        sizes.append(log_size)
+    return Pilot(betas, torch.stack(sizes), torch.stack(spreads), log_weights)
+
+
+def _begin(path: Path, u: Tensor) -> tuple[State, Tensor]:
+    """A state of the chains, and which of them lie in the support of the prior; the others have no weight."""
+    inside = u.isfinite().all(-1)
+    return hmc.init(u.where(inside[..., None], 0.0), path.density), inside
+
+
+def _schedule(name: str, num_temperatures: int, num_data: int, device: torch.device) -> Tensor:
+    t = torch.linspace(0, 1, num_temperatures + 1, dtype=torch.float64, device=device)
+    if name == "sigmoid":
+        curve = torch.sigmoid(4 * (2 * t - 1))
+        t = (curve - curve[0]) / (curve[-1] - curve[0])
+    return t[:, None].expand(-1, num_data)
+
+
+def _equal_speed(spreads: Tensor, betas: Tensor, num_temperatures: int) -> Tensor:
+    """Temperatures between which the log weights spread equally much: the integral of their spread cut in equal parts.
+
+    The spread at the pilot's temperatures is that before each transition, `(T, N)`, and kept above a fifth of its mean.
+    """
+    speed = _smoothed(spreads)
+    speed = torch.maximum(speed, 0.2 * speed.mean(0)).clamp(min=1e-12)
+    length = torch.cat([torch.zeros_like(speed[:1]), (speed * betas.diff(dim=0)).cumsum(0)])
+    length = length / length[-1]
+    targets = torch.linspace(0, 1, num_temperatures + 1, dtype=betas.dtype, device=betas.device)
+    found = _interpolated(targets[:, None].expand(-1, betas.shape[1]), length, betas)
+    found[0], found[-1] = 0.0, 1.0
+    return found
+
+
+def _smoothed(values: Tensor) -> Tensor:
+    """A moving mean over five neighbours along the first dimension."""
+    padded = torch.cat([values[:1], values[:1], values, values[-1:], values[-1:]])
+    return padded.unfold(0, 5, 1).mean(-1)
+
+
+def _interpolated(at: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Each column of y over x, linearly, at each of `at`; constant beyond the ends."""
+    right = torch.searchsorted(x.T.contiguous(), at.T.contiguous()).T.clamp(1, len(x) - 1)
+    x0, x1, y0, y1 = x.gather(0, right - 1), x.gather(0, right), y.gather(0, right - 1), y.gather(0, right)
+    return y0 + (y1 - y0) * ((at - x0) / (x1 - x0).clamp(min=1e-300)).clamp(0, 1)
+
+
+def _refuse_nan(difference: Tensor) -> None:
+    bad = difference.isnan().any(0)
+    if bad.any():
+        raise ValueError(
+            f"model, guide: expected numbers for log densities; got NaN, for {int(bad.sum())} of the data that are "
+            "evaluated together; look for NaN among the parameters and in x, or a density of zero width."
+        )
+
+
+@dataclass(frozen=True)
+class Annealing:
+    """How to anneal; what the pilot finds for each datum comes on top of it."""
+
+    start: str = "laplace"
+    num_temperatures: int = 100
+    num_chains: int = 16
+    num_leapfrog: int = 3
+    schedule: str = "adaptive"
+
+    def __post_init__(self) -> None:
+        _checks.choice("start", self.start, STARTS)
+        _checks.choice("schedule", self.schedule, SCHEDULES)
+        for name in ("num_temperatures", "num_leapfrog"):
+            _checks.whole_number(name, getattr(self, name))
+        _checks.whole_number("num_chains", self.num_chains, minimum=2)
+
+    @property
+    def num_evaluations(self) -> int:
+        """Of the measured run."""
+        return self.num_chains * (1 + (self.num_temperatures - 1) * self.num_leapfrog)
+
+    def prepared(self, block: Block, seed: int, chunk_size: int | None = None) -> Prepared:
+        """The path and the frozen settings for a block of data; its noise is none of the measured run's."""
+        view = Unconstrained.of(block.program)
+        numbers = Noise(view.program.num_data, torch.arange(view.program.num_data, device=view.device), view.dim)
+        with noise(block.program, seed_for(seed, "where to start"), block.place):
+            path = path_from(self.start, view, numbers, chunk_size)
+        if self.num_temperatures == 1:  # no transition
+            betas = _schedule("linear", 1, view.program.num_data, view.device)
+            settings = Settings(betas, torch.ones_like(betas), self.num_chains, self.num_leapfrog)
+            return Prepared(path, numbers, settings, path.num_evaluations)
+        steps = max(PILOT_TEMPERATURES, self.num_temperatures // 5)
+        with noise(block.program, seed_for(seed, "pilot"), block.place):
+            found = pilot(path, numbers, steps, PILOT_CHAINS, self.num_leapfrog)
+        spent = path.num_evaluations + PILOT_CHAINS * (1 + steps * self.num_leapfrog)
+        return Prepared(path, numbers, found.settings(self), spent)
+
+
+class Prepared(NamedTuple):
+    path: Path
+    noise: Noise
+    settings: Settings
+    num_evaluations: int
+
+
+def ais(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    *args: Any,
+    num_temperatures: int = 100,
+    num_chains: int = 16,
+    num_leapfrog: int = 3,
+    start: str = "laplace",
+    schedule: str = "adaptive",
+    seed: int = 0,
+    plate: str | None = None,
+    first_index: int = 0,
+    num_posterior_draws: int = 16,
+    chunk_size: int | None = None,
+    progress: bool = False,
+    **kwargs: Any,
+) -> Evidence:
+    r"""log p(x) of each datum by annealed importance sampling.
+
+    Chains go from a density $f_0$ that can be drawn from to $f_1(u) = p(x, u)$ over $f_0^{1 - \beta_t} f_1^{\beta_t}$,
+    $0 = \beta_0 < \dots < \beta_T = 1$, by a transition of Hamiltonian Monte Carlo at each temperature between.
+    $\log w = \sum_t (\beta_t - \beta_{t-1}) (\log f_1 - \log f_0)(u_{t-1})$ has $E w = p(x)$ for every T, so that the
+    estimate $\log \frac{1}{K} \sum_k w_k$ over K chains is a bound in expectation, as that of importance sampling, and
+    T = 1 is importance sampling. u are the latents on an unconstrained scale (`biject_to`).
+
+    Step sizes, and for the adaptive schedule temperatures, are found for each datum by a pilot run and then frozen;
+    the measured run has fresh noise, so nothing that it sees changes how it goes.
+
+    Args:
+        model, guide: a Pyro program and its guide, with continuous latents.
+        args: what both are called with: tensors (or numpy arrays) of one row a datum, x first.
+        num_temperatures: T. The variance of log w falls as 1/T once T is large.
+        num_chains: K, for each datum; 2 or more.
+        num_leapfrog: leapfrog steps of each transition.
+        start: $f_0$: "laplace", a Gaussian at the datum's posterior mode; "guide"; "prior", which takes about ten times
+            more temperatures, and finds modes that the others may miss. The metric of the chains is that of Laplace's
+            Gaussian, and for the others goes from that of the start to it.
+        schedule: "linear"; "sigmoid", denser at both ends; "adaptive", from the spread that the pilot saw.
+        seed: fixes the noise.
+        plate, first_index, num_posterior_draws, chunk_size, progress, kwargs: as of `importance_sampling`.
+
+    Returns:
+        `Evidence`. Its `diagnostics` are `acceptance` `(N,)`, `step_size` `(N,)` at the last temperature, and
+        `log_weights` `(K, N)` of the chains, whose spread says how good the annealing was. `reliable` is an ESS above
+        K / 2.
+
+    Raises:
+        TypeError, ValueError: as `importance_sampling`; for discrete latents, and supports that depend on latents.
+
+    References:
+        Neal (2001), Annealed importance sampling; Wu, Burda, Salakhutdinov and Grosse (2017), On the quantitative
+        analysis of decoder-based generative models.
+
+    Examples:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 1.0))
+        >>> evidence = ais(model, guide, torch.tensor([0.0, 1.0]), num_temperatures=20, start="guide")
+        >>> exact = dist.Normal(0.0, 2**0.5).log_prob(torch.tensor([0.0, 1.0]))
+        >>> bool(((evidence.log_evidence - exact).abs() < 0.2).all())
+        True
+    """
+    annealing = Annealing(start, num_temperatures, num_chains, num_leapfrog, schedule)
+    seed = _checks.seed(seed)
+    first_index = _checks.whole_number("first_index", first_index, minimum=0)
+    num_posterior_draws = _checks.whole_number("num_posterior_draws", num_posterior_draws, minimum=0)
+    if chunk_size is not None:
+        _checks.whole_number("chunk_size", chunk_size)
+    program = Program.of(model, guide, args, kwargs, plate)
+    Unconstrained.of(program)
+    runs = []
+    with tqdm(total=program.num_data, disable=not progress, unit="datum") as bar:
+        for block in blocks(program, block_size(program, num_chains), first_index):
+            prepared = annealing.prepared(block, seed, chunk_size)
+            with noise(block.program, seed, block.place):
+                trajectory = anneal(prepared.path, prepared.noise, prepared.settings)
+                draws = resampled(prepared.path.view, trajectory, num_posterior_draws)
+            runs.append((block, prepared, trajectory, draws))
+            bar.update(block.rows.stop - block.rows.start)
+    return _evidence(program, annealing, runs, seed, first_index)
+
+
+def block_size(program: Program, num_chains: int) -> int:
+    """How many data are annealed together."""
+    return max(1, TILE_SIZE.get(program.args[0].device.type, TILE_SIZE["cpu"]) // num_chains)
+
+
+def resampled(view: Unconstrained, trajectory: Trajectory, num_draws: int) -> Draws | None:
+    """Draws from the posterior: where the chains ended, resampled by weight."""
+    return draws_of(view, resampled_positions(trajectory, num_draws)) if num_draws else None
+
+
+def resampled_positions(trajectory: Trajectory, num_draws: int) -> Tensor:
+    """u `(S, N, D)`."""
+    probabilities = trajectory.log_weights.softmax(0).nan_to_num(nan=1.0).T
+    index = torch.multinomial(probabilities, num_draws, replacement=True).T
+    return trajectory.state.position[index, torch.arange(index.shape[1], device=index.device)]
+
+
+def draws_of(view: Unconstrained, u: Tensor) -> Draws:
+    """Latents of u `(S, N, D)`, with their densities."""
+    latents, _ = view.unpack(u)
+    prior, likelihood = log_joint_in_chunks(view.program, latents, TILE_SIZE["cpu"])
+    values = {name: view.program.draws_first(value).cpu() for name, value in latents.items()}
+    return Draws(values, prior.cpu(), likelihood.cpu())
+
+
+def _evidence(
+    program: Program,
+    annealing: Annealing,
+    runs: list[tuple[Block, Prepared, Trajectory, Draws | None]],
+    seed: int,
+    first_index: int,
+) -> Evidence:
+    def joined(of_run: Callable[[Prepared, Trajectory], Tensor]) -> Tensor:
+        return torch.cat([of_run(prepared, run)[..., block.columns].cpu() for block, prepared, run, _ in runs], dim=-1)
+
+    log_weights = joined(lambda prepared, run: run.log_weights)
+    found = estimate(log_weights)
+    terms = guide_terms(program, NUM_ELBO_SAMPLES, seed, first_index)
+    spent = runs[0][1].num_evaluations + annealing.num_evaluations + NUM_ELBO_SAMPLES
+    return Evidence(
+        **{**found._asdict(), "reliable": found.ess > annealing.num_chains / 2},
+        num_evaluations=torch.full_like(found.ess, spent).long(),
+        num_samples=annealing.num_chains,
+        seed=seed,
+        method=(f"AIS from {START_NAMES[annealing.start]}",) * program.num_data,
+        all_bounds={annealing.num_chains: Bound(annealing.num_chains, found.log_evidence, found.std_error)},
+        observed=Observed.of(program),
+        guide_elbo=terms.elbo,
+        rate=terms.rate,
+        distortion=terms.distortion,
+        draws=Draws.joined([draws for *_, draws in runs], [block.columns for block, *_ in runs]),
+        settings=asdict(annealing),
+        diagnostics={
+            "acceptance": joined(lambda prepared, run: run.acceptance),
+            "step_size": joined(lambda prepared, run: prepared.settings.step_sizes[-1]),
+            "log_weights": log_weights,
+        },
+    )

@@ -1,0 +1,215 @@
+"""Bidirectional Monte Carlo: log p(x) of simulated data between a lower and an upper bound."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_vae import _checks
+from pyro_vae._structure import sample_sites
+from pyro_vae.evidence.ais import Annealing, anneal, block_size
+from pyro_vae.evidence.result import std_error_of_mean
+from pyro_vae.evidence.weights import estimate
+from pyro_vae.program import Latents, Program
+from pyro_vae.tiling import blocks, noise, seed_for
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Sandwich", "bdmc"]
+
+
+@dataclass(frozen=True, repr=False)
+class Sandwich:
+    r"""Bounds of log p(x) for data that the model itself has made, nats. Tensors are `(N,)` of float64.
+
+    Attributes:
+        lower: $\log \frac{1}{K} \sum_k w_k$ of AIS forwards, in expectation below log p(x).
+        upper: $-\log \frac{1}{K} \sum_k 1 / w_k$ of AIS backwards from the z that made x, in expectation above it.
+        lower_std_error, upper_std_error: by the delta method.
+        x: the data.
+        settings: of the annealing.
+    """
+
+    lower: Tensor
+    upper: Tensor
+    lower_std_error: Tensor
+    upper_std_error: Tensor
+    x: Tensor
+    settings: dict[str, Any]
+
+    @property
+    def gap(self) -> Tensor:
+        """upper - lower of each datum: in expectation above the error of either."""
+        return self.upper - self.lower
+
+    @property
+    def mean_gap(self) -> float:
+        """The mean of `gap` over data."""
+        return self.gap.mean().item()
+
+    @property
+    def mean_gap_std_error(self) -> float:
+        """Of `mean_gap`, from the spread over data; NaN for one datum."""
+        return self.gap.std().item() / math.sqrt(len(self.gap)) if len(self.gap) > 1 else math.nan
+
+    def certified_gap(self, delta: float = 1e-3) -> float:
+        r"""A number above the mean over these data of log p(x) - `lower`, with probability at least 1 - delta.
+
+        As of `Evidence.certified_lower_bound`, mirrored: $E\, p(x) / \hat p_{\mathrm{up}} = 1$ where $z$ is an exact
+        draw from p(z|x), so the mean of log p(x) is below that of `upper` $+ \frac{1}{N} \log \frac{1}{\delta}$.
+        """
+        if not 0 < _checks.positive("delta", delta) < 1:
+            raise ValueError(f"delta: expected a probability between 0 and 1; got {delta}; pass 0.001, say.")
+        return self.mean_gap + math.log(1 / delta) / len(self.gap)
+
+    def summary(self) -> str:
+        """The bounds, and what they say of annealing with these settings."""
+        low, high = std_error_of_mean(self.lower_std_error), std_error_of_mean(self.upper_std_error)
+        return "\n".join(
+            [
+                f"bidirectional Monte Carlo on {len(self.gap):,} data that the model made; nats per datum",
+                f"{'upper bound':<28}{self.upper.mean():>10.3f}   +- {high:.3f} Monte Carlo error",
+                f"{'lower bound':<28}{self.lower.mean():>10.3f}   +- {low:.3f} Monte Carlo error",
+                f"{'gap':<28}{self.mean_gap:>10.3f}   +- {self.mean_gap_std_error:.3f}, largest {self.gap.max():.3f}",
+                f"AIS with these settings is {self.mean_gap:.3f} nats too low at most on such data, on average.",
+                "On real data that is a guide to its error, no bound: they may be harder than what the model makes.",
+            ]
+        )
+
+    def plot(self) -> Figure:
+        """Both bounds of each datum. Needs matplotlib."""
+        from pyro_vae import plots
+
+        return plots.sandwich(self)
+
+    def __repr__(self) -> str:
+        return (
+            f"Sandwich(lower={self.lower.mean():.3f}, upper={self.upper.mean():.3f}, gap={self.mean_gap:.3f} +- "
+            f"{self.mean_gap_std_error:.3f} nats, {len(self.gap)} simulated data)"
+        )
+
+
+def bdmc(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    *args: Any,
+    num_data: int | None = None,
+    num_temperatures: int = 100,
+    num_chains: int = 16,
+    num_leapfrog: int = 3,
+    start: str = "laplace",
+    schedule: str = "adaptive",
+    seed: int = 0,
+    plate: str | None = None,
+    **kwargs: Any,
+) -> Sandwich:
+    r"""log p(x) of simulated data between two bounds, by AIS in both directions: a test of its settings.
+
+    z is drawn from the prior and x from p(x|z), so that z is an exact draw from p(z|x). AIS forwards gives a lower
+    bound in expectation; AIS backwards, which starts at this z, an upper one, for $E 1 / w = 1 / p(x)$. On real data no
+    exact draw is known, and nothing like it can be had.
+
+    Args:
+        model, guide: a Pyro program and its guide, with continuous latents. The model makes data where its observed
+            site is not conditioned (`poutine.uncondition`).
+        args: rows as the model takes them, x first: as many data are made, and further tensors, such as covariates,
+            are used as they are. Without them, `model(num_data=...)` is called, as a VAE's can be.
+        num_data: how many data to make where no `args` are given; 100 by default.
+        num_temperatures, num_chains, num_leapfrog, start, schedule: as of `ais`.
+        seed: fixes data and noise.
+        plate, kwargs: as of `importance_sampling`.
+
+    Returns:
+        `Sandwich`.
+
+    Raises:
+        TypeError, ValueError: as `ais`; for a model that observes several sites, or one of another shape than x.
+
+    References:
+        Grosse, Ghahramani and Adams (2015), Sandwiching the marginal likelihood using bidirectional Monte Carlo.
+
+    Examples:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.8))
+        >>> sandwich = bdmc(model, guide, torch.zeros(20), start="guide")
+        >>> bool(sandwich.mean_gap < 0.1)
+        True
+    """
+    annealing = Annealing(start, num_temperatures, num_chains, num_leapfrog, schedule)
+    seed = _checks.seed(seed)
+    if args and num_data is not None:
+        raise ValueError("num_data: expected None where args give the rows; got both; leave one out.")
+    num_data = None if args else _checks.whole_number("num_data", 100 if num_data is None else num_data)
+    latents, x = _simulate(model, args, kwargs, num_data, seed_for(seed, "simulation"))
+    program = Program.of(model, guide, (x, *args[1:]), kwargs, plate)
+    lower: list[Tensor] = []
+    upper: list[Tensor] = []
+    for block in blocks(program, block_size(program, num_chains)):
+        prepared = annealing.prepared(block, seed)
+        view, shift = prepared.path.view, block.rows.start - block.columns.start
+        rows = (torch.arange(block.program.num_data, device=x.device) + shift).clamp(0, len(x) - 1)
+        exact = view.pack(_as_one_draw(block.program, latents, rows)).expand(num_chains, -1, -1)
+        for bounds, origin in ((lower, None), (upper, exact)):
+            with noise(block.program, seed_for(seed, f"direction {origin is None}"), block.place):
+                trajectory = anneal(prepared.path, prepared.noise, prepared.settings, origin)
+            bounds.append(trajectory.log_weights[:, block.columns].cpu())
+    forwards, backwards = estimate(torch.cat(lower, 1)), estimate(-torch.cat(upper, 1))
+    return Sandwich(
+        forwards.log_evidence, -backwards.log_evidence, forwards.std_error, backwards.std_error, x, asdict(annealing)
+    )
+
+
+@torch.no_grad()
+def _simulate(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], num_data: int | None, seed: int
+) -> tuple[Latents, Tensor]:
+    """z from the prior, and x from p(x|z)."""
+    size = {} if num_data is None else {"num_data": num_data}
+    rows = tuple(torch.as_tensor(arg) for arg in args)
+    with poutine.block(), torch.random.fork_rng(), pyro.validation_enabled(False):
+        torch.manual_seed(seed % 2**32)
+        try:
+            trace = poutine.trace(poutine.uncondition(model)).get_trace(*rows, **kwargs, **size)
+        except TypeError as error:
+            raise TypeError(
+                f"args: expected rows as the model takes them, to make data like them; got none, and "
+                f"model(num_data=...) does not run ({error}); pass x."
+            ) from error
+    sites = dict(sample_sites(trace))
+    # Without rows nothing is observed, and what comes last is made of all that came before.
+    observed = [name for name, site in sites.items() if site["infer"].get("was_observed")] or [list(sites)[-1]]
+    if len(observed) != 1:
+        raise ValueError(
+            f"model: expected one observed site, which is x; got {', '.join(map(repr, observed))}; observe them as "
+            "one, or condition on the others."
+        )
+    x = sites[observed[0]]["value"]
+    if rows and x.numel() != rows[0].numel():
+        raise ValueError(
+            f"model: expected its observed site {observed[0]!r} to be x, of shape {tuple(rows[0].shape)}; got "
+            f"{tuple(x.shape)}; pass the observed tensor as the first argument."
+        )
+    latents = {name: site["value"] for name, site in sites.items() if name not in observed}
+    return latents, x.reshape(rows[0].shape) if rows else x
+
+
+def _as_one_draw(program: Program, latents: Latents, rows: Tensor) -> Latents:
+    """The latents of some rows, in the shapes that the program's draws have."""
+    axis = program.structure.data_dim - program.structure.particle_dim
+    sites, _ = program.sites()
+    full = {name: value[(None,) * (sites[name]["value"].ndim - value.ndim)] for name, value in latents.items()}
+    return {name: value.index_select(axis, rows) for name, value in full.items()}

@@ -1,0 +1,95 @@
+"""Two models on the same data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pyro_vae.evidence.result import Evidence, std_error_of_mean
+
+__all__ = ["Comparison", "compare"]
+
+
+@dataclass(frozen=True, repr=False)
+class Comparison:
+    """log p(x) of one model less that of another, for each datum `(N,)`, nats.
+
+    Attributes:
+        difference: a - b.
+        monte_carlo_std_error: of each difference, from the noise of both evaluations.
+        num_unreliable: for how many data one of both evaluations is not reliable.
+    """
+
+    difference: Tensor
+    monte_carlo_std_error: Tensor
+    num_unreliable: int
+
+    @property
+    def mean(self) -> float:
+        """The mean difference."""
+        return self.difference.mean().item()
+
+    @property
+    def std_error(self) -> float:
+        """Of `mean` as a statement on other data of the same kind: s / sqrt(N), in which the Monte Carlo noise is
+        contained. NaN for one datum."""
+        return self.difference.std().item() / math.sqrt(len(self.difference)) if len(self.difference) > 1 else math.nan
+
+    @property
+    def mean_monte_carlo_std_error(self) -> float:
+        """Of `mean` as a statement on these data."""
+        return std_error_of_mean(self.monte_carlo_std_error)
+
+    def __repr__(self) -> str:
+        text = (
+            f"Comparison(a - b = {self.mean:.3f} +- {self.std_error:.3f} nats per datum, of which Monte Carlo "
+            f"{self.mean_monte_carlo_std_error:.3f}, {len(self.difference)} data"
+        )
+        return f"{text}; not reliable for {self.num_unreliable})" if self.num_unreliable else f"{text})"
+
+
+def compare(a: Evidence, b: Evidence) -> Comparison:
+    r"""The paired difference $\log p_a(x) - \log p_b(x)$ on the same data, which varies less than either.
+
+    Args:
+        a, b: evaluations of the same data, in the same order.
+
+    Raises:
+        ValueError: for numbers that cannot be compared: of other data (another binarization is other data), or a
+            probability against a density.
+
+    Examples:
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> import pyro_vae as pv
+        >>> def model(x, scale):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, scale), obs=x)
+        >>> def guide(x, scale):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.8))
+        >>> x = torch.tensor([0.0, 0.5, 1.0])
+        >>> narrow, wide = (pv.importance_sampling(model, guide, x, scale=scale) for scale in (1.0, 5.0))
+        >>> compare(narrow, wide).mean > 0
+        True
+    """
+    for name, value in (("a", a), ("b", b)):
+        if not isinstance(value, Evidence):
+            raise TypeError(f"{name}: expected Evidence; got {type(value).__name__}; pass what an estimator returned.")
+    one, other = a.observed, b.observed
+    if one.kind != other.kind:
+        raise ValueError(
+            f"a, b: expected evidence of one kind; got a {one.kind} and a {other.kind}, whose difference depends on "
+            "the unit of x; evaluate likelihoods of the same kind of data."
+        )
+    if one.fingerprint != other.fingerprint:
+        raise ValueError(
+            f"a, b: expected evidence of the same data; got observed values that differ ({len(a)} data of "
+            f"{one.num_dims} numbers, {len(b)} of {other.num_dims}): other data, another order or "
+            "another binarization; evaluate both models on one tensor."
+        )
+    error = (a.std_error.square() + b.std_error.square()).sqrt()
+    unreliable = ~(a.reliable & b.reliable)
+    return Comparison(a.log_evidence - b.log_evidence, error, int(unreliable.sum()))

@@ -1,0 +1,146 @@
+"""Why the ELBO lies below log p(x): the family of the guide, or its encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from pyro_vae import _checks
+from pyro_vae.evidence.auto import log_evidence
+from pyro_vae.evidence.importance import GuideTerms
+from pyro_vae.evidence.local import refine
+from pyro_vae.evidence.result import Bound, Evidence, Observed, std_error_of_mean
+from pyro_vae.program import Program
+from pyro_vae.tiling import TILE_SIZE, Block, Draw, block_width, blocks, noise, seed_for, tiles_of
+
+__all__ = ["InferenceGap", "inference_gap"]
+
+
+@dataclass(frozen=True, repr=False)
+class InferenceGap:
+    r"""log p(x) - ELBO in two parts, for each datum, nats. Tensors are `(N,)` of float64.
+
+    Attributes:
+        evidence: log p(x).
+        best_elbo: the ELBO of the best member of the guide's family for the datum.
+        elbo: the ELBO of the guide.
+    """
+
+    evidence: Evidence
+    best_elbo: Bound
+    elbo: Bound
+
+    @property
+    def approximation(self) -> Tensor:
+        """log p(x) - best ELBO: what the guide's family cannot do."""
+        return self.evidence.log_evidence - self.best_elbo.value
+
+    @property
+    def amortization(self) -> Tensor:
+        """Best ELBO - ELBO: what the encoder misses of its family."""
+        return self.best_elbo.value - self.elbo.value
+
+    @property
+    def total(self) -> Tensor:
+        """log p(x) - ELBO, the sum of both."""
+        return self.evidence.log_evidence - self.elbo.value
+
+    @property
+    def approximation_std_error(self) -> Tensor:
+        """Of `approximation`."""
+        return (self.evidence.std_error.square() + self.best_elbo.std_error.square()).sqrt()
+
+    @property
+    def amortization_std_error(self) -> Tensor:
+        """Of `amortization`."""
+        return (self.best_elbo.std_error.square() + self.elbo.std_error.square()).sqrt()
+
+    def summary(self) -> str:
+        """The means over data, as a table."""
+        rows = [
+            ("log p(x)", self.evidence.log_evidence, self.evidence.std_error),
+            ("approximation gap", self.approximation, self.approximation_std_error),
+            ("best ELBO of the family", self.best_elbo.value, self.best_elbo.std_error),
+            ("amortization gap", self.amortization, self.amortization_std_error),
+            ("ELBO", self.elbo.value, self.elbo.std_error),
+        ]
+        head = f"inference gap of {len(self.total):,} data; nats per datum, with Monte Carlo errors"
+        lines = [f"{name:<28}{value.mean():>10.3f}   +- {std_error_of_mean(error):.3f}" for name, value, error in rows]
+        bad = int((~self.evidence.reliable).sum())
+        foot = [
+            f"log p(x) is not reliable for {bad:,} of {len(self.total):,} data; their approximation gap is too small"
+        ]
+        return "\n".join([head, *lines, *(foot if bad else [])])
+
+    def __repr__(self) -> str:
+        return (
+            f"InferenceGap(approximation={self.approximation.mean():.3f}, amortization={self.amortization.mean():.3f} "
+            f"nats, {len(self.total)} data)"
+        )
+
+
+def inference_gap(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    *args: Any,
+    num_samples: int = 1000,
+    num_steps: int = 300,
+    num_particles: int = 8,
+    evidence: Evidence | None = None,
+    seed: int = 0,
+    plate: str | None = None,
+    first_index: int = 0,
+    **kwargs: Any,
+) -> InferenceGap:
+    r"""$\log p(x) - \mathrm{ELBO} = \mathrm{KL}(q \| p(z|x))$ of each datum, in an approximation and an amortization
+    gap.
+
+    The best member $q^*$ of the guide's family, of free parameters for each datum, lies between:
+    $[\log p(x) - \mathrm{ELBO}(q^*)] + [\mathrm{ELBO}(q^*) - \mathrm{ELBO}(q)]$. It is sought from where the guide
+    is by gradient ascent, so that the amortization gap is too small, and the other too large, by what the search
+    misses.
+
+    Args:
+        model, guide: a Pyro program and its guide, whose sites have reparametrized distributions that do not depend on
+            each other.
+        args: what both are called with: tensors (or numpy arrays) of one row a datum, x first.
+        num_samples: draws for each ELBO.
+        num_steps, num_particles: of the search, steps of Adam and draws in each.
+        evidence: log p(x) of the same data, if it is known; `log_evidence` by default.
+        seed: fixes the noise.
+        plate, first_index, kwargs: as of `importance_sampling`.
+
+    Returns:
+        `InferenceGap`.
+
+    Raises:
+        TypeError, ValueError: as `importance_sampling`; for a guide of another kind, and evidence of other data.
+
+    References:
+        Cremer, Li and Duvenaud (2018), Inference suboptimality in variational autoencoders.
+    """
+    for name, value in (("num_samples", num_samples), ("num_steps", num_steps), ("num_particles", num_particles)):
+        _checks.whole_number(name, value)
+    program = Program.of(model, guide, args, kwargs, plate)
+    if evidence is not None and evidence.observed.fingerprint != Observed.of(program).fingerprint:
+        raise ValueError("evidence: expected that of the same data; got another's; leave it out, or evaluate these.")
+    guides, best, columns = [], [], []
+    for block in blocks(program, block_width(program, num_particles), first_index):
+        with noise(block.program, seed_for(seed, "refinement"), block.place):
+            refined = refine(block.program, num_steps, num_particles)
+        guides.append(_terms(block, block.program.draw, num_samples, seed_for(seed, "guide")))
+        best.append(_terms(block, refined.draw, num_samples, seed_for(seed, "best")))
+        columns.append(block.columns)
+    if evidence is None:
+        evidence = log_evidence(model, guide, *args, seed=seed, plate=plate, first_index=first_index, **kwargs)
+    return InferenceGap(evidence, GuideTerms.joined(best, columns).elbo, GuideTerms.joined(guides, columns).elbo)
+
+
+def _terms(block: Block, draw: Draw, num_samples: int, seed: int) -> GuideTerms:
+    terms = GuideTerms()
+    for tile in tiles_of(block, draw, num_samples, seed, TILE_SIZE["cpu"]):
+        terms.add(tile.densities)
+    return terms

@@ -1,0 +1,133 @@
+"""Hamiltonian Monte Carlo for many data and chains at once, on a geometric path between two densities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = ["Info", "Metric", "Noise", "State", "init", "step"]
+
+Density = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""log densities of the path's start and end, `(K, N)` each, at u `(K, N, D)`."""
+
+
+class Metric(Protocol):
+    """A linear map L for each datum; momenta are standard normal in coordinates v with u = L v."""
+
+    def scaled(self, v: Tensor) -> Tensor: ...
+
+    def scaled_transposed(self, v: Tensor) -> Tensor: ...
+
+
+class Noise(NamedTuple):
+    """Numbers for some columns of a block, the same whichever of them are asked for."""
+
+    width: int
+    columns: Tensor
+    dim: int
+
+    def normal(self, num_chains: int) -> Tensor:
+        """`(K, N, D)`, float64."""
+        shape = (num_chains, self.width, self.dim)
+        return torch.randn(shape, dtype=torch.float64, device=self.columns.device)[:, self.columns]
+
+    def uniform(self, num_chains: int) -> Tensor:
+        """`(K, N)`, float64."""
+        return torch.rand(num_chains, self.width, dtype=torch.float64, device=self.columns.device)[:, self.columns]
+
+
+class State(NamedTuple):
+    """Where the chains are, and what is known there of both ends of the path; it serves every point of the path."""
+
+    position: Tensor
+    log_start: Tensor
+    log_end: Tensor
+    gradient_start: Tensor
+    gradient_end: Tensor
+
+    def log_density(self, beta: Tensor) -> Tensor:
+        r"""$(1 - \beta) \log f_0 + \beta \log f_1$, `(K, N)`."""
+        return torch.where(beta > 0, (1 - beta) * self.log_start + beta * self.log_end, self.log_start)
+
+    def gradient(self, beta: Tensor) -> Tensor:
+        """Of `log_density`, `(K, N, D)`."""
+        return (1 - beta)[..., None] * self.gradient_start + beta[..., None] * self.gradient_end
+
+
+class Info(NamedTuple):
+    """What a step did."""
+
+    accept_prob: Tensor
+    """`(K, N)`."""
+    accepted: Tensor
+    """`(K, N)`, bool."""
+
+
+def init(position: Tensor, density: Density) -> State:
+    """A state at u `(K, N, D)`: one evaluation of the density and of both gradients."""
+    u = position.detach().requires_grad_()
+    with torch.enable_grad():
+        log_start, log_end = density(u)
+        gradients = [_gradient(each, u) for each in (log_start, log_end)]
+    return State(position, log_start.detach(), log_end.detach(), *gradients)
+
+
+def _gradient(value: Tensor, u: Tensor) -> Tensor:
+    if not value.requires_grad:
+        return torch.zeros_like(u)
+    (gradient,) = torch.autograd.grad(value.sum(), u, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(u) if gradient is None else gradient.nan_to_num()
+
+
+def step(
+    state: State,
+    density: Density,
+    noise: Noise,
+    metric: Metric,
+    beta: Tensor,
+    step_size: Tensor,
+    num_leapfrog: int,
+) -> tuple[State, Info]:
+    r"""One transition that leaves $f_0^{1 - \beta} f_1^{\beta}$ invariant and is reversible.
+
+    Args:
+        state: of K chains for each of N data.
+        density: of both ends of the path.
+        noise: where momenta and uniform numbers come from.
+        metric: L of each datum; a fixed one, which must not depend on the chains.
+        beta: where on the path, `(N,)`.
+        step_size: $\epsilon$ of each datum, `(N,)`, in units of the metric. Each chain's own is up to a fifth longer or
+            shorter, at random, so that no orbit closes.
+        num_leapfrog: the number of leapfrog steps, each one evaluation.
+
+    References:
+        Neal (2011), MCMC using Hamiltonian dynamics.
+    """
+    num_chains = len(state.position)
+    momentum = noise.normal(num_chains)
+    size = (step_size * (0.8 + 0.4 * noise.uniform(num_chains)))[..., None]
+    proposed, end_momentum = _leapfrog(state, momentum, density, metric, beta, size, num_leapfrog)
+    log_ratio = proposed.log_density(beta) - state.log_density(beta)
+    log_ratio = log_ratio + 0.5 * (momentum.square() - end_momentum.square()).sum(-1)
+    accept_prob = log_ratio.nan_to_num(nan=-torch.inf).clamp(max=0).exp()
+    accepted = noise.uniform(num_chains) < accept_prob
+    return State(*(_choose(accepted, new, old) for new, old in zip(proposed, state, strict=True))), Info(
+        accept_prob, accepted
+    )
+
+
+def _leapfrog(
+    state: State, momentum: Tensor, density: Density, metric: Metric, beta: Tensor, size: Tensor, num_leapfrog: int
+) -> tuple[State, Tensor]:
+    for _ in range(num_leapfrog):
+        momentum = momentum + 0.5 * size * metric.scaled_transposed(state.gradient(beta))
+        state = init(state.position + size * metric.scaled(momentum), density)
+        momentum = momentum + 0.5 * size * metric.scaled_transposed(state.gradient(beta))
+    return state, momentum
+
+
+def _choose(accepted: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    return torch.where(accepted if new.ndim == 2 else accepted[..., None], new, old)

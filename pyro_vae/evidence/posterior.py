@@ -1,0 +1,232 @@
+"""Draws from p(z|x): by HMC from where annealing ends, with the diagnostics of chains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pyro.ops.stats import effective_sample_size, split_gelman_rubin
+from torch import Tensor
+
+from pyro_vae import _checks
+from pyro_vae.evidence import hmc, storage
+from pyro_vae.evidence.ais import Annealing, anneal, block_size, draws_of, resampled_positions
+from pyro_vae.evidence.importance import importance_sampling
+from pyro_vae.evidence.result import Draws, Observed
+from pyro_vae.program import Program
+from pyro_vae.tiling import Block, blocks, noise, seed_for
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Posterior", "posterior_samples"]
+
+
+@dataclass(frozen=True, repr=False)
+class Posterior:
+    """Draws from p(z|x) for each of N data, beside draws from the guide.
+
+    Attributes:
+        latents: for each latent site, `(C, S, N, ...)`, of C chains and S draws in each.
+        guide_latents: as many draws from q(z|x), `(C * S, N, ...)`.
+        log_prior, log_likelihood: log p(z) and log p(x|z) of each draw, `(C, S, N)`, nats.
+        rhat: rank-normalised split R-hat, the largest over the latent numbers of a datum, `(N,)`: above 1.01 the chains
+            have not yet mixed. NaN for importance resampling, whose draws are independent.
+        ess: rank-normalised effective sample size, the smallest over the latent numbers, `(N,)`.
+        acceptance: of HMC, `(N,)`.
+        observed: the data.
+        method: how the draws were made.
+    """
+
+    latents: dict[str, Tensor]
+    guide_latents: dict[str, Tensor]
+    log_prior: Tensor
+    log_likelihood: Tensor
+    rhat: Tensor
+    ess: Tensor
+    acceptance: Tensor
+    observed: Observed
+    method: str
+
+    def to_arviz(self) -> Any:
+        """As arviz's own object: `posterior`, `log_likelihood`, `sample_stats`, `observed_data`, `constant_data`."""
+        constant = {"rhat": self.rhat, "ess": self.ess, "acceptance": self.acceptance}
+        return storage.as_arviz(self.latents, self.log_prior, self.log_likelihood, self.observed.values, constant)
+
+    def plot(self, index: int = 0) -> Figure:
+        """q(z|x) against p(z|x) for one datum, in the plane where p spreads most. Needs matplotlib."""
+        from pyro_vae import plots
+
+        return plots.posterior(self, index)
+
+    def summary(self) -> str:
+        """The diagnostics, in words."""
+        chains, draws, num_data = self.log_prior.shape
+        return (
+            f"{chains} chains of {draws} draws from p(z|x) for {num_data} data, by {self.method}\n"
+            f"R-hat: median {self.rhat.median():.3f}, largest {self.rhat.max():.3f}; effective draws: median "
+            f"{self.ess.median():,.0f}, smallest {self.ess.min():,.0f}"
+        )
+
+    def __repr__(self) -> str:
+        chains, draws, num_data = self.log_prior.shape
+        return f"Posterior({chains} chains, {draws} draws, {num_data} data, by {self.method})"
+
+
+def posterior_samples(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    *args: Any,
+    num_samples: int = 250,
+    num_chains: int = 4,
+    method: str = "hmc",
+    num_temperatures: int = 50,
+    num_leapfrog: int = 3,
+    num_proposals: int = 10_000,
+    seed: int = 0,
+    plate: str | None = None,
+    first_index: int = 0,
+    **kwargs: Any,
+) -> Posterior:
+    """Draws from p(z|x) of each datum.
+
+    Args:
+        model, guide: a Pyro program and its guide, with continuous latents.
+        args: what both are called with: tensors (or numpy arrays) of one row a datum, x first.
+        num_samples: draws of each chain.
+        num_chains: chains for each datum; 2 or more.
+        method: "hmc", Hamiltonian Monte Carlo at p(x, z) with frozen step sizes, started where AIS ends, so that no
+            warm-up is thrown away; "importance", which resamples `num_proposals` draws from the guide by weight and is
+            as good as the guide's effective sample size.
+        num_temperatures: of AIS.
+        num_leapfrog: leapfrog steps between two draws.
+        num_proposals: draws from the guide, for "importance".
+        seed: fixes the noise.
+        plate, first_index, kwargs: as of `importance_sampling`.
+
+    Returns:
+        `Posterior`.
+
+    Raises:
+        TypeError, ValueError: as `ais`.
+
+    References:
+        Vehtari, Gelman, Simpson, Carpenter and Bürkner (2021), Rank-normalization, folding, and localization: an
+        improved R-hat.
+    """
+    _checks.choice("method", method, ("hmc", "importance"))
+    _checks.whole_number("num_samples", num_samples, minimum=4)
+    annealing = Annealing("laplace", num_temperatures, num_chains, num_leapfrog)
+    seed = _checks.seed(seed)
+    program = Program.of(model, guide, args, kwargs, plate)
+    guide_latents = _guide_latents(program, num_chains * num_samples, seed, first_index)
+    if method == "importance":
+        return _by_importance(program, num_samples, num_chains, num_proposals, seed, plate, first_index, guide_latents)
+    parts, columns = [], []
+    for block in blocks(program, block_size(program, num_chains), first_index):
+        parts.append(_chains(block, annealing, num_samples, seed))
+        columns.append(block.columns)
+    u = torch.cat([part[1][..., each, :] for part, each in zip(parts, columns, strict=True)], dim=2)
+    draws = Draws.joined([part[0] for part in parts], columns)
+    assert draws is not None
+    acceptance = torch.cat([part[2][each] for part, each in zip(parts, columns, strict=True)])
+    rhat, ess = chain_diagnostics(u)
+    return Posterior(
+        _by_chain(draws.latents, num_chains),
+        guide_latents,
+        draws.log_prior.unflatten(0, (num_chains, -1)),
+        draws.log_likelihood.unflatten(0, (num_chains, -1)),
+        rhat,
+        ess,
+        acceptance,
+        Observed.of(program),
+        "HMC, started by AIS",
+    )
+
+
+def _by_chain(latents: dict[str, Tensor], num_chains: int) -> dict[str, Tensor]:
+    return {name: value.unflatten(0, (num_chains, -1)) for name, value in latents.items()}
+
+
+def _chains(block: Block, annealing: Annealing, num_samples: int, seed: int) -> tuple[Draws, Tensor, Tensor]:
+    """Draws in the order chain by chain, u `(C, S, N, D)`, and the acceptance."""
+    prepared = annealing.prepared(block, seed)
+    path, numbers = prepared.path, prepared.noise
+    positions, accepted = [], []
+    with noise(block.program, seed_for(seed, "chains"), block.place):
+        trajectory = anneal(path, numbers, prepared.settings)
+        state = hmc.init(resampled_positions(trajectory, annealing.num_chains), path.density)
+        beta, size = torch.ones_like(prepared.settings.betas[-1]), prepared.settings.step_sizes[-1]
+        for _ in range(num_samples):
+            state, info = hmc.step(state, path.density, numbers, path.metric(beta), beta, size, annealing.num_leapfrog)
+            positions.append(state.position)
+            accepted.append(info.accept_prob.mean(0))
+        u = torch.stack(positions, dim=1)
+        draws = draws_of(path.view, u.flatten(0, 1))
+    return draws, u.cpu(), torch.stack(accepted).mean(0).cpu()
+
+
+def chain_diagnostics(u: Tensor) -> tuple[Tensor, Tensor]:
+    """The worst rank-normalised split R-hat and effective sample size of each datum, of draws `(C, S, N, D)`."""
+    ranks = _normal_scores(u)
+    folded = _normal_scores((u - u.flatten(0, 1).median(0).values).abs())
+    rhat = torch.maximum(split_gelman_rubin(ranks, 0, 1), split_gelman_rubin(folded, 0, 1))
+    return rhat.amax(-1), effective_sample_size(ranks, 0, 1).amin(-1)
+
+
+def _normal_scores(u: Tensor) -> Tensor:
+    """Normal quantiles of the ranks over all chains."""
+    flat = u.flatten(0, 1)
+    ranks = flat.argsort(0).argsort(0).double() + 1
+    return torch.special.ndtri((ranks - 0.375) / (len(flat) + 0.25)).reshape(u.shape)
+
+
+def _guide_latents(program: Program, num_samples: int, seed: int, first_index: int) -> dict[str, Tensor]:
+    parts, columns = [], []
+    for block in blocks(program, block_size(program, 16), first_index):
+        with noise(block.program, seed_for(seed, "guide draws"), block.place):
+            latents, log_q = block.program.draw(num_samples)
+        values = {name: block.program.draws_first(value) for name, value in latents.items()}
+        parts.append(Draws(values, log_q, log_q))
+        columns.append(block.columns)
+    joined = Draws.joined(parts, columns)
+    assert joined is not None
+    return joined.latents
+
+
+def _by_importance(
+    program: Program,
+    num_samples: int,
+    num_chains: int,
+    num_proposals: int,
+    seed: int,
+    plate: str | None,
+    first_index: int,
+    guide_latents: dict[str, Tensor],
+) -> Posterior:
+    evidence = importance_sampling(
+        program.model,
+        program.guide,
+        *program.args,
+        num_samples=num_proposals,
+        seed=seed,
+        plate=plate,
+        first_index=first_index,
+        num_posterior_draws=num_chains * num_samples,
+        **program.kwargs,
+    )
+    assert evidence.draws is not None
+    unknown = torch.full_like(evidence.ess, torch.nan)
+    return Posterior(
+        _by_chain(evidence.draws.latents, num_chains),
+        guide_latents,
+        evidence.draws.log_prior.unflatten(0, (num_chains, -1)),
+        evidence.draws.log_likelihood.unflatten(0, (num_chains, -1)),
+        unknown,
+        evidence.ess,
+        unknown,
+        evidence.observed,
+        f"importance resampling of {num_proposals:,} draws",
+    )

@@ -1,0 +1,137 @@
+"""What is kept of log weights while draws go by: sums, the largest ones, and means over groups."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_vae.evidence.psis import MIN_SAMPLES, khat_of_top, khat_threshold, tail_length
+
+__all__ = ["Estimate", "Totals", "estimate"]
+
+
+class Estimate(NamedTuple):
+    """What weights of K draws say of log p(x); each `(N,)`."""
+
+    log_evidence: Tensor
+    std_error: Tensor
+    ess: Tensor
+    khat: Tensor
+    reliable: Tensor
+    jackknife: Tensor
+
+
+def estimate(log_weights: Tensor) -> Estimate:
+    """From all log weights `(K, N)` at once."""
+    totals = Totals(len(log_weights))
+    totals.add(log_weights)
+    return totals.estimate()
+
+
+class Totals:
+    """Sums of weights, and the largest of them, which are a tail of about 3 sqrt(K)."""
+
+    def __init__(self, num_samples: int, ks: tuple[int, ...] = ()) -> None:
+        self.num_samples = num_samples
+        self.num_kept = num_samples if num_samples < MIN_SAMPLES else tail_length(num_samples) + 1
+        self.groups = [Groups(k) for k in ks]
+        self.top = self.rest = self.rest_of_squares = torch.empty(0, dtype=torch.float64)
+
+    def add(self, log_weight: Tensor) -> None:
+        """Take in log weights `(draws, data)`."""
+        log_weight = log_weight.cpu()
+        if not len(self.top):
+            nothing = torch.full_like(log_weight[0], -math.inf)
+            self.top, self.rest, self.rest_of_squares = log_weight[:0], nothing, nothing
+        ordered = torch.cat([self.top, log_weight]).sort(0, descending=True).values
+        self.top, others = ordered[: self.num_kept], ordered[self.num_kept :]
+        if len(others):
+            self.rest = torch.logaddexp(self.rest, others.logsumexp(0))
+            self.rest_of_squares = torch.logaddexp(self.rest_of_squares, (2 * others).logsumexp(0))
+        for group in self.groups:
+            group.add(log_weight)
+
+    @property
+    def log_sum(self) -> Tensor:
+        return torch.logaddexp(self.top.logsumexp(0), self.rest)
+
+    def estimate(self) -> Estimate:
+        num = self.num_samples
+        log_evidence = self.log_sum - math.log(num)
+        log_sum_of_squares = torch.logaddexp((2 * self.top).logsumexp(0), self.rest_of_squares)
+        ess = (2 * self.log_sum - log_sum_of_squares).exp().nan_to_num(nan=0.0)
+        excess = (num / ess - 1).clamp(min=0)
+        std_error = (excess / (num - 1)).sqrt() if num > 1 else torch.full_like(ess, math.nan)
+        std_error = std_error.where(ess > 0, torch.nan)
+        khat = khat_of_top(self.top) if num >= MIN_SAMPLES else torch.full_like(ess, math.nan)
+        return Estimate(log_evidence, std_error, ess, khat, khat < khat_threshold(num), self._jackknife())
+
+    def _jackknife(self) -> Tensor:
+        """$K L_K - (K - 1) \\overline{L_{K-1}}$, the second term over all ways to leave one draw out.
+
+        Exact for the largest weights, whose sums without them are formed without subtraction; the rest, of which
+        each is a small part of the sum, by two terms of log(1 - w / sum).
+        """
+        num, log_sum = self.num_samples, self.log_sum
+        if num < 2:
+            return torch.full_like(log_sum, math.nan)
+        without_largest = torch.logaddexp(self.top[1:].logsumexp(0), self.rest) - log_sum
+        without_others = torch.log1p(-(self.top[1:] - log_sum).exp()).sum(0)
+        without_rest = -(self.rest - log_sum).exp() - (self.rest_of_squares - 2 * log_sum).exp() / 2
+        mean = (without_largest + without_others + without_rest) / num
+        value = log_sum - num * math.log(num) + (num - 1) * (math.log(num - 1) - mean)
+        return value.where(value.isfinite(), torch.nan)
+
+
+class Groups:
+    """Mean and variance over groups of k draws of log(sum w / k)."""
+
+    def __init__(self, k: int) -> None:
+        self.k = k
+        self.num_groups = 0
+        self.num_open = 0  # draws in the group that is not yet full, and the log of their sum
+        self.open = torch.tensor(-math.inf, dtype=torch.float64)
+
+    def add(self, log_weight: Tensor) -> None:
+        """Take in log weights `(draws, data)`; a group may go on in the next call."""
+        head = -self.num_open % self.k
+        full = max(0, len(log_weight) - head) // self.k
+        tail = head + full * self.k
+        self._extend(log_weight[:head])
+        if full:
+            self._close(log_weight[head:tail].unflatten(0, (full, self.k)).logsumexp(1))
+        self._extend(log_weight[tail:])
+
+    def _extend(self, log_weight: Tensor) -> None:
+        if not len(log_weight):
+            return
+        log_sum = log_weight.logsumexp(0)
+        self.open = torch.logaddexp(self.open, log_sum) if self.num_open else log_sum
+        self.num_open += len(log_weight)
+        if self.num_open == self.k:
+            self._close(self.open[None])
+            self.num_open = 0
+
+    def _close(self, log_sums: Tensor) -> None:
+        values = log_sums - math.log(self.k)
+        if not self.num_groups:
+            # Sums are taken from the first value, so that equal weights have a variance of exactly zero.
+            self.origin = values[0].nan_to_num(neginf=0.0)
+            self.sum = self.sum_of_squares = torch.zeros_like(self.origin)
+        self.num_groups += len(values)
+        self.sum = self.sum + (values - self.origin).sum(0)
+        self.sum_of_squares = self.sum_of_squares + (values - self.origin).square().sum(0)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.origin + self.sum / self.num_groups
+
+    @property
+    def std_error(self) -> Tensor:
+        if self.num_groups < 2:
+            return torch.full_like(self.origin, math.nan)
+        squares = (self.sum_of_squares - self.sum.square() / self.num_groups).clamp(min=0)
+        return (squares / (self.num_groups - 1) / self.num_groups).sqrt()

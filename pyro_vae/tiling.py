@@ -1,0 +1,192 @@
+"""The draws by data, cut into tiles whose noise depends on the seed and on their place alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from math import ceil
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_vae import _checks
+from pyro_vae._structure import forked_generator
+from pyro_vae.program import Latents, LogDensities, Program
+
+__all__ = ["TILE_SIZE", "Block", "Tile", "blocks", "log_weights", "noise", "seed_for", "tiles", "tiles_of"]
+
+# How many (datum, draw) pairs are drawn together. It fixes which random numbers a draw is made of, so it is a constant
+# of each device and no option. On a CPU it also keeps the activations in cache (benchmarks/tile_size.py). The
+# size for a GPU is not measured.
+TILE_SIZE = {"cpu": 2048, "cuda": 262_144}
+
+Draw = Callable[[int], tuple[Latents, Tensor]]
+"""Draws latents of each datum, so many, and gives log q of each, `(K, N)`."""
+
+
+class Block(NamedTuple):
+    """Some neighbouring data, filled up to a fixed number so that their noise is the same in any company."""
+
+    program: Program
+    rows: slice
+    """Which of the data that were asked for."""
+    columns: slice
+    """Where they are in the block."""
+    place: int
+    """The place of the block's first datum."""
+
+
+def blocks(program: Program, width: int, first_index: int = 0) -> Iterator[Block]:
+    """The data in blocks of `width`, cut at the multiples of it. A guide that is not amortized takes all at a time."""
+    if not program.structure.amortized:
+        yield Block(program, slice(0, program.num_data), slice(0, program.num_data), first_index)
+        return
+    end = first_index + program.num_data
+    for left in range(first_index // width * width, end, width):
+        places = torch.arange(left, left + width, device=program.args[0].device) - first_index
+        rows = slice(max(left - first_index, 0), min(left + width, end) - first_index)
+        columns = slice(rows.start + first_index - left, rows.stop + first_index - left)
+        yield Block(program.at(places.clamp(0, program.num_data - 1)), rows, columns, left)
+
+
+class Tile(NamedTuple):
+    """So many draws for all data of a block."""
+
+    draws: slice
+    densities: LogDensities
+    latents: Latents
+
+
+def tiles(program: Program, num_samples: int, seed: int, first_index: int = 0) -> Iterator[tuple[Block, Tile]]:
+    """The log densities of `num_samples` draws from the guide for each datum, tile by tile."""
+    for block in blocks(program, block_width(program, num_samples), first_index):
+        for tile in tiles_of(block, block.program.draw, num_samples, seed):
+            yield block, tile
+
+
+def tiles_of(block: Block, draw: Draw, num_samples: int, seed: int, chunk_size: int | None = None) -> Iterator[Tile]:
+    """The tiles of one block, one after the other, each with noise of its own; memory is that of one tile.
+
+    `chunk_size` evaluates the model on that many pairs at a time, which changes memory and speed but no draw.
+    """
+    program = block.program
+    size = TILE_SIZE.get(program.args[0].device.type, TILE_SIZE["cpu"])
+    most = size if program.structure.amortized else max(1, size // program.num_data)
+    height = ceil(num_samples / ceil(num_samples / most))
+    for top in range(0, num_samples, height):
+        draws = slice(top, min(top + height, num_samples))
+        with noise(program, seed, block.place * ceil(num_samples / height) + top // height):
+            latents, guide = draw(draws.stop - draws.start)
+            prior, likelihood = log_joint_in_chunks(program, latents, chunk_size, check_support=top == 0)
+        densities = LogDensities(prior, likelihood, guide)
+        _refuse_nan(densities, block)
+        yield Tile(draws, densities, latents)
+
+
+def block_width(program: Program, num_samples: int) -> int:
+    """How many data are drawn together: as many draws as there are in a tile, and only then data."""
+    size = TILE_SIZE.get(program.args[0].device.type, TILE_SIZE["cpu"])
+    height = ceil(num_samples / ceil(num_samples / size))
+    return max(1, size // height)
+
+
+def log_joint_in_chunks(
+    program: Program, latents: Latents, chunk_size: int | None, check_support: bool = False
+) -> tuple[Tensor, Tensor]:
+    """log p(z) and log p(x|z), `(K, N)`, with the model run on so many (draw, datum) pairs at a time."""
+    num_samples = len(next(iter(latents.values())))
+    height = num_samples if chunk_size is None else max(1, chunk_size // program.num_data)
+    pieces = [
+        program.log_joint({name: value[top : top + height] for name, value in latents.items()}, check_support)
+        for top in range(0, num_samples, height)
+    ]
+    prior, likelihood = (torch.cat(column) for column in zip(*pieces, strict=True))
+    return prior, likelihood
+
+
+@contextmanager
+def noise(program: Program, seed: int, place: int) -> Iterator[None]:
+    """Draw here with noise that the seed and the place decide; torch's generator is left as it was."""
+    with torch.no_grad(), forked_generator(program.args[0].device), pyro.validation_enabled(False):
+        torch.manual_seed(_tile_seed(seed, place))
+        yield
+
+
+def seed_for(seed: int, purpose: str) -> int:
+    """A seed of its own for each purpose: what a pilot run saw must not come again in the run that is measured."""
+    words = [seed % 2**32, seed // 2**32, *purpose.encode()]
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] % 2**63)
+
+
+def _tile_seed(seed: int, place: int) -> int:
+    """A seed of its own for each of 2**32 places: torch's generator of the CPU looks at no more than 32 bits.
+
+    Places start at a number that the user's seed decides, and are mixed by a bijection (the last step of MurmurHash3).
+    """
+    mixed = (int(np.random.SeedSequence(seed).generate_state(1)[0]) + place) % 2**32
+    mixed = ((mixed ^ mixed >> 16) * 0x85EBCA6B) % 2**32
+    mixed = ((mixed ^ mixed >> 13) * 0xC2B2AE35) % 2**32
+    return mixed ^ mixed >> 16
+
+
+def _refuse_nan(densities: LogDensities, block: Block) -> None:
+    weight = densities.weight[:, block.columns]
+    bad = (weight.isnan() | weight.isposinf()).any(0)
+    if bad.any():
+        row = block.rows.start + int(bad.nonzero()[0])
+        raise ValueError(
+            f"model, guide: expected numbers for log weights; got NaN or +inf, first for the datum at index {row}; "
+            "look for NaN among the parameters and in x, or a density of zero width."
+        )
+
+
+def log_weights(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    *args: Tensor,
+    num_samples: int = 1,
+    seed: int = 0,
+    plate: str | None = None,
+    **kwargs: Any,
+) -> Tensor:
+    r"""The log weights $\log w_{kn} = \log p(x_n, z_{kn}) - \log q(z_{kn}|x_n)$ of draws $z_{kn}$ from the guide.
+
+    Objectives and evaluations all reduce this tensor: its mean over k is the ELBO, its log-mean-exp the
+    importance-sampled log p(x).
+
+    Args:
+        model, guide: a Pyro program and its guide, with one plate over data.
+        args: what both are called with: tensors of one row a datum, x first.
+        num_samples: the number K of draws for each datum.
+        seed: fixes the draws, whatever the state of torch's generator, which is left as it was.
+        plate: the name of the plate over data; needed only where several hold all sites.
+        kwargs: further arguments of both, passed on as they are.
+
+    Shapes: `(K, N)`, float64, in nats.
+
+    Raises:
+        TypeError, ValueError: as `importance_sampling`.
+
+    Examples:
+        >>> import pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):  # the exact posterior, so that all weights of a datum are its p(x)
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+        >>> x = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        >>> log_weights(model, guide, x, num_samples=3).allclose(dist.Normal(0.0, 2**0.5).log_prob(x))
+        True
+    """
+    num_samples = _checks.whole_number("num_samples", num_samples)
+    seed = _checks.seed(seed)
+    program = Program.of(model, guide, args, kwargs, plate)
+    weights = torch.empty(num_samples, program.num_data, dtype=torch.float64)
+    for block, tile in tiles(program, num_samples, seed):
+        weights[tile.draws, block.rows] = tile.densities.weight[:, block.columns].cpu()
+    return weights
