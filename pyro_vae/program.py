@@ -15,12 +15,13 @@ from torch import Tensor
 from pyro_vae import _checks
 from pyro_vae._structure import (
     Structure,
-    forked_generator,
     initialise,
     look_at,
+    refuse_autocast,
     refuse_impossible_data,
     refuse_subsampling,
     sample_sites,
+    seeded,
 )
 
 __all__ = ["Latents", "LogDensities", "Program"]
@@ -80,6 +81,7 @@ class Program:
         plate: str | None = None,
     ) -> Program:
         """Look at a run of the pair, and refuse one that has no log p(x) for each datum."""
+        refuse_autocast()
         rows, kwargs = _rows_of_data(args), kwargs or {}
         initialise(guide, rows, kwargs)
         failure: Exception | None = None
@@ -148,13 +150,17 @@ class Program:
 
     def observed_values(self) -> dict[str, tuple[Tensor, bool]]:
         """The value `(N, ...)` of each observed site, and whether it is discrete."""
-        with forked_generator(self.args[0].device), pyro.validation_enabled(False):
-            torch.manual_seed(0)
+        with seeded(self.args[0].device, 0), pyro.validation_enabled(False):
             _, observed = self.sites()
         return {
             name: (self.draws_first(site["value"].expand(_joint_shape(site)))[0], site["fn"].support.is_discrete)
             for name, site in observed.items()
         }
+
+    def refuse_impossible_data(self) -> None:
+        """Stop if an observed value is outside the support of its distribution."""
+        with seeded(self.args[0].device, 0), pyro.validation_enabled(False), torch.no_grad():
+            refuse_impossible_data(self.sites()[1])
 
     def draws_first(self, value: Tensor) -> Tensor:
         """A site's value with its dimensions in the order draws, data, others: `(K, N, ...)`."""
@@ -201,8 +207,7 @@ def _refuse_fixed_shapes(program: Program) -> None:
 
 @torch.no_grad()
 def _weights_of_two_draws(program: Program) -> Tensor:
-    with forked_generator(program.args[0].device), pyro.validation_enabled(False):
-        torch.manual_seed(0)
+    with seeded(program.args[0].device, 0), pyro.validation_enabled(False):
         latents, guide = program.draw(2)
         return sum(program.log_joint(latents, check_support=False)) - guide
 
@@ -230,8 +235,7 @@ def _rows_of_data(args: tuple[Any, ...]) -> tuple[Tensor, ...]:
 @torch.no_grad()
 def _refuse_order_of_rows(program: Program) -> None:
     """Stop if a row's density depends on its place, as where a function closes over tensors of its own."""
-    with forked_generator(program.args[0].device), pyro.validation_enabled(False):
-        torch.manual_seed(0)
+    with seeded(program.args[0].device, 0), pyro.validation_enabled(False):
         trace = program._run(program.guide, 2)
         sites = dict(sample_sites(trace))
         forth = program.log_joint({name: site["value"] for name, site in sites.items()}, check_support=False)

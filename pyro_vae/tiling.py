@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from pyro_vae import _checks
-from pyro_vae._structure import forked_generator
+from pyro_vae._structure import seeded
 from pyro_vae.program import Latents, LogDensities, Program
 
-__all__ = ["TILE_SIZE", "Block", "Tile", "blocks", "log_weights", "noise", "seed_for", "tiles", "tiles_of"]
+__all__ = ["TILE_SIZE", "Block", "Tile", "blocks", "log_weights", "noise", "seed_for", "tile_size", "tiles", "tiles_of"]
 
 # How many (datum, draw) pairs are drawn together. It fixes which random numbers a draw is made of, so it is a constant
 # of each device and no option. On a CPU it also keeps the activations in cache (benchmarks/tile_size.py). The
@@ -63,34 +63,51 @@ class Tile(NamedTuple):
 def tiles(program: Program, num_samples: int, seed: int, first_index: int = 0) -> Iterator[tuple[Block, Tile]]:
     """The log densities of `num_samples` draws from the guide for each datum, tile by tile."""
     for block in blocks(program, block_width(program, num_samples), first_index):
-        for tile in tiles_of(block, block.program.draw, num_samples, seed):
+        for tile in tiles_of(block, evaluating(block.program, block.program.draw), num_samples, seed):
             yield block, tile
 
 
-def tiles_of(block: Block, draw: Draw, num_samples: int, seed: int, chunk_size: int | None = None) -> Iterator[Tile]:
+Evaluate = Callable[[int, bool], tuple[Latents, LogDensities]]
+"""Draws so many and evaluates them; the flag says whether to look if the data lie in their support."""
+
+
+def evaluating(program: Program, draw: Draw, chunk_size: int | None = None) -> Evaluate:
+    """Draw, and run the model on the draws, `chunk_size` pairs at a time: that changes memory and speed but no draw."""
+
+    def evaluate(num_samples: int, check_support: bool) -> tuple[Latents, LogDensities]:
+        latents, guide = draw(num_samples)
+        prior, likelihood = log_joint_in_chunks(program, latents, chunk_size, check_support)
+        return latents, LogDensities(prior, likelihood, guide)
+
+    return evaluate
+
+
+def tiles_of(block: Block, evaluate: Evaluate, num_samples: int, seed: int, width: int | None = None) -> Iterator[Tile]:
     """The tiles of one block, one after the other, each with noise of its own; memory is that of one tile.
 
-    `chunk_size` evaluates the model on that many pairs at a time, which changes memory and speed but no draw.
+    `width` is that of the whole block, where `block` is a part of it.
     """
     program = block.program
-    size = TILE_SIZE.get(program.args[0].device.type, TILE_SIZE["cpu"])
-    most = size if program.structure.amortized else max(1, size // program.num_data)
+    most = max(1, tile_size(program) // (width or program.num_data))
     height = ceil(num_samples / ceil(num_samples / most))
     for top in range(0, num_samples, height):
         draws = slice(top, min(top + height, num_samples))
         with noise(program, seed, block.place * ceil(num_samples / height) + top // height):
-            latents, guide = draw(draws.stop - draws.start)
-            prior, likelihood = log_joint_in_chunks(program, latents, chunk_size, check_support=top == 0)
-        densities = LogDensities(prior, likelihood, guide)
+            latents, densities = evaluate(draws.stop - draws.start, top == 0)
         _refuse_nan(densities, block)
         yield Tile(draws, densities, latents)
 
 
 def block_width(program: Program, num_samples: int) -> int:
     """How many data are drawn together: as many draws as there are in a tile, and only then data."""
-    size = TILE_SIZE.get(program.args[0].device.type, TILE_SIZE["cpu"])
+    size = tile_size(program)
     height = ceil(num_samples / ceil(num_samples / size))
     return max(1, size // height)
+
+
+def tile_size(program: Program) -> int:
+    """How many (datum, draw) pairs a tile has on the program's device."""
+    return TILE_SIZE.get(program.args[0].device.type, TILE_SIZE["cpu"])
 
 
 def log_joint_in_chunks(
@@ -110,8 +127,7 @@ def log_joint_in_chunks(
 @contextmanager
 def noise(program: Program, seed: int, place: int) -> Iterator[None]:
     """Draw here with noise that the seed and the place decide; torch's generator is left as it was."""
-    with torch.no_grad(), forked_generator(program.args[0].device), pyro.validation_enabled(False):
-        torch.manual_seed(_tile_seed(seed, place))
+    with torch.no_grad(), seeded(program.args[0].device, _tile_seed(seed, place)), pyro.validation_enabled(False):
         yield
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
-from pyro_vae._structure import forked_generator
+from pyro_vae._structure import seeded
 from pyro_vae.program import Latents, Program
 
 __all__ = ["Unconstrained"]
@@ -20,14 +20,17 @@ __all__ = ["Unconstrained"]
 @dataclass(frozen=True)
 class _Site:
     name: str
+    support: Any
     transform: Any  # from the unconstrained value to that of the site
     data_axis: int  # among the batch dimensions, which start with the draws
     rest: tuple[int, ...]  # dimensions of the unconstrained value beside draws and data
     dtype: torch.dtype
 
     def pack(self, value: Tensor) -> Tensor:
-        """The value of the site as unconstrained numbers `(K, N, size)`."""
-        u = self.transform.inv(value).movedim(self.data_axis, 1)
+        """The value of the site as unconstrained numbers `(K, N, size)`; NaN for values outside the support."""
+        inside = self.support.check(value)
+        u = self.transform.inv(value)
+        u = u.where(inside.reshape(*inside.shape, *(1,) * (u.ndim - inside.ndim)), torch.nan).movedim(self.data_axis, 1)
         return u.reshape(*u.shape[:2], -1).double()
 
     def unpack(self, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,8 +55,7 @@ class Unconstrained:
     @classmethod
     def of(cls, program: Program) -> Unconstrained:
         """Look at the supports of the model's latent sites, or say why they have no such view."""
-        with torch.no_grad(), forked_generator(program.args[0].device), pyro.validation_enabled(False):
-            torch.manual_seed(0)
+        with torch.no_grad(), seeded(program.args[0].device, 0), pyro.validation_enabled(False):
             (one, _), (other, _) = program.sites(), program.sites()
         return cls(program, tuple(_site(program, name, one[name], other[name]) for name in one))
 
@@ -93,7 +95,7 @@ class Unconstrained:
         return self.program.log_guide(latents) + stretch
 
     def draw_guide(self, num_samples: int) -> tuple[Tensor, Tensor]:
-        """u from the guide, and log q(u|x); u may be NaN or infinite where the prior has no density."""
+        """u from the guide, and log q(u|x); u is NaN where the prior has no density."""
         latents, log_q = self.program.draw(num_samples)
         u = self.pack({site.name: latents[site.name] for site in self.sites})
         return u, log_q + self.unpack(u)[1]
@@ -118,4 +120,4 @@ def _site(program: Program, name: str, site: dict[str, Any], other: dict[str, An
             "it as a transformed distribution over a fixed support."
         )
     axis = program.structure.data_dim - program.structure.particle_dim
-    return _Site(name, transform, axis, (*u.shape[1:axis], *u.shape[axis + 1 :]), site["value"].dtype)
+    return _Site(name, support, transform, axis, (*u.shape[1:axis], *u.shape[axis + 1 :]), site["value"].dtype)

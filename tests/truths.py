@@ -2,6 +2,7 @@
 
 import math
 
+import pyro
 import pyro.distributions as dist
 import torch
 from torch import nn
@@ -57,6 +58,52 @@ class GaussianPosterior(nn.Module):
     def forward(self, x):
         exact = self.truth.posterior(x.double())
         return dist.MultivariateNormal(exact.loc + self.shift, scale_tril=self.inflation * exact.scale_tril)
+
+
+def two_layers(num_data):
+    """z2 ~ N(0, 1), z1 ~ N(z2, 1), x ~ N(z1, 1), so that x ~ N(0, 3); a guide that is a little off; x; log p(x)."""
+    one = torch.ones((), dtype=torch.float64)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z2 = pyro.sample("z2", dist.Normal(0 * one, one))
+            z1 = pyro.sample("z1", dist.Normal(z2, one))
+            pyro.sample("x", dist.Normal(z1, one), obs=x)
+
+    def guide(x):  # exact: z1 | x is N(2x/3, 2/3), z2 | z1 is N(z1/2, 1/2)
+        with pyro.plate("data", len(x)):
+            z1 = pyro.sample("z1", dist.Normal(0.6 * x, 1.1 * math.sqrt(2 / 3) * one))
+            pyro.sample("z2", dist.Normal(0.5 * z1, 1.2 * math.sqrt(1 / 2) * one))
+
+    marginal = dist.Normal(0 * one, math.sqrt(3.0))
+    x = marginal.sample((num_data,))
+    return model, guide, x, marginal.log_prob(x)
+
+
+SHAPE, RATE = 3.0, 1.5
+
+
+def count_and_rate(num_data):
+    """rate ~ Gamma, count ~ Poisson(rate * exposure): a positive latent, and a further argument; counts; exposures."""
+
+    def model(x, exposure):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Gamma(torch.tensor(SHAPE).double(), RATE))
+            pyro.sample("x", dist.Poisson(z * exposure), obs=x)
+
+    def guide(x, exposure):  # of the posterior Gamma(SHAPE + x, RATE + exposure), the mean, and a spread
+        with pyro.plate("data", len(x)):
+            mean = ((SHAPE + x) / (RATE + exposure)).log()
+            pyro.sample("z", dist.LogNormal(mean, 1.5 / (SHAPE + x).sqrt()))
+
+    exposure = torch.linspace(0.5, 4, num_data, dtype=torch.float64)
+    rates = dist.Gamma(torch.tensor(SHAPE).double(), RATE).sample((num_data,))
+    return model, guide, dist.Poisson(rates * exposure).sample(), exposure
+
+
+def negative_binomial(x, exposure):
+    """log p(x) of `count_and_rate`."""
+    return dist.NegativeBinomial(SHAPE, probs=exposure / (exposure + RATE)).log_prob(x)
 
 
 def grid(latent_dim, num=None, limit=8.0):

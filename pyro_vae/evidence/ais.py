@@ -19,7 +19,7 @@ from pyro_vae.evidence.laplace import Gaussian, LaplaceFit, fit_laplace, guide_m
 from pyro_vae.evidence.result import Bound, Draws, Evidence, Observed
 from pyro_vae.evidence.weights import estimate
 from pyro_vae.program import Program
-from pyro_vae.tiling import TILE_SIZE, Block, blocks, log_joint_in_chunks, noise, seed_for
+from pyro_vae.tiling import Block, blocks, log_joint_in_chunks, noise, seed_for, tile_size
 from pyro_vae.unconstrained import Unconstrained
 
 __all__ = [
@@ -400,7 +400,7 @@ def ais(
 
 def block_size(program: Program, num_chains: int) -> int:
     """How many data are annealed together."""
-    return max(1, TILE_SIZE.get(program.args[0].device.type, TILE_SIZE["cpu"]) // num_chains)
+    return max(1, tile_size(program) // num_chains)
 
 
 def resampled(view: Unconstrained, trajectory: Trajectory, num_draws: int) -> Draws | None:
@@ -418,7 +418,7 @@ def resampled_positions(trajectory: Trajectory, num_draws: int) -> Tensor:
 def draws_of(view: Unconstrained, u: Tensor) -> Draws:
     """Latents of u `(S, N, D)`, with their densities."""
     latents, _ = view.unpack(u)
-    prior, likelihood = log_joint_in_chunks(view.program, latents, TILE_SIZE["cpu"])
+    prior, likelihood = log_joint_in_chunks(view.program, latents, tile_size(view.program))
     values = {name: view.program.draws_first(value).cpu() for name, value in latents.items()}
     return Draws(values, prior.cpu(), likelihood.cpu())
 

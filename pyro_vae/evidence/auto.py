@@ -28,7 +28,7 @@ from pyro_vae.evidence.laplace import Gaussian, LaplaceFit, fit_laplace, guide_m
 from pyro_vae.evidence.result import Draws, Evidence, Observed
 from pyro_vae.evidence.weights import Estimate, Totals, estimate
 from pyro_vae.program import Latents, Program
-from pyro_vae.tiling import TILE_SIZE, Block, Draw, blocks, noise, seed_for, tiles_of
+from pyro_vae.tiling import Block, Draw, blocks, evaluating, noise, seed_for, tiles_of
 from pyro_vae.unconstrained import Unconstrained
 
 __all__ = ["log_evidence"]
@@ -36,7 +36,7 @@ __all__ = ["log_evidence"]
 GUIDE_PILOT = 200
 LAPLACE_PILOT = 200
 NUM_CHAINS, NUM_LEAPFROG = 16, 3
-LARGEST_KHAT = 0.3  # of a pilot run, whose k-hat is rough: well below what the measured run is held to
+LARGEST_KHAT = 0.4  # of a pilot run, whose k-hat is rough: well below what the measured run is held to
 LEVELS = 4  # how many lengths of annealing there are, each half the next
 
 
@@ -58,7 +58,7 @@ def log_evidence(
     For each datum a pilot run draws from the guide, and where that would not do, from Laplace's Gaussian, and where
     that
     would not do either, a short annealing looks how many temperatures are needed. What the pilots saw picks the
-    estimator: importance sampling where their k-hat is below 0.3 and so many draws as the tolerance takes are
+    estimator: importance sampling where their k-hat is below 0.4 and so many draws as the tolerance takes are
     affordable, else AIS. Then the estimator runs once, with frozen settings and fresh noise, and its result is
     reported whatever it is. As pilots decide and only the measured run counts, $E \hat p(x) = p(x)$ still holds for
     each datum, and the certificate needs no correction.
@@ -194,6 +194,10 @@ class _Job:
         if len(left):
             self._anneal(left, spent + self.plan.annealing_pilot)
 
+    @property
+    def width(self) -> int:
+        return self.block.program.num_data
+
     def _program(self, columns: Tensor) -> Program:
         """Of these columns; all of them is the block's own program, which need not run on fewer."""
         program = self.block.program
@@ -233,7 +237,8 @@ class _Job:
     def _pilot(self, columns: Tensor, draw: Draw, num_samples: int, purpose: str, terms: GuideTerms) -> Estimate:
         totals = Totals(num_samples)
         part = self._part(columns)._replace(rows=self.block.rows)
-        for tile in tiles_of(part, draw, num_samples, seed_for(self.seed, purpose), TILE_SIZE["cpu"]):
+        evaluate = evaluating(part.program, draw)
+        for tile in tiles_of(part, evaluate, num_samples, seed_for(self.seed, purpose), self.width):
             totals.add(tile.densities.weight)
             terms.add(tile.densities)
         return totals.estimate()
@@ -245,7 +250,7 @@ class _Job:
             chosen = columns[needed == number]
             totals, reservoir, part = Totals(number), Reservoir(self.num_draws), self._part(chosen)
             seed = seed_for(self.seed, f"measured, {name}")
-            for tile in tiles_of(part, draw(chosen), number, seed, TILE_SIZE["cpu"]):
+            for tile in tiles_of(part, evaluating(part.program, draw(chosen)), number, seed, self.width):
                 totals.add(tile.densities.weight)
                 with noise(part.program, seed_for(seed, "resampling"), part.place * number + tile.draws.start):
                     reservoir.add(part.program, tile.densities, tile.latents)

@@ -9,12 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from pyro_vae import _checks
+from pyro_vae.evidence.ais import block_size
 from pyro_vae.evidence.auto import log_evidence
 from pyro_vae.evidence.importance import GuideTerms
 from pyro_vae.evidence.local import refine
 from pyro_vae.evidence.result import Bound, Evidence, Observed, std_error_of_mean
 from pyro_vae.program import Program
-from pyro_vae.tiling import TILE_SIZE, Block, Draw, block_width, blocks, noise, seed_for, tiles_of
+from pyro_vae.tiling import Block, Draw, blocks, evaluating, noise, seed_for, tiles_of
 
 __all__ = ["InferenceGap", "inference_gap"]
 
@@ -128,7 +129,7 @@ def inference_gap(
     if evidence is not None and evidence.observed.fingerprint != Observed.of(program).fingerprint:
         raise ValueError("evidence: expected that of the same data; got another's; leave it out, or evaluate these.")
     guides, best, columns = [], [], []
-    for block in blocks(program, block_width(program, num_particles), first_index):
+    for block in blocks(program, block_size(program, num_particles), first_index):
         with noise(block.program, seed_for(seed, "refinement"), block.place):
             refined = refine(block.program, num_steps, num_particles)
         guides.append(_terms(block, block.program.draw, num_samples, seed_for(seed, "guide")))
@@ -141,6 +142,7 @@ def inference_gap(
 
 def _terms(block: Block, draw: Draw, num_samples: int, seed: int) -> GuideTerms:
     terms = GuideTerms()
-    for tile in tiles_of(block, draw, num_samples, seed, TILE_SIZE["cpu"]):
+    evaluate = evaluating(block.program, draw)
+    for tile in tiles_of(block, evaluate, num_samples, seed):
         terms.add(tile.densities)
     return terms

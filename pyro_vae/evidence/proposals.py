@@ -20,6 +20,9 @@ from pyro_vae.unconstrained import Unconstrained
 __all__ = ["PROPOSALS", "Defensive", "Fitted", "Guide", "Inflated", "Laplace", "Local", "Proposal"]
 
 
+FITTED_TOGETHER = 128  # data
+
+
 class Fitted(NamedTuple):
     """A proposal for some data."""
 
@@ -35,6 +38,10 @@ class Proposal(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def width(self) -> int | None:
+        """For how many data it is sought together; None where that does not matter."""
+
     def fit(self, program: Program) -> Fitted: ...
 
 
@@ -43,6 +50,7 @@ class Guide:
     """The guide as it is."""
 
     name = "the guide"
+    width = None
 
     def fit(self, program: Program) -> Fitted:
         return Fitted(program.draw, 0)
@@ -57,6 +65,7 @@ class Inflated:
     """
 
     factors: tuple[float, ...] = (1.2,)
+    width = None
 
     def __post_init__(self) -> None:
         for factor in self.factors:
@@ -93,6 +102,7 @@ class Defensive:
     """
 
     weight: float = 0.1
+    width = None
 
     def __post_init__(self) -> None:
         if not 0 < _checks.positive("weight", self.weight) < 1:
@@ -114,7 +124,7 @@ class Defensive:
             prior, _ = view.log_joint(u)
             return torch.logaddexp(prior + math.log(self.weight), view.log_guide(u) + math.log1p(-self.weight))
 
-        return Fitted(draw, 0, num_evaluations_per_draw=2)
+        return Fitted(draw, 0, num_evaluations_per_draw=3)
 
 
 @dataclass(frozen=True)
@@ -122,6 +132,7 @@ class Laplace:
     """A Gaussian at each datum's posterior mode, with the curvature there (`fit_laplace`)."""
 
     name = "Laplace's Gaussian"
+    width = FITTED_TOGETHER
 
     def fit(self, program: Program) -> Fitted:
         view = Unconstrained.of(program)
@@ -140,6 +151,7 @@ class Local:
     num_steps: int = 300
     num_particles: int = 8
     name = "the guide, refined for each datum"
+    width = FITTED_TOGETHER
 
     def __post_init__(self) -> None:
         _checks.whole_number("num_steps", self.num_steps)

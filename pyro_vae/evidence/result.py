@@ -322,6 +322,9 @@ class Evidence:
             f"effective draws: median {self.ess.median():,.1f}; evaluations of log p(x, z): "
             f"{self.num_evaluations.double().mean():,.0f} a datum"
         ]
+        if "reached" in self.diagnostics:
+            reached, tolerance = int(self.diagnostics["reached"].sum()), self.settings["tolerance"]
+            lines.append(f"standard error within {tolerance:g} nats for {reached:,} of {len(self):,} data")
         bad = int((~self.reliable).sum())
         if not bad:
             return [*lines, f"reliable for all {len(self):,} data"]

@@ -13,6 +13,9 @@ from pyro_vae.evidence.psis import MIN_SAMPLES, khat_of_top, khat_threshold, tai
 __all__ = ["Estimate", "Totals", "estimate"]
 
 
+MAX_WAITING = 65_536
+
+
 class Estimate(NamedTuple):
     """What weights of K draws say of log p(x); each `(N,)`."""
 
@@ -38,11 +41,20 @@ class Totals:
         self.num_samples = num_samples
         self.num_kept = num_samples if num_samples < MIN_SAMPLES else tail_length(num_samples) + 1
         self.groups = [Groups(k) for k in ks]
+        self.waiting: list[Tensor] = []
         self.top = self.rest = self.rest_of_squares = torch.empty(0, dtype=torch.float64)
 
     def add(self, log_weight: Tensor) -> None:
-        """Take in log weights `(draws, data)`."""
-        log_weight = log_weight.cpu()
+        """Take in log weights `(draws, data)`; they are worked on when some have come together."""
+        self.waiting.append(log_weight.cpu())
+        if sum(each.numel() for each in self.waiting) >= MAX_WAITING:
+            self._work_off()
+
+    def _work_off(self) -> None:
+        if not self.waiting:
+            return
+        log_weight = torch.cat(self.waiting)
+        self.waiting = []
         if not len(self.top):
             nothing = torch.full_like(log_weight[0], -math.inf)
             self.top, self.rest, self.rest_of_squares = log_weight[:0], nothing, nothing
@@ -58,7 +70,14 @@ class Totals:
     def log_sum(self) -> Tensor:
         return torch.logaddexp(self.top.logsumexp(0), self.rest)
 
+    def bounds(self) -> Tensor:
+        """The means over groups, and their standard errors, `(number of ks, 2, N)`."""
+        self._work_off()
+        return torch.stack([torch.stack([group.mean, group.std_error]) for group in self.groups])
+
     def estimate(self) -> Estimate:
+        """What the weights say."""
+        self._work_off()
         num = self.num_samples
         log_evidence = self.log_sum - math.log(num)
         log_sum_of_squares = torch.logaddexp((2 * self.top).logsumexp(0), self.rest_of_squares)
@@ -102,7 +121,8 @@ class Groups:
         tail = head + full * self.k
         self._extend(log_weight[:head])
         if full:
-            self._close(log_weight[head:tail].unflatten(0, (full, self.k)).logsumexp(1))
+            groups = log_weight[head:tail].unflatten(0, (full, self.k))
+            self._close(groups.logsumexp(1) if self.k > 1 else groups[:, 0])
         self._extend(log_weight[tail:])
 
     def _extend(self, log_weight: Tensor) -> None:

@@ -1,0 +1,138 @@
+"""How far each estimator of log p(x) is from the truth, and what it costs, on a VAE trained on MNIST.
+
+    python benchmarks/accuracy.py --data-dir data              # about an hour on two CPU cores
+    python benchmarks/accuracy.py --data-dir data --num-test 16 --num-epochs 1 --num-temperatures 100   # a look
+
+The truth is a long AIS (`--num-temperatures`), whose own error bidirectional Monte Carlo bounds on data from the model.
+Prints a table, and writes `accuracy.json` and `accuracy.png` to `--output`.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pyro
+import torch
+
+import pyro_vae as pv
+
+DRAWS = (10, 100, 1000, 10_000)
+LENGTHS = (5, 20, 80)
+
+
+def main() -> None:
+    args = parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    train = pv.data.mnist(args.data_dir)
+    x = pv.data.mnist(args.data_dir, split="test").x[: args.num_test]
+    vae = trained(train, args.num_epochs, args.weights)
+    pair = vae.model, vae.guide
+    truth = timed("AIS, the truth", lambda: pv.ais(*pair, x, num_temperatures=args.num_temperatures, seed=1000))
+    sandwich = timed(
+        "BDMC", lambda: pv.bdmc(*pair, num_data=args.num_test, num_temperatures=args.num_temperatures, seed=1000)
+    )
+    print(f"\n{sandwich.summary()}\n")
+    rows = [row_of(name, run(), truth) for name, run in contestants(pair, x).items()]
+    print(f"\n{len(x)} test images of MNIST, truth {truth.mean:.3f} +- {truth.mean_std_error:.3f}; nats per datum")
+    print(f"{'estimator':<38}{'evaluations':>12}{'bias':>9}{'+-':>8}{'RMSE':>8}{'reliable':>10}")
+    for row in rows:
+        print(
+            f"{row['name']:<38}{row['evaluations']:>12,.0f}{row['bias']:>9.3f}{row['std_error']:>8.3f}"
+            f"{row['rmse']:>8.3f}{row['reliable']:>9.0%}"
+        )
+    results = {"truth": truth.as_dict(), "bdmc_gap": [sandwich.mean_gap, sandwich.mean_gap_std_error], "rows": rows}
+    (args.output / "accuracy.json").write_text(json.dumps(results, indent=1))
+    draw(rows, args.output / "accuracy.png")
+
+
+def contestants(pair, x):
+    """Estimators by name, from cheap to dear."""
+    found = {}
+    for proposal in ("guide", "heavy-tailed", "defensive", "laplace", "local"):
+        for k in DRAWS:
+            found[f"{proposal}, {k:,} draws"] = lambda proposal=proposal, k=k: pv.importance_sampling(
+                *pair, x, proposal=proposal, num_samples=k
+            )
+    for start in ("laplace", "guide", "prior"):
+        for length in LENGTHS:
+            found[f"AIS from {start}, {length} temperatures"] = lambda start=start, length=length: pv.ais(
+                *pair, x, start=start, num_temperatures=length
+            )
+    for tolerance in (0.2, 0.1, 0.05):
+        found[f"log_evidence, tolerance {tolerance}"] = lambda tolerance=tolerance: pv.log_evidence(
+            *pair, x, tolerance=tolerance
+        )
+    return {name: lambda name=name, run=run: timed(name, run) for name, run in found.items()}
+
+
+def row_of(name, evidence, truth):
+    error = evidence.log_evidence - truth.log_evidence
+    return {
+        "name": name,
+        "evaluations": evidence.num_evaluations.double().mean().item(),
+        "most_evaluations": evidence.num_evaluations.max().item(),
+        "bias": error.mean().item(),
+        # Over data, which holds the noise of both runs.
+        "std_error": error.std().item() / len(error) ** 0.5,
+        "rmse": error.square().mean().sqrt().item(),
+        "reliable": evidence.reliable.double().mean().item(),
+    }
+
+
+def trained(train, num_epochs, weights):
+    vae = pv.VAE(
+        pv.StandardNormal(50),
+        pv.Bernoulli(pv.nn.MLP(50, [200, 200], 784, output_bias=torch.logit(train.mean, eps=1e-3))),
+        pv.DiagonalNormal(pv.nn.MLP(784, [200, 200], 2 * 50, input_mean=train.mean)),
+    )
+    if weights is not None and weights.exists():
+        vae.load_state_dict(torch.load(weights, weights_only=True))
+        return vae.eval()
+    print(pv.fit(vae, train, optim=pyro.optim.Adam({"lr": 1e-3}), num_epochs=num_epochs, batch_size=100, seed=0))
+    if weights is not None:
+        torch.save(vae.state_dict(), weights)
+    return vae.eval()
+
+
+def timed(name, run):
+    started = time.perf_counter()
+    result = run()
+    print(f"{name}: {time.perf_counter() - started:.0f} s", flush=True)
+    return result
+
+
+def draw(rows, path):
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
+    families = {}
+    for row in rows:
+        families.setdefault(row["name"].split(",")[0], []).append(row)
+    for name, points in families.items():
+        style = "*-" if name == "log_evidence" else "o--" if name.startswith("AIS") else "o-"
+        size = 12 if name == "log_evidence" else 5
+        cost = [point["evaluations"] for point in points]
+        axes[0].plot(cost, [abs(point["bias"]) for point in points], style, ms=size, label=name)
+        axes[1].plot(cost, [point["rmse"] for point in points], style, ms=size, label=name)
+    axes[0].axhline(0.03, color="0.6", ls=":")
+    for ax, what in zip(axes, ("|bias| of the mean", "RMSE of a datum"), strict=True):
+        ax.set(xscale="log", yscale="log", xlabel="evaluations of log p(x, z) a datum", ylabel=f"{what}, nats")
+    axes[0].set_title("log p(x) of MNIST test images against its cost")
+    axes[1].legend(fontsize=8, loc="lower left")
+    figure.savefig(path, dpi=120)
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=Path, default=Path("data"))
+    parser.add_argument("--num-test", type=int, default=200)
+    parser.add_argument("--num-epochs", type=int, default=22)
+    parser.add_argument("--num-temperatures", type=int, default=1000)
+    parser.add_argument("--weights", type=Path, help="a file to keep the trained VAE in, or to take it from")
+    parser.add_argument("--output", type=Path, default=Path("results"))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""How fast importance sampling is, side by side with other ways to do it, as shares of the matrix products it needs.
+
+    python benchmarks/evidence.py                 # a few minutes on two CPU cores
+    python benchmarks/evidence.py --pythae        # with Pythae's get_nll, where pythae is installed
+    python benchmarks/evidence.py --device cuda   # and the seconds for 10,000 images with 5,000 draws, and by AIS
+
+A 784-200-200-50 VAE with random weights on random binary images. A contestant's share is its rate of (datum, draw)
+pairs by the rate at which the machine does the decoder's three matrix products and nothing else. All take turns in each
+repetition; the table has the median, and the extremes, of each one's ratio to the products in the same repetition.
+"""
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+import pyro
+import torch
+from pyro import poutine
+
+import pyro_vae as pv
+
+NUM_DATA, NUM_SAMPLES = 100, 4096
+
+
+def main() -> None:
+    args = parse_args()
+    if args.memory_of:
+        return peak_of(args.memory_of)
+    device = torch.device(args.device)
+    torch.manual_seed(0)
+    vae = build().to(device)
+    x = torch.bernoulli(torch.full((NUM_DATA, 784), 0.2)).to(device)
+    contestants = {
+        "matrix products alone": (lambda: products(device), 2048 * 200),
+        "importance_sampling(compile=True)": (lambda: ours(vae, x, compile=True), NUM_DATA * NUM_SAMPLES),
+        "importance_sampling": (lambda: ours(vae, x), NUM_DATA * NUM_SAMPLES),
+        "Pyro's traces, best chunk": (lambda: pyro_vectorised(vae, x[:10], 128), 10 * NUM_SAMPLES),
+        "Pyro's traces, all at once": (lambda: pyro_vectorised(vae, x[:10], NUM_SAMPLES), 10 * NUM_SAMPLES),
+        "Pyro's traces, a loop over draws": (lambda: pyro_vectorised(vae, x[:10], 1, 256), 10 * 256),
+    }
+    if args.pythae:
+        contestants["Pythae's get_nll"] = (pythae_contestant(x[:10].cpu()), 10 * NUM_SAMPLES)
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for run, _ in contestants.values():  # to warm up, and to compile
+        run()
+    for _ in range(args.num_repetitions):
+        for name, (run, num_pairs) in contestants.items():
+            times[name].append(seconds(run, device) / num_pairs)
+    base = times["matrix products alone"]
+    print(f"{torch.get_num_threads()} threads, {device}, torch {torch.__version__}, {NUM_SAMPLES} draws")
+    print(f"{'':<36}{'pairs/s':>12}{'share of the products: median':>32}{'min':>7}{'max':>7}")
+    for name, values in times.items():
+        shares = [one / other for one, other in zip(base, values, strict=True)]
+        print(
+            f"{name:<36}{1 / statistics.median(values):>12,.0f}{statistics.median(shares):>32.3f}{min(shares):>7.3f}"
+            f"{max(shares):>7.3f}"
+        )
+    if device.type == "cpu":
+        print("\npeak memory of a process that draws 1,000 and 100,000 times for one image, MiB:")
+        print("   ".join(f"{k:,}: {memory(k):.0f}" for k in (1000, 100_000)))
+    if device.type == "cuda":
+        whole(vae, device)
+
+
+def build() -> pv.VAE:
+    return pv.VAE(
+        pv.StandardNormal(50),
+        pv.Bernoulli(pv.nn.MLP(50, [200, 200], 784)),
+        pv.DiagonalNormal(pv.nn.MLP(784, [200, 200], 2 * 50)),
+    )
+
+
+def ours(vae, x, **options):
+    pv.importance_sampling(vae.model, vae.guide, x, num_samples=NUM_SAMPLES, **options)
+
+
+@torch.no_grad()
+def products(device: torch.device) -> None:
+    h0, w1, w2, w3 = (torch.randn(*shape, device=device) for shape in ((2048, 50), (50, 200), (200, 200), (200, 784)))
+    for _ in range(200):
+        h0 @ w1 @ w2 @ w3
+
+
+@torch.no_grad()
+def pyro_vectorised(vae, x, chunk, num_samples=NUM_SAMPLES):
+    """log p(x) of each datum from Pyro's traces, with draws as a plate to the left of the data's."""
+    pieces = []
+    with poutine.block(), pyro.validation_enabled(False):
+        for _ in range(num_samples // chunk):
+            draws = pyro.plate("draws", chunk, dim=-2)
+            guide = poutine.trace(draws(vae.guide)).get_trace(x)
+            model = poutine.trace(poutine.replay(draws(vae.model), trace=guide)).get_trace(x)
+            for trace in (guide, model):
+                trace.compute_log_prob()
+            sites = [model.nodes["z"], model.nodes["x"], guide.nodes["z"]]
+            z, likelihood, q = (site["log_prob"] for site in sites)
+            pieces.append((z + likelihood - q).double())
+    return torch.cat(pieces).logsumexp(0)
+
+
+def pythae_contestant(x):
+    from pythae.models import VAE, VAEConfig
+    from pythae.models.base.base_utils import ModelOutput
+    from pythae.models.nn import BaseDecoder, BaseEncoder
+    from torch import nn
+
+    class Encoder(BaseEncoder):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(784, 200), nn.Tanh(), nn.Linear(200, 200), nn.Tanh())
+            self.loc, self.log_var = nn.Linear(200, 50), nn.Linear(200, 50)
+
+        def forward(self, x):
+            h = self.body(x.reshape(len(x), -1))
+            return ModelOutput(embedding=self.loc(h), log_covariance=self.log_var(h))
+
+    class Decoder(BaseDecoder):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(50, 200), nn.Tanh(), nn.Linear(200, 200), nn.Tanh())
+            self.out = nn.Linear(200, 784)
+
+        def forward(self, z):
+            return ModelOutput(reconstruction=self.out(self.body(z)).sigmoid().reshape(-1, 1, 28, 28))
+
+    config = VAEConfig(input_dim=(1, 28, 28), latent_dim=50, reconstruction_loss="bce")
+    model = VAE(config, Encoder(), Decoder()).eval()
+    images = x.reshape(-1, 1, 28, 28)
+    return lambda: model.get_nll(images, n_samples=NUM_SAMPLES, batch_size=2048)
+
+
+def seconds(run, device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def whole(vae, device) -> None:
+    x = torch.bernoulli(torch.full((10_000, 784), 0.2)).to(device)
+    runs = {
+        "10,000 images, 5,000 draws": lambda: pv.importance_sampling(vae.model, vae.guide, x, num_samples=5000),
+        "10,000 images, AIS": lambda: pv.ais(vae.model, vae.guide, x),
+    }
+    for name, run in runs.items():
+        print(f"{name}: {seconds(run, device):.1f} s")
+
+
+def memory(num_samples: int) -> float:
+    """The peak of a process of its own."""
+    command = [sys.executable, __file__, "--memory-of", str(num_samples)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+
+def peak_of(num_samples: int) -> None:
+    torch.manual_seed(0)
+    vae = build()
+    pv.importance_sampling(vae.model, vae.guide, torch.zeros(1, 784), num_samples=num_samples)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pythae", action="store_true")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--num-repetitions", type=int, default=5)
+    parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""A compiled run gives the numbers of the plain one, or says why there is none."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from truths import LIKELIHOODS, draws_of, small_vae
+
+import pyro_vae as pv
+from pyro_vae.compiled import _bernoulli_log_prob_sum, _tanh, compiled
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Can't initialize NVML")
+
+
+@pytest.mark.parametrize("likelihood", ["Bernoulli", "Gaussian, learned scale"])
+def test_same_numbers(likelihood):
+    assert likelihood in LIKELIHOODS
+    vae = small_vae(likelihood)
+    x = draws_of(vae, 6)
+    options = {"num_samples": 3000, "seed": 1}
+    plain, graph = (pv.importance_sampling(vae.model, vae.guide, x, compile=c, **options) for c in (False, True))
+    assert torch.allclose(plain.log_evidence, graph.log_evidence, atol=1e-4)
+    assert torch.allclose(plain.elbo, graph.elbo, atol=1e-4)
+    with torch.no_grad():
+        vae.likelihood.network.layers[-1].bias.add_(1.0)
+    changed, graph = (pv.importance_sampling(vae.model, vae.guide, x, compile=c, **options) for c in (False, True))
+    assert torch.allclose(changed.log_evidence, graph.log_evidence, atol=1e-4)  # and no stale parameter
+    assert not torch.allclose(changed.log_evidence, plain.log_evidence, atol=1e-2)
+
+
+@pytest.mark.parametrize("size", [16, 100, 784])
+def test_the_sum_over_bernoulli_pixels(size):
+    torch.manual_seed(0)
+    logits, x = 10 * torch.randn(5, 3, size), torch.bernoulli(torch.full((3, size), 0.3))
+    exact = dist.Bernoulli(logits=logits.double()).log_prob(x.double()).sum(-1)
+    assert torch.allclose(_bernoulli_log_prob_sum(logits, x).double(), exact, rtol=1e-6, atol=1e-4)
+
+
+def test_tanh():
+    x = torch.linspace(-100, 100, 100_001)
+    assert (_tanh(x) - torch.tanh(x)).abs().max() < 5e-7
+
+
+def test_a_model_that_looks_at_values_runs_as_it_is():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z if z.abs().max() < 1e6 else 2 * z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.8))
+
+    x = torch.randn(4)
+    plain = pv.importance_sampling(model, guide, x, num_samples=10)
+    with pytest.warns(UserWarning, match="compile: expected a model that can be compiled; got .*; it runs as it is"):
+        graph = pv.importance_sampling(model, guide, x, num_samples=10, compile=True)
+    assert torch.equal(plain.log_evidence, graph.log_evidence)
+
+
+def test_data_outside_their_support_are_refused_all_the_same():
+    vae = small_vae()
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", vae.likelihood(z), obs=x)
+
+    with pytest.raises(ValueError, match="support"):
+        pv.importance_sampling(model, vae.guide, torch.full((3, 6), 0.5), num_samples=10, compile=True)
+
+
+def test_compiling_draws_no_number():
+    torch.manual_seed(0)
+    run = compiled(lambda x: x + torch.normal(torch.zeros(3), torch.ones(3)), torch.zeros(3))
+    found = run(torch.zeros(3))
+    torch.manual_seed(0)
+    assert torch.equal(found, torch.normal(torch.zeros(3), torch.ones(3)))

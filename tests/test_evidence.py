@@ -1,0 +1,259 @@
+"""Importance sampling from every proposal, and what `Evidence` says of it, against exact truths."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from truths import (
+    GaussianPosterior,
+    LinearGaussian,
+    assert_unbiased,
+    count_and_rate,
+    draws_of,
+    log_evidence_by_quadrature,
+    negative_binomial,
+    small_vae,
+    two_layers,
+)
+
+import pyro_vae as pv
+from pyro_vae.evidence import proposals
+from pyro_vae.evidence.weights import Totals
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def approximate(latent_dim=3, shift=0.2, inflation=1.3, num_data=400):
+    truth = LinearGaussian(latent_dim=latent_dim, data_dim=latent_dim + 2)
+    vae = truth.vae(GaussianPosterior(truth, shift=shift, inflation=inflation))
+    x = truth.draw(num_data)
+    return vae, x, truth.log_evidence(x)
+
+
+@pytest.mark.parametrize("proposal", ["guide", "inflated", "heavy-tailed", "defensive"])
+def test_z_scores_of_each_proposal(proposal):
+    vae, x, exact = approximate()
+    evidence = pv.importance_sampling(vae.model, vae.guide, x, num_samples=2000, proposal=proposal)
+    assert evidence.reliable.double().mean() > 0.95
+    assert_unbiased(evidence.log_evidence, evidence.std_error, exact)
+
+
+@pytest.mark.parametrize("proposal", ["laplace", "local"])
+def test_z_scores_of_fitted_proposals(proposal):
+    vae = small_vae("Gaussian, constant scale", latent_dim=1)
+    x = draws_of(vae, 200)
+    chosen = pv.Local(num_steps=100) if proposal == "local" else proposal
+    evidence = pv.importance_sampling(vae.model, vae.guide, x, num_samples=2000, proposal=chosen)
+    exact = log_evidence_by_quadrature(vae, x, 1)
+    good = evidence.reliable
+    assert good.double().mean() > 0.7
+    error = ((evidence.log_evidence - exact) / evidence.std_error)[good]
+    assert error.abs().max() < 6
+
+
+def test_laplace_is_exact_for_a_gaussian_with_50_latents():
+    vae, x, exact = approximate(50, inflation=0.8, num_data=10)
+    evidence = pv.importance_sampling(vae.model, vae.guide, x, num_samples=50, proposal="laplace")
+    assert torch.allclose(evidence.log_evidence, exact, atol=1e-8)
+    assert evidence.reliable.all() and (evidence.khat == 0).all()
+    assert evidence.elbo.mean() < exact.mean() - 1  # still the guide's
+
+
+@pytest.mark.parametrize("proposal", ["guide", "inflated", "defensive", "laplace"])
+def test_a_hierarchical_pair(proposal):
+    model, guide, x, exact = two_layers(300)
+    evidence = pv.importance_sampling(model, guide, x, num_samples=1000, proposal=proposal)
+    assert (evidence.log_evidence - exact).abs().max() < 0.3
+    if proposal != "laplace":  # which is exact, so that its errors are rounding
+        assert_unbiased(evidence.log_evidence, evidence.std_error, exact)
+
+
+@pytest.mark.parametrize("proposal", ["guide", "inflated", "heavy-tailed", "defensive", "laplace"])
+def test_positive_latents_and_further_arguments(proposal):
+    model, guide, x, exposure = count_and_rate(200)
+    evidence = pv.importance_sampling(model, guide, x, exposure, num_samples=2000, proposal=proposal)
+    good = evidence.reliable
+    assert good.double().mean() > 0.6
+    assert_unbiased(evidence.log_evidence[good], evidence.std_error[good], negative_binomial(x, exposure)[good])
+
+
+def test_the_twin_that_forgets_the_jacobian_is_caught(monkeypatch):
+    from pyro_vae import unconstrained
+
+    plain = unconstrained._Site.unpack
+    monkeypatch.setattr(unconstrained._Site, "unpack", lambda site, u: (plain(site, u)[0], torch.zeros(u.shape[:2])))
+    model, guide, x, exposure = count_and_rate(200)
+    evidence = pv.importance_sampling(model, guide, x, exposure, num_samples=2000, proposal="laplace")
+    with pytest.raises(AssertionError):
+        assert_unbiased(evidence.log_evidence, evidence.std_error, negative_binomial(x, exposure))
+
+
+def test_intervals_cover():
+    """Of 1,000 intervals of 95 %, 93 to 97 % cover: outside by chance with probability 4e-3 at exact coverage, seed fixed."""
+    vae, x, exact = approximate(num_data=1000)
+    evidence = pv.importance_sampling(vae.model, vae.guide, x, num_samples=1000)
+    good = evidence.reliable
+    covered = ((evidence.log_evidence - exact).abs() < 1.96 * evidence.std_error)[good]
+    assert good.sum() > 900
+    assert 0.93 <= covered.double().mean() <= 0.97
+
+
+def test_khat_flags_where_they_do_not():
+    """A guide of half the width: infinite variance, errors too small, and few data are called reliable."""
+    vae, x, exact = approximate(shift=0.5, inflation=0.4, num_data=300)
+    evidence = pv.importance_sampling(vae.model, vae.guide, x, num_samples=1000)
+    covered = (evidence.log_evidence - exact).abs() < 1.96 * evidence.std_error
+    assert covered.double().mean() < 0.8
+    assert evidence.reliable.double().mean() < 0.1
+
+
+DELTA = 0.2
+
+
+def certificate_failures(shared, num_repetitions=300, num_data=3):
+    """How often the certified bound is above the truth, for a guide whose weights have an infinite variance."""
+    vae, x, exact = approximate(1, shift=0.3, inflation=0.6, num_data=num_data * num_repetitions)
+    log_p = pv.log_weights(vae.model, vae.guide, x, num_samples=3, seed=1).logsumexp(0) - math.log(3)
+    ratio = (log_p - exact).unflatten(0, (num_repetitions, num_data))
+    ratio = ratio[:, :1].expand(-1, num_data) if shared else ratio
+    return (ratio.mean(1) - math.log(1 / DELTA) / num_data > 0).double().mean().item()
+
+
+def test_the_certificate_holds_at_infinite_variance():
+    """At most delta, which 4 standard errors above is 0.29."""
+    assert certificate_failures(shared=False) < DELTA + 4 * math.sqrt(DELTA * (1 - DELTA) / 300)
+
+
+def test_the_twin_that_picks_the_best_of_several_runs_needs_the_union_bound():
+    vae, x, exact = approximate(2, inflation=0.7, num_data=1)
+    runs = [pv.importance_sampling(vae.model, vae.guide, x, num_samples=2, seed=seed) for seed in range(400)]
+    by_choice = [max(runs[i : i + 20], key=lambda e: e.mean) for i in range(0, 400, 20)]
+    assert sum(e.certified_lower_bound(0.6) > exact.mean() for e in by_choice) > 0.6 * len(by_choice)
+    assert sum(e.certified_lower_bound(0.6, num_tried=20) > exact.mean() for e in by_choice) <= 0.6 * len(by_choice)
+
+
+@pytest.mark.parametrize("num_samples", [2, 10, 30, 500])
+def test_the_jackknife_is_that_of_its_definition(num_samples):
+    torch.manual_seed(0)
+    log_weights = 2 * torch.randn(num_samples, 7)
+    totals = Totals(num_samples)
+    for piece in log_weights.split(7):
+        totals.add(piece)
+    without = torch.stack([log_weights[torch.arange(num_samples) != i].logsumexp(0) for i in range(num_samples)])
+    full = log_weights.logsumexp(0) - math.log(num_samples)
+    direct = num_samples * full - (num_samples - 1) * (without - math.log(num_samples - 1)).mean(0)
+    found = totals.estimate()
+    assert torch.allclose(found.jackknife, direct, rtol=1e-4, atol=2e-4)
+    assert torch.allclose(found.log_evidence, full, atol=1e-12)
+    ess = log_weights.exp().sum(0) ** 2 / log_weights.exp().square().sum(0)
+    assert torch.allclose(found.ess, ess)
+    if num_samples >= 25:
+        assert torch.allclose(found.khat, pv.pareto_khat(log_weights))
+
+
+def test_the_jackknife_has_less_bias():
+    vae, x, exact = approximate(inflation=1.5, num_data=2000)
+    evidence = pv.importance_sampling(vae.model, vae.guide, x, num_samples=20)
+    plain, corrected = (evidence.log_evidence - exact).mean(), (evidence.jackknife - exact).mean()
+    noise = 4.5 * evidence.mean_std_error  # fails by chance: 7e-6
+    assert plain < -noise
+    assert abs(corrected) < 0.5 * abs(plain) + noise
+
+
+def strict(x):
+    """A prior on [0, 1], which the guide's draws for the second datum and most of those for the third miss."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Uniform(torch.zeros(()), 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def careless(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x, torch.where(x == -2.6, 1.0, 0.01)))
+
+
+@pytest.mark.parametrize("proposal", ["guide", "inflated"])
+def test_weights_of_zero_are_flagged_and_hurt_no_other_datum(proposal):
+    x = torch.tensor([0.5, 9.0, -2.6])
+    evidence = pv.importance_sampling(strict, careless, x, num_samples=200, proposal=proposal)
+    assert evidence.log_evidence[1] == -math.inf and evidence.ess[1] == 0
+    assert evidence.khat[1].isnan() and evidence.std_error[1].isnan() and not evidence.reliable[1]
+    assert evidence.log_evidence[0].isfinite()
+    assert not evidence.reliable[2] and evidence.ess[2] < 4
+    assert "NOT reliable for" in evidence.summary()
+
+
+def test_equal_weights():
+    truth = LinearGaussian()
+    vae, x = truth.vae(), truth.draw(5)
+    evidence = pv.importance_sampling(vae.model, vae.guide, x, num_samples=100)
+    assert evidence.reliable.all()
+    assert torch.allclose(evidence.jackknife, truth.log_evidence(x))
+    assert torch.allclose(evidence.ess, torch.full((5,), 100.0))
+
+
+def test_fewer_than_25_draws_have_no_khat():
+    vae, x, _ = approximate(num_data=3)
+    evidence = pv.importance_sampling(vae.model, vae.guide, x, num_samples=24)
+    assert evidence.khat.isnan().all() and not evidence.reliable.any()
+
+
+@pytest.mark.parametrize("proposal", ["laplace", "heavy-tailed", "defensive"])
+def test_same_numbers_in_any_company(proposal):
+    vae = small_vae()
+    x = draws_of(vae, 40)
+    options = {"num_samples": 100, "proposal": proposal, "seed": 3}
+    whole = pv.importance_sampling(vae.model, vae.guide, x, **options)
+    part = pv.importance_sampling(vae.model, vae.guide, x[5:9], first_index=5, **options)
+    assert torch.allclose(part.log_evidence, whole.log_evidence[5:9], atol=1e-10)
+    chunks = pv.importance_sampling(vae.model, vae.guide, x, chunk_size=50, **options)
+    assert torch.allclose(chunks.log_evidence, whole.log_evidence, atol=1e-10)
+
+
+def test_proposals_see_noise_of_their_own():
+    """The draws that fit a proposal and those that are weighed differ, or the estimate would be biased."""
+    seen = []
+
+    class Spy(proposals.Guide):
+        def fit(self, program):
+            seen.append(program.draw(2)[0]["z"])
+            fitted = super().fit(program)
+            return fitted._replace(draw=lambda num: seen.append(program.draw(num)) or seen[-1])
+
+    vae, x, _ = approximate(num_data=2)
+    pv.importance_sampling(vae.model, vae.guide, x, num_samples=2, proposal=Spy())
+    pilot, (measured, _) = seen
+    assert not torch.isin(pilot, measured["z"]).any()
+
+
+def test_draws_by_importance_resampling_follow_the_posterior():
+    vae, x, _ = approximate(num_data=50)
+    evidence = pv.importance_sampling(vae.model, vae.guide, x, num_samples=20_000, num_posterior_draws=200)
+    truth = LinearGaussian(latent_dim=3, data_dim=5)
+    exact = truth.posterior(x)
+    z = (evidence.draws.latents["z"].mean(0) - exact.loc) / (exact.stddev / math.sqrt(200))
+    assert abs(z.mean()) < 4.5 / math.sqrt(z.numel())
+    assert 0.5 < z.square().mean() < 1.6
+    assert evidence.draws.log_likelihood.shape == (200, 50)
+
+
+def test_rate_and_distortion_are_the_elbo():
+    vae, x, _ = approximate(num_data=20)
+    for proposal in ("guide", "laplace"):
+        evidence = pv.importance_sampling(vae.model, vae.guide, x, num_samples=50, proposal=proposal)
+        assert torch.allclose(evidence.elbo, -(evidence.rate + evidence.distortion))
+
+
+def test_evaluations_are_counted():
+    """`num_evaluations` is the number of (draw, datum) pairs at which the likelihood was evaluated, to within what trial
+    runs take; products with the Hessian, which evaluate it once and go through it twice, count as two."""
+    vae, x, _ = approximate(num_data=128)  # whole blocks, so that nothing is filled up
+    pairs = []
+    vae.likelihood.register_forward_pre_hook(lambda module, args: pairs.append(args[0].shape[:-1].numel()))
+    for proposal in ("guide", "defensive", "laplace"):
+        pairs.clear()
+        evidence = pv.importance_sampling(vae.model, vae.guide, x, num_samples=512, proposal=proposal)
+        hessians = 3 * 3 * 128 if proposal == "laplace" else 0
+        assert evidence.num_evaluations.sum().item() == pytest.approx(sum(pairs) + hessians, rel=0.02)
