@@ -101,7 +101,7 @@ def khat(evidence: Evidence, ax: Axes | None = None, *, num_worst: int = 5) -> A
     if evidence.num_samples is not None and evidence.num_samples > 1:
         limit = khat_threshold(evidence.num_samples)
         ax.axhline(limit, color="C3", ls="--", label=f"{limit:.2f}: above, the error cannot be trusted")
-        ax.legend(loc="lower right")
+        ax.legend(loc="upper right")
     for place in shown.argsort(descending=True)[: _checks.whole_number("num_worst", num_worst)].tolist():
         ax.annotate(str(int(known[place])), (int(known[place]), shown[place].item()), fontsize=8)
     if not len(known):

@@ -223,7 +223,8 @@ def test_the_twin_that_starts_backwards_from_elsewhere_is_caught(monkeypatch):
 @pytest.mark.parametrize("kind", ["good guide", "bad guide", "no Gaussian", "counts", "two layers"])
 def test_log_evidence_picks_what_each_needs(kind):
     if kind in ("good guide", "bad guide"):
-        vae, x, exact = approximate(3, inflation=1.1 if kind == "good guide" else 0.4, num_data=60)
+        shift, inflation = (0.05, 1.1) if kind == "good guide" else (0.3, 0.4)
+        vae, x, exact = approximate(3, shift, inflation, num_data=60)
         pair, args = (vae.model, vae.guide), (x,)
     elif kind == "no Gaussian":
         vae = small_vae()
@@ -242,7 +243,7 @@ def test_log_evidence_picks_what_each_needs(kind):
     assert abs(error.mean()) < 0.03
     assert (error.abs() < 6 * evidence.std_error.clamp(min=1e-7))[evidence.diagnostics["reached"]].all()
     if kind == "good guide":
-        assert evidence.method.count("importance sampling from the guide") > 20
+        assert evidence.method.count("importance sampling from the guide") > 30
         assert evidence.num_evaluations.median() < 1000
     if kind == "bad guide":
         assert "importance sampling from Laplace's Gaussian" in evidence.method

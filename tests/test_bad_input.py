@@ -2,6 +2,7 @@
 
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
@@ -177,6 +178,10 @@ TAKES_WHOLE = {
     "num_samples": lambda value: pv.importance_sampling(*pair(), BINARY, num_samples=value),
     "bounds": lambda value: pv.importance_sampling(*pair(), BINARY, bounds=[value]),
     "chunk_size": lambda value: pv.importance_sampling(*pair(), BINARY, chunk_size=value),
+    "num_temperatures": lambda value: pv.ais(*pair(), BINARY, num_temperatures=value),
+    "num_leapfrog": lambda value: pv.ais(*pair(), BINARY, num_leapfrog=value),
+    "max_evaluations": lambda value: pv.log_evidence(*pair(), BINARY, max_evaluations=value),
+    "num_steps": lambda value: pv.inference_gap(*pair(), BINARY, num_steps=value),
     "num_data": lambda value: vae_of().model(num_data=value),
     "subsample_size": lambda value: vae_of().model(BINARY, subsample_size=value),
 }
@@ -207,6 +212,9 @@ TAKES_POSITIVE = {
     "min_scale": lambda value: pv.Gaussian(nn.Linear(2, 12), scale="learned", min_scale=value),
     "max_log_scale": lambda value: pv.DiagonalNormal(nn.Linear(12, 4), max_log_scale=value),
     "optim: lr, the learning rate": lambda value: pv.fit(vae_of(), BINARY, optim=pyro.optim.Adam({"lr": value})),
+    "tolerance": lambda value: pv.log_evidence(*pair(), BINARY, tolerance=value),
+    "threshold": lambda value: pv.latent_use(*pair(), BINARY, threshold=value),
+    "factors": lambda value: pv.Inflated((value,)),
     "delta": lambda value: pv.importance_sampling(*pair(), BINARY, num_samples=2).certified_lower_bound(value),
 }
 
@@ -217,6 +225,75 @@ def test_positive_numbers(argument, value):
     number, error = POSITIVE[value]
     with pytest.raises(error, match=f"{argument}: expected a (finite|positive) number"):
         TAKES_POSITIVE[argument](number)
+
+
+def under_autocast():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        pv.importance_sampling(*pair(), BINARY, num_samples=10)
+
+
+def half_precise():
+    vae = vae_of()
+
+    class Half(nn.Module):
+        def forward(self, z):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return vae.likelihood(z)
+
+    return pv.VAE(pv.StandardNormal(2), Half(), vae.posterior).model, vae.guide
+
+
+def with_batch_norm():
+    network = nn.Sequential(nn.Linear(12, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
+    vae = pv.VAE(pv.StandardNormal(2), pv.Bernoulli(mlp(2, 12)), pv.DiagonalNormal(network).eval())
+    vae.train()
+    return vae.model, vae.guide
+
+
+def with_nan():
+    vae = vae_of()
+    with torch.no_grad():
+        next(vae.likelihood.parameters()).fill_(torch.nan)
+    return vae.model, vae.guide
+
+
+def discrete():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(0.5))
+            pyro.sample("x", dist.Bernoulli(logits=z[..., None] * torch.ones(12)).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Bernoulli(0.5))
+
+    return model, guide
+
+
+def nested_support():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            a = pyro.sample("a", dist.Uniform(torch.zeros(()), 1.0))
+            b = pyro.sample("b", dist.Uniform(torch.zeros(()), 1.0 + a))
+            pyro.sample("x", dist.Normal(b, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("a", dist.Uniform(torch.zeros(()), 1.0))
+            pyro.sample("b", dist.Uniform(torch.zeros(()), 1.0))
+
+    return model, guide
+
+
+def without_plate():
+    def model(x):
+        z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0).expand(x.shape).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+
+    return model, guide
 
 
 def mlp(*widths):
@@ -278,6 +355,68 @@ OTHERS = {
         "optim: expected an instance of PyroOptim",
     ),
     "validation": (lambda: pv.fit(vae_of(), BINARY, validation=torch.full((3, 12), 0.5)), ValueError, "binarize"),
+    "proposal": (
+        lambda: pv.importance_sampling(*pair(), BINARY, proposal="prior"),
+        ValueError,
+        "proposal: expected one of 'guide', 'inflated'.*got 'prior'",
+    ),
+    "proposal of another kind": (
+        lambda: pv.importance_sampling(*pair(), BINARY, proposal=3),
+        TypeError,
+        "proposal: expected one of 'guide'.*got 3",
+    ),
+    "compile": (
+        lambda: pv.importance_sampling(*pair(), BINARY, proposal="laplace", compile=True),
+        ValueError,
+        "compile: expected False for a proposal other than the guide",
+    ),
+    "start": (lambda: pv.ais(*pair(), BINARY, start="mode"), ValueError, "start: expected one of 'laplace', 'guide'"),
+    "schedule": (lambda: pv.ais(*pair(), BINARY, schedule="cubic"), ValueError, "schedule: expected one of 'adaptive'"),
+    "one chain": (lambda: pv.ais(*pair(), BINARY, num_chains=1), ValueError, "num_chains: expected at least 2; got 1"),
+    "a weight above one": (lambda: pv.Defensive(1.5), ValueError, "weight: expected a number between 0 and 1; got 1.5"),
+    "no num_tried": (
+        lambda: pv.importance_sampling(*pair(), BINARY, num_samples=10).certified_lower_bound(0.1, num_tried=0),
+        ValueError,
+        "num_tried: expected at least 1",
+    ),
+    "autocast": (lambda: under_autocast(), ValueError, "expected evaluation in full precision; got autocast to"),
+    "autocast inside": (
+        lambda: pv.importance_sampling(*half_precise(), BINARY, num_samples=10),
+        ValueError,
+        "expected evaluation in full precision; got autocast to",
+    ),
+    "BatchNorm in training mode": (
+        lambda: pv.ais(*with_batch_norm(), BINARY, num_temperatures=2),
+        ValueError,
+        "expected modules in evaluation mode; got BatchNorm1d in training mode",
+    ),
+    "NaN parameters": (lambda: pv.ais(*with_nan(), BINARY, num_temperatures=2), ValueError, "(?i)nan"),
+    "a discrete latent": (
+        lambda: pv.ais(*discrete(), BINARY, num_temperatures=2),
+        ValueError,
+        "expected continuous latents, for a gradient is needed; got the discrete site 'z'",
+    ),
+    "a discrete latent for Laplace": (
+        lambda: pv.importance_sampling(*discrete(), BINARY, proposal="laplace"),
+        ValueError,
+        "expected continuous latents, for a gradient is needed; got the discrete site 'z'",
+    ),
+    "a discrete latent for log_evidence": (
+        lambda: pv.log_evidence(*discrete(), BINARY),
+        ValueError,
+        "expected continuous latents, for a gradient is needed; got the discrete site 'z'",
+    ),
+    "a support that depends on a latent": (
+        lambda: pv.ais(*nested_support(), BINARY[:, 0], num_temperatures=2),
+        ValueError,
+        "expected supports that do not depend on other latents; got site 'b'",
+    ),
+    "no plate": (lambda: pv.log_evidence(*without_plate(), BINARY[:, 0]), ValueError, "plate"),
+    "rows and num_data": (
+        lambda: pv.bdmc(*pair(), BINARY, num_data=3),
+        ValueError,
+        "num_data: expected None where args give the rows",
+    ),
     "seed": (lambda: pv.fit(vae_of(), BINARY, seed=-1), ValueError, "seed: expected at least 0"),
     "k": (
         lambda: pv.importance_sampling(*pair(), BINARY, num_samples=100).bounds(7),

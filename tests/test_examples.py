@@ -1,11 +1,14 @@
 """The examples run, and what they write can be read."""
 
 import json
+import re
 import runpy
 import sys
 from pathlib import Path
 
 import pytest
+
+import pyro_vae as pv
 
 MNIST_SVI = Path(__file__).parents[1] / "examples" / "mnist_svi.py"
 
@@ -46,6 +49,17 @@ def test_mnist_svi(variant, tmp_path, monkeypatch, capsys):
     figures = {path.stem for path in (tmp_path / "results").glob("*.png")}
     expected = {"overview", "training", "reconstructions", "prior_draws", "bounds", "latent_codes"}
     assert figures == expected | ({"manifold"} if variant == "manifold" else set())
+
+
+def test_evaluate_your_model(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(MNIST_SVI.with_name("evaluate_your_model.py")), run_name="__main__")
+    printed = capsys.readouterr().out
+    errors = dict(re.findall(r"^(.+?) +mean error .*largest (\S+) nats$", printed, re.MULTILINE))
+    assert float(errors["log_evidence"]) < 0.2 < float(errors["the guide"])
+    assert "NOT reliable" in printed and "R-hat" in printed
+    assert (tmp_path / "results" / "your_model.png").stat().st_size > 10_000
+    assert len(pv.Evidence.load(tmp_path / "results" / "your_model.npz")) == 200
 
 
 REFUSED = {

@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "program": {"_checks", "_structure"},
     "tiling": {"_checks", "_structure", "program"},
     "unconstrained": {"_structure", "program"},
+    "compiled": {"_checks", "_structure"},
     "diagnostics": {"_checks", "program", "tiling"},
     "evidence.psis": {"_checks"},
     "evidence.weights": {"evidence.psis"},
@@ -31,12 +32,8 @@ MAY_IMPORT = {
     "evidence.local": {"_structure", "program", "tiling"},
     "evidence.proposals": {"_checks", "program", "tiling", "unconstrained", "evidence.laplace", "evidence.local"},
     "evidence.importance": {
-        "_checks",
-        "program",
-        "tiling",
-        "evidence.proposals",
-        "evidence.result",
-        "evidence.weights",
+        *{"_checks", "compiled", "program", "tiling"},
+        *(f"evidence.{name}" for name in ("proposals", "result", "weights")),
     },
     "evidence.hmc": set(),
     "evidence.ais": {
@@ -53,7 +50,7 @@ MAY_IMPORT = {
     },
     "evidence.gaps": {
         *{"_checks", "program", "tiling"},
-        *(f"evidence.{name}" for name in ("auto", "importance", "local", "result")),
+        *(f"evidence.{name}" for name in ("ais", "auto", "importance", "local", "result")),
     },
     "evidence.posterior": {
         *{"_checks", "program", "tiling", "plots"},

@@ -79,7 +79,7 @@ class Sandwich:
                 f"{'upper bound':<28}{self.upper.mean():>10.3f}   +- {high:.3f} Monte Carlo error",
                 f"{'lower bound':<28}{self.lower.mean():>10.3f}   +- {low:.3f} Monte Carlo error",
                 f"{'gap':<28}{self.mean_gap:>10.3f}   +- {self.mean_gap_std_error:.3f}, largest {self.gap.max():.3f}",
-                f"AIS with these settings is {self.mean_gap:.3f} nats too low at most on such data, on average.",
+                f"on average, AIS with these settings is {max(self.mean_gap, 0.0):.3f} nats too low at most on such data.",
                 "On real data that is a guide to its error, no bound: they may be harder than what the model makes.",
             ]
         )

@@ -138,7 +138,7 @@ class Evidence:
         ess: effective sample size, $(\sum_k w_k)^2 / \sum_k w_k^2$, between 1 and K; 0 where every weight is zero.
         khat: shape of the weights' tail (`pareto_khat`); NaN for fewer than 25 draws.
         reliable: bool; whether the error can be trusted. For importance sampling, `khat` below
-            $\min(1 - 1/\log_{10} K, 0.7)$; for AIS, an ESS above half the chains. False where it cannot be told.
+            $\min(1 - 1/\log_{10} K, 0.7)$; for AIS, an ESS above three quarters of the chains. False where it cannot be told.
         jackknife: bias-corrected $K L_K - (K - 1) \overline{L_{K-1}}$: an estimate, not a bound; NaN where one weight
             is all.
         num_evaluations: int64; how often log p(x, z) of the datum was evaluated, with or without its gradient, all
@@ -151,6 +151,7 @@ class Evidence:
         guide_elbo: the guide's ELBO with its error; from the same draws where they come from the guide, and from
             others where not.
         rate, distortion: its two halves, $E \log q(z|x) - \log p(z)$ and $-E \log p(x|z)$, from the same draws.
+        is_bound: whether $E \hat p = p(x)$, so that log_evidence is a lower bound in expectation.
         draws: a few draws from the posterior, by importance resampling; None if none were asked for.
         settings: how the estimator was set, for the record.
         diagnostics: further tensors, `(N,)` or `(K, N)`: acceptance rates, log weights of chains.
@@ -175,6 +176,7 @@ class Evidence:
     guide_elbo: Bound
     rate: Tensor
     distortion: Tensor
+    is_bound: bool = True
     draws: Draws | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
@@ -222,14 +224,22 @@ class Evidence:
                 gets its share of delta (union bound).
 
         Raises:
-            ValueError: for a delta that is not between 0 and 1.
+            ValueError: for a delta that is not between 0 and 1; for an estimator that is biased upwards.
 
         References:
             Grosse, Ghahramani and Adams (2015), Sandwiching the marginal likelihood using bidirectional Monte Carlo.
         """
         if not 0 < _checks.positive("delta", delta) < 1:
             raise ValueError(f"delta: expected a probability between 0 and 1; got {delta}; pass 0.001, say.")
+        if not self.is_bound:
+            raise ValueError(
+                f"evidence: expected an estimator that is unbiased in p(x); got {self.method[0]}, which has no certified "
+                "lower bound; use log_evidence."
+            )
         return self.mean - math.log(_checks.whole_number("num_tried", num_tried) / delta) / len(self)
+
+    def _certified(self) -> float:
+        return self.certified_lower_bound() if self.is_bound else math.nan
 
     def bits_per_dim(self, num_levels: int | None = None) -> Tensor:
         r"""$-\log p(x) / (D \ln 2) + \log_2(\mathrm{levels})$: bits for each of the D observed numbers of a datum.
@@ -271,7 +281,7 @@ class Evidence:
             "sampling_error": _or_none(self.sampling_error),
             "elbo": _or_none(self.guide_elbo.mean),
             "gap": _or_none(self.gap.mean().item()),
-            "certified_lower_bound": {"value": _or_none(self.certified_lower_bound(1e-3)), "delta": 1e-3},
+            "certified_lower_bound": {"value": _or_none(self._certified()), "delta": 1e-3},
             "median_ess": self.ess.median().item(),
             "num_reliable": int(self.reliable.sum()),
             "mean_num_evaluations": self.num_evaluations.double().mean().item(),
@@ -308,8 +318,9 @@ class Evidence:
             ("", None, f"{_plus_minus(self.sampling_error)} for other data of the same kind (sampling error)"),
             ("gap, log p(x) - ELBO", self.gap.mean().item(), "estimates KL(q(z|x) || p(z|x))"),
         ]
-        note = "these data's log p(x) is above, 999 times in 1,000"
-        rows.append(("certified lower bound", self.certified_lower_bound(), note))
+        if self.is_bound:
+            note = "these data's log p(x) is above, 999 times in 1,000"
+            rows.append(("certified lower bound", self.certified_lower_bound(), note))
         return f"log p(x) of {len(self):,} data by {self._how()}; nats per datum", rows, self._remarks()
 
     def _how(self) -> str:
@@ -328,8 +339,10 @@ class Evidence:
         bad = int((~self.reliable).sum())
         if not bad:
             return [*lines, f"reliable for all {len(self):,} data"]
+        if not self.is_bound:
+            return [*lines, "NOT reliable: biased upwards, and its error supposes independent draws; for comparison only"]
         known = self.khat[~self.khat.isnan()]
-        why = f"; k-hat: median {known.median():.2f}, largest {known.max():.2f}" if len(known) else ""
+        why = f"; k-hat of all: median {known.median():.2f}, largest {known.max():.2f}" if len(known) else ""
         return [
             *lines,
             f"NOT reliable for {bad:,} of {len(self):,} data{why}",
@@ -354,7 +367,7 @@ class Evidence:
         if self.draws is not None:
             tensors |= {f"latents/{name}": value for name, value in self.draws.latents.items()}
             tensors |= {"log_prior": self.draws.log_prior, "log_likelihood": self.draws.log_likelihood}
-        record = {name: getattr(self, name) for name in ("num_samples", "seed", "method", "settings")}
+        record = {name: getattr(self, name) for name in ("num_samples", "seed", "method", "settings", "is_bound")}
         record |= {name: getattr(self.observed, name) for name in ("fingerprint", "num_dims", "kind")}
         storage.write(path, tensors, record)
 
@@ -381,6 +394,7 @@ class Evidence:
             all_bounds={k: bound(str(k)) for k in ks},
             observed=Observed(under("observed/"), record["fingerprint"], record["num_dims"], record["kind"]),
             guide_elbo=bound("elbo"),
+            is_bound=record["is_bound"],
             draws=Draws(latents, tensors["log_prior"], tensors["log_likelihood"]) if latents else None,
             settings=record["settings"],
             diagnostics=under("diagnostics/"),
