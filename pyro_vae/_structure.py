@@ -10,7 +10,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import Delta
+from pyro.distributions import Delta, Unit
 from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_site_shape
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ class Structure:
 @torch.no_grad()
 def initialise(guide: Callable[..., Any], rows: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
     """Run the guide once on all data: parameters that it makes at its first call get the size that they should have."""
-    with poutine.block(), seeded(rows[0].device, 0), _refusing_noisy_modules():
+    with poutine.block(), seeded(rows[0].device, 0), refusing_noisy_modules():
         guide(*rows, **kwargs)
 
 
@@ -60,7 +60,7 @@ def look_at(
     amortized: bool,
 ) -> Structure:
     """The structure of the pair, as a run on these rows shows it, or an error that says what it lacks."""
-    with poutine.block(), seeded(args[0].device, 0), _refusing_noisy_modules():
+    with poutine.block(), seeded(args[0].device, 0), refusing_noisy_modules():
         with pyro.validation_enabled(True):  # of parameters, above all NaN
             _traces(model, guide, args, kwargs)
         with pyro.validation_enabled(False):  # a draw outside the prior's support is no error: its weight is zero
@@ -141,10 +141,28 @@ def _refuse_densities_without_volume(model_sites: dict[str, Any], guide_sites: d
 
 
 def _is_point(site: dict[str, Any]) -> bool:
-    fn = site["fn"]
-    while hasattr(fn, "base_dist") and not isinstance(fn, Delta):
+    return any(isinstance(fn, Delta) for fn in _layers(site["fn"]))
+
+
+def _layers(fn: Any) -> Iterator[Any]:
+    """A distribution, and what it is wrapped about."""
+    yield fn
+    while hasattr(fn, "base_dist"):
         fn = fn.base_dist
-    return isinstance(fn, Delta)
+        yield fn
+
+
+def kind_of(site: dict[str, Any]) -> str:
+    """What a site's log density is the log of."""
+    if any(isinstance(fn, Unit) for fn in _layers(site["fn"])):
+        return "factor"
+    return "probability" if site["fn"].support.is_discrete else "density"
+
+
+def masks_of(site: dict[str, Any]) -> list[Tensor]:
+    """By `poutine.mask`, by `Distribution.mask`."""
+    masks = [site["mask"], *(getattr(fn, "_mask", None) for fn in _layers(site["fn"]))]
+    return [torch.as_tensor(mask) for mask in masks if mask is not None and mask is not True]
 
 
 def _data_frame(sites: list[dict[str, Any]], num_rows: int, plate: str | None) -> Any:
@@ -212,7 +230,7 @@ def refuse_autocast() -> None:
 
 
 @contextmanager
-def _refusing_noisy_modules() -> Iterator[None]:
+def refusing_noisy_modules() -> Iterator[None]:
     """Stop at a module in training mode whose noise or statistics the data of a batch would share."""
 
     def refuse(module: nn.Module, args: Any) -> None:

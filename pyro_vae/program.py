@@ -16,7 +16,9 @@ from pyro_vae import _checks
 from pyro_vae._structure import (
     Structure,
     initialise,
+    kind_of,
     look_at,
+    masks_of,
     refuse_autocast,
     refuse_impossible_data,
     refuse_subsampling,
@@ -43,6 +45,15 @@ class LogDensities(NamedTuple):
     def weight(self) -> Tensor:
         """log w = log p(z) + log p(x|z) - log q(z|x)."""
         return self.prior + self.likelihood - self.guide
+
+
+class ObservedSite(NamedTuple):
+    value: Tensor
+    """`(N, ...)`."""
+    kind: str
+    """Whether its likelihood is a "probability", a "density", or a "factor", whose data cannot be seen."""
+    masks: tuple[Tensor, ...]
+    """Where it counts, `(N, ...)`."""
 
 
 def _joint_shape(site: dict[str, Any]) -> torch.Size:
@@ -91,7 +102,7 @@ class Program:
                 structure = look_at(model, guide, trial, kwargs, plate, amortized)
                 _refuse_fixed_shapes(cls(model, guide, trial, kwargs, structure))
                 if amortized:
-                    _refuse_order_of_rows(cls(model, guide, trial, kwargs, structure))
+                    _refuse_company(cls(model, guide, trial, kwargs, structure))
                 return cls(model, guide, rows, kwargs, structure)
             except (RuntimeError, ValueError, IndexError) as error:
                 failure = error
@@ -148,14 +159,17 @@ class Program:
             {name: site for name, site in sites.items() if name not in latents},
         )
 
-    def observed_values(self) -> dict[str, tuple[Tensor, bool]]:
-        """The value `(N, ...)` of each observed site, and whether it is discrete."""
+    def observed_values(self) -> dict[str, ObservedSite]:
+        """What was observed at each site."""
         with seeded(self.args[0].device, 0), pyro.validation_enabled(False):
             _, observed = self.sites()
-        return {
-            name: (self.draws_first(site["value"].expand(_joint_shape(site)))[0], site["fn"].support.is_discrete)
-            for name, site in observed.items()
-        }
+        return {name: self._observed_site(site) for name, site in observed.items()}
+
+    def _observed_site(self, site: dict[str, Any]) -> ObservedSite:
+        value = self.draws_first(site["value"].expand(_joint_shape(site)))[0]
+        shape = site["fn"].batch_shape
+        masks = tuple(self.draws_first(mask.expand(shape))[0] for mask in masks_of(site))
+        return ObservedSite(value, kind_of(site), masks)
 
     def refuse_impossible_data(self) -> None:
         """Stop if an observed value is outside the support of its distribution."""
@@ -233,22 +247,24 @@ def _rows_of_data(args: tuple[Any, ...]) -> tuple[Tensor, ...]:
 
 
 @torch.no_grad()
-def _refuse_order_of_rows(program: Program) -> None:
-    """Stop if a row's density depends on its place, as where a function closes over tensors of its own."""
+def _refuse_company(program: Program) -> None:
+    """Stop if a row's density depends on its place or on other rows.
+
+    As where a function closes over tensors of its own, or takes a mean over the batch.
+    """
     with seeded(program.args[0].device, 0), pyro.validation_enabled(False):
         trace = program._run(program.guide, 2)
         sites = dict(sample_sites(trace))
         forth = program.log_joint({name: site["value"] for name, site in sites.items()}, check_support=False)
-        axes = {name: program.structure.data_dim - site["fn"].event_dim for name, site in sites.items()}
-        reversed_rows = torch.arange(program.num_data - 1, -1, -1, device=program.args[0].device)
-        back = program.at(reversed_rows).log_joint(
-            {name: site["value"].flip(axes[name]) for name, site in sites.items()}, check_support=False
-        )
-    for one, other in zip(forth, back, strict=True):
-        if not torch.allclose(one, other.flip(1), rtol=1e-5, atol=1e-3, equal_nan=True):
+        some = torch.arange(program.num_data - 1, -1, -2, device=program.args[0].device)
+        latents = {name: site["value"] for name, site in sites.items()}
+        apart = program.at(some).log_joint(program.choose(latents, some), check_support=False)
+    for one, other in zip(forth, apart, strict=True):
+        if not torch.allclose(one[:, some], other, rtol=1e-5, atol=1e-3, equal_nan=True):
             raise ValueError(
-                "model: expected each datum's density to depend on its own row; got others for the rows in reverse; "
-                "pass every tensor with a row for each datum as a positional argument."
+                "model: expected each datum's density to depend on its own row; got others for every second row in "
+                "reverse; pass every tensor with a row for each datum as a positional argument, and use no statistics "
+                "of the batch."
             )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import ceil
 from typing import Any, NamedTuple
@@ -16,7 +16,20 @@ from pyro_vae import _checks
 from pyro_vae._structure import seeded
 from pyro_vae.program import Latents, LogDensities, Program
 
-__all__ = ["TILE_SIZE", "Block", "Tile", "blocks", "log_weights", "noise", "seed_for", "tile_size", "tiles", "tiles_of"]
+__all__ = [
+    "TILE_SIZE",
+    "Block",
+    "Noise",
+    "Tile",
+    "blocks",
+    "log_weights",
+    "noise",
+    "refuse_nan",
+    "seed_for",
+    "tile_size",
+    "tiles",
+    "tiles_of",
+]
 
 # How many (datum, draw) pairs are drawn together. It fixes which random numbers a draw is made of, so it is a constant
 # of each device and no option. On a CPU it also keeps the activations in cache (benchmarks/tile_size.py). The
@@ -31,7 +44,7 @@ class Block(NamedTuple):
     """Some neighbouring data, filled up to a fixed number so that their noise is the same in any company."""
 
     program: Program
-    rows: slice
+    rows: Sequence[int]
     """Which of the data that were asked for."""
     columns: slice
     """Where they are in the block."""
@@ -42,12 +55,12 @@ class Block(NamedTuple):
 def blocks(program: Program, width: int, first_index: int = 0) -> Iterator[Block]:
     """The data in blocks of `width`, cut at the multiples of it. A guide that is not amortized takes all at a time."""
     if not program.structure.amortized:
-        yield Block(program, slice(0, program.num_data), slice(0, program.num_data), first_index)
+        yield Block(program, range(program.num_data), slice(0, program.num_data), first_index)
         return
     end = first_index + program.num_data
     for left in range(first_index // width * width, end, width):
         places = torch.arange(left, left + width, device=program.args[0].device) - first_index
-        rows = slice(max(left - first_index, 0), min(left + width, end) - first_index)
+        rows = range(max(left - first_index, 0), min(left + width, end) - first_index)
         columns = slice(rows.start + first_index - left, rows.stop + first_index - left)
         yield Block(program.at(places.clamp(0, program.num_data - 1)), rows, columns, left)
 
@@ -94,7 +107,7 @@ def tiles_of(block: Block, evaluate: Evaluate, num_samples: int, seed: int, widt
         draws = slice(top, min(top + height, num_samples))
         with noise(program, seed, block.place * ceil(num_samples / height) + top // height):
             latents, densities = evaluate(draws.stop - draws.start, top == 0)
-        _refuse_nan(densities, block)
+        refuse_nan(densities.weight[:, block.columns], block.rows)
         yield Tile(draws, densities, latents)
 
 
@@ -131,6 +144,28 @@ def noise(program: Program, seed: int, place: int) -> Iterator[None]:
         yield
 
 
+class Noise(NamedTuple):
+    """Numbers for some columns of a block, the same whichever of them are asked for."""
+
+    width: int
+    columns: Tensor
+    dim: int = 0
+
+    @classmethod
+    def of(cls, program: Program) -> Noise:
+        """For all columns."""
+        return cls(program.num_data, torch.arange(program.num_data, device=program.args[0].device))
+
+    def normal(self, num_chains: int) -> Tensor:
+        """`(K, N, D)`, float64."""
+        shape = (num_chains, self.width, self.dim)
+        return torch.randn(shape, dtype=torch.float64, device=self.columns.device)[:, self.columns]
+
+    def uniform(self, num_chains: int) -> Tensor:
+        """`(K, N)`, float64."""
+        return torch.rand(num_chains, self.width, dtype=torch.float64, device=self.columns.device)[:, self.columns]
+
+
 def seed_for(seed: int, purpose: str) -> int:
     """A seed of its own for each purpose: what a pilot run saw must not come again in the run that is measured."""
     words = [seed % 2**32, seed // 2**32, *purpose.encode()]
@@ -148,11 +183,11 @@ def _tile_seed(seed: int, place: int) -> int:
     return mixed ^ mixed >> 16
 
 
-def _refuse_nan(densities: LogDensities, block: Block) -> None:
-    weight = densities.weight[:, block.columns]
-    bad = (weight.isnan() | weight.isposinf()).any(0)
+def refuse_nan(log_weights: Tensor, rows: Sequence[int]) -> None:
+    """Stop if a log weight `(K, N)` is NaN or +inf, and name the first of these rows for which it is."""
+    bad = (log_weights.isnan() | log_weights.isposinf()).any(0)
     if bad.any():
-        row = block.rows.start + int(bad.nonzero()[0])
+        row = rows[int(bad.nonzero()[0])]
         raise ValueError(
             f"model, guide: expected numbers for log weights; got NaN or +inf, first for the datum at index {row}; "
             "look for NaN among the parameters and in x, or a density of zero width."
@@ -204,5 +239,5 @@ def log_weights(
     program = Program.of(model, guide, args, kwargs, plate)
     weights = torch.empty(num_samples, program.num_data, dtype=torch.float64)
     for block, tile in tiles(program, num_samples, seed):
-        weights[tile.draws, block.rows] = tile.densities.weight[:, block.columns].cpu()
+        weights[tile.draws, block.rows[0] : block.rows[-1] + 1] = tile.densities.weight[:, block.columns].cpu()
     return weights

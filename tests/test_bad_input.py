@@ -379,7 +379,7 @@ OTHERS = {
         ValueError,
         "num_tried: expected at least 1",
     ),
-    "autocast": (lambda: under_autocast(), ValueError, "expected evaluation in full precision; got autocast to"),
+    "autocast": (under_autocast, ValueError, "expected evaluation in full precision; got autocast to"),
     "autocast inside": (
         lambda: pv.importance_sampling(*half_precise(), BINARY, num_samples=10),
         ValueError,

@@ -35,7 +35,7 @@ MAY_IMPORT = {
         *{"_checks", "compiled", "program", "tiling"},
         *(f"evidence.{name}" for name in ("proposals", "result", "weights")),
     },
-    "evidence.hmc": set(),
+    "evidence.hmc": {"tiling"},
     "evidence.ais": {
         *{"_checks", "program", "tiling", "unconstrained"},
         *(f"evidence.{name}" for name in ("hmc", "importance", "laplace", "result", "weights")),
@@ -46,7 +46,7 @@ MAY_IMPORT = {
     },
     "evidence.auto": {
         *{"_checks", "program", "tiling", "unconstrained"},
-        *(f"evidence.{name}" for name in ("ais", "hmc", "importance", "laplace", "result", "weights")),
+        *(f"evidence.{name}" for name in ("ais", "importance", "laplace", "result", "weights")),
     },
     "evidence.gaps": {
         *{"_checks", "program", "tiling"},

@@ -13,13 +13,13 @@ from tqdm.auto import tqdm
 
 from pyro_vae import _checks
 from pyro_vae.evidence import hmc
-from pyro_vae.evidence.hmc import Metric, Noise, State
+from pyro_vae.evidence.hmc import Metric, State
 from pyro_vae.evidence.importance import NUM_ELBO_SAMPLES, guide_terms
-from pyro_vae.evidence.laplace import Gaussian, LaplaceFit, fit_laplace, guide_moments
+from pyro_vae.evidence.laplace import NUM_DRAWS, Gaussian, LaplaceFit, fit_laplace, guide_moments
 from pyro_vae.evidence.result import Bound, Draws, Evidence, Observed
-from pyro_vae.evidence.weights import estimate
+from pyro_vae.evidence.weights import Estimate, estimate, resampled
 from pyro_vae.program import Program
-from pyro_vae.tiling import Block, blocks, log_joint_in_chunks, noise, seed_for, tile_size
+from pyro_vae.tiling import Block, Noise, blocks, log_joint_in_chunks, noise, refuse_nan, seed_for, tile_size
 from pyro_vae.unconstrained import Unconstrained
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "Trajectory",
     "ais",
     "anneal",
+    "annealed",
     "laplace_path",
     "path_from",
     "pilot",
@@ -42,6 +43,7 @@ SCHEDULES = ("adaptive", "linear", "sigmoid")
 TARGET_ACCEPTANCE = 0.8
 PILOT_TEMPERATURES = 20
 PILOT_CHAINS = 8
+RELIABLE_SHARE = 0.75  # of the chains that the effective sample size must exceed
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Path:
     """Laplace's, of the posterior."""
     num_evaluations: int
     """Spent on each datum to find it."""
+    num_evaluations_per_draw: int = 0
 
     def metric(self, beta: Tensor) -> Metric:
         """The map whose covariance is the inverse of the precisions' weighted mean, at $\\beta$ `(N,)`."""
@@ -64,9 +67,10 @@ class Path:
             return self.gaussian
         end = torch.cholesky_inverse(self.gaussian.scale_tril)
         precision = (1 - beta)[:, None, None] * self.start_precision.diag_embed() + beta[:, None, None] * end
-        factor = torch.linalg.cholesky(precision)
+        factor, failed = torch.linalg.cholesky_ex(precision)
         identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
-        return Gaussian(self.gaussian.loc, torch.linalg.solve_triangular(factor, identity, upper=False).mT)
+        scale = torch.linalg.solve_triangular(factor, identity, upper=False).mT
+        return Gaussian(self.gaussian.loc, scale.where(failed[:, None, None] == 0, self.gaussian.scale_tril))
 
 
 class Settings(NamedTuple):
@@ -92,25 +96,31 @@ class Trajectory(NamedTuple):
     """log f_1 - log f_0 of the chains at each temperature, `(T, K, N)`, if asked for."""
 
 
-def path_from(start: str, view: Unconstrained, noise: Noise, chunk_size: int | None = None) -> Path:
-    """The path from "laplace", "guide" or "prior"."""
-    fit = fit_laplace(view)
+def path_from(start: str, whole: Unconstrained, noise: Noise, chunk_size: int | None = None) -> Path:
+    """The path from "laplace", "guide" or "prior" for some columns of a block, with noise for the whole of it."""
+    columns = noise.columns
+    view = whole.at(columns)
+    loc, variance = guide_moments(whole)
+    fit = fit_laplace(view, (loc[columns], variance[columns]))
     log_joint = _log_joint(view, chunk_size)
     if start == "laplace":
         return laplace_path(view, fit, noise, chunk_size)
     if start == "guide":
-        precision = 1 / guide_moments(view)[1]
 
         def from_guide(u: Tensor) -> tuple[Tensor, Tensor]:
             return view.log_guide(u), torch.stack(log_joint(u)).sum(0)
 
-        return Path(view, lambda num: view.draw_guide(num)[0], from_guide, precision, *fit)
+        return Path(view, lambda num: whole.draw_guide(num)[0][:, columns], from_guide, 1 / variance[columns], *fit)
+
+    def draw(num_chains: int) -> Tensor:
+        return whole.draw_prior(num_chains)[:, columns]
 
     def from_prior(u: Tensor) -> tuple[Tensor, Tensor]:
         prior, likelihood = log_joint(u)
         return prior, prior + likelihood
 
-    return Path(view, view.draw_prior, from_prior, 1 / view.draw_prior(64).var(0), *fit)
+    precision = 1 / draw(NUM_DRAWS).var(0)
+    return Path(view, draw, from_prior, precision, fit.gaussian, fit.num_evaluations + NUM_DRAWS, 1)
 
 
 def laplace_path(view: Unconstrained, fit: LaplaceFit, noise: Noise, chunk_size: int | None = None) -> Path:
@@ -150,8 +160,6 @@ def anneal(path: Path, noise: Noise, settings: Settings, start: Tensor | None = 
     order = range(1, len(betas)) if not backwards else range(len(betas) - 1, 0, -1)
     for number, t in enumerate(order, start=1):
         difference = state.log_end - state.log_start
-        if number == 1:
-            _refuse_nan(difference)
         # Weigh before the transition: the chain has to be where the last temperature left it.
         log_weights = log_weights + (betas[t] - betas[t - 1]) * difference
         if keep:
@@ -256,13 +264,16 @@ def _interpolated(at: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return y0 + (y1 - y0) * ((at - x0) / (x1 - x0).clamp(min=1e-300)).clamp(0, 1)
 
 
-def _refuse_nan(difference: Tensor) -> None:
-    bad = difference.isnan().any(0)
-    if bad.any():
-        raise ValueError(
-            f"model, guide: expected numbers for log densities; got NaN, for {int(bad.sum())} of the data that are "
-            "evaluated together; look for NaN among the parameters and in x, or a density of zero width."
-        )
+def annealed(log_weights: Tensor) -> Estimate:
+    """What chains say of log p(x).
+
+    They are few, so the error is that of Student's t with their number of degrees of freedom, sqrt((K - 1) / (K - 3))
+    of the usual one, and there is no tail to fit: the estimate is reliable where three quarters of them count.
+    """
+    found, num_chains = estimate(log_weights.cpu()), len(log_weights)
+    widened = math.sqrt((num_chains - 1) / (num_chains - 3)) if num_chains > 3 else math.nan
+    reliable = (found.ess > RELIABLE_SHARE * num_chains) & (num_chains > 3)
+    return found._replace(std_error=widened * found.std_error, reliable=reliable)
 
 
 @dataclass(frozen=True)
@@ -278,37 +289,52 @@ class Annealing:
     def __post_init__(self) -> None:
         _checks.choice("start", self.start, STARTS)
         _checks.choice("schedule", self.schedule, SCHEDULES)
-        for name in ("num_temperatures", "num_leapfrog"):
-            _checks.whole_number(name, getattr(self, name))
-        _checks.whole_number("num_chains", self.num_chains, minimum=2)
+        for name, minimum in (("num_temperatures", 1), ("num_leapfrog", 1), ("num_chains", 2)):
+            object.__setattr__(self, name, _checks.whole_number(name, getattr(self, name), minimum))
 
     @property
     def num_evaluations(self) -> int:
-        """Of the measured run."""
+        """Of the measured run, but for its draws from the start."""
         return self.num_chains * (1 + (self.num_temperatures - 1) * self.num_leapfrog)
 
+    @property
+    def num_pilot_temperatures(self) -> int:
+        return max(PILOT_TEMPERATURES, self.num_temperatures // 5) if self.num_temperatures > 1 else 0
+
+    @property
+    def num_pilot_evaluations(self) -> int:
+        return PILOT_CHAINS * (1 + self.num_pilot_temperatures * self.num_leapfrog) if self.num_temperatures > 1 else 0
+
     def prepared(self, block: Block, seed: int, chunk_size: int | None = None) -> Prepared:
-        """The path and the frozen settings for a block of data; its noise is none of the measured run's."""
-        view = Unconstrained.of(block.program)
-        numbers = Noise(view.program.num_data, torch.arange(view.program.num_data, device=view.device), view.dim)
+        """The path and the frozen settings for the data of a block; its noise is none of the measured run's."""
+        whole = Unconstrained.of(block.program)
+        columns = torch.arange(block.columns.start, block.columns.stop, device=whole.device)
+        numbers = Noise(block.program.num_data, columns, whole.dim)
         with noise(block.program, seed_for(seed, "where to start"), block.place):
-            path = path_from(self.start, view, numbers, chunk_size)
-        if self.num_temperatures == 1:  # no transition
-            betas = _schedule("linear", 1, view.program.num_data, view.device)
-            settings = Settings(betas, torch.ones_like(betas), self.num_chains, self.num_leapfrog)
-            return Prepared(path, numbers, settings, path.num_evaluations)
-        steps = max(PILOT_TEMPERATURES, self.num_temperatures // 5)
+            path = path_from(self.start, whole, numbers, chunk_size)
         with noise(block.program, seed_for(seed, "pilot"), block.place):
-            found = pilot(path, numbers, steps, PILOT_CHAINS, self.num_leapfrog)
-        spent = path.num_evaluations + PILOT_CHAINS * (1 + steps * self.num_leapfrog)
-        return Prepared(path, numbers, found.settings(self), spent)
+            return Prepared(path, numbers, self._settings(path, numbers), self._total(path))
+
+    def _settings(self, path: Path, numbers: Noise) -> Settings:
+        if self.num_temperatures > 1:
+            return pilot(path, numbers, self.num_pilot_temperatures, PILOT_CHAINS, self.num_leapfrog).settings(self)
+        betas = _schedule("linear", 1, len(numbers.columns), numbers.columns.device)  # no transition
+        return Settings(betas, torch.ones_like(betas), self.num_chains, self.num_leapfrog)
+
+    def _total(self, path: Path) -> int:
+        num_pilot_chains = PILOT_CHAINS if self.num_temperatures > 1 else 0
+        from_start = path.num_evaluations_per_draw * (self.num_chains + num_pilot_chains)
+        return path.num_evaluations + self.num_pilot_evaluations + self.num_evaluations + from_start
 
 
 class Prepared(NamedTuple):
+    """All that a measured run of a block's data takes; what the run returns is of these data alone."""
+
     path: Path
     noise: Noise
     settings: Settings
     num_evaluations: int
+    """Those of the measured run among them."""
 
 
 def ais(
@@ -355,7 +381,7 @@ def ais(
     Returns:
         `Evidence`. Its `diagnostics` are `acceptance` `(N,)`, `step_size` `(N,)` at the last temperature, and
         `log_weights` `(K, N)` of the chains, whose spread says how good the annealing was. `reliable` is an ESS above
-        K / 2.
+        3 K / 4; fewer than four chains have neither that nor an error.
 
     Raises:
         TypeError, ValueError: as `importance_sampling`; for discrete latents, and supports that depend on latents.
@@ -385,16 +411,17 @@ def ais(
     if chunk_size is not None:
         _checks.whole_number("chunk_size", chunk_size)
     program = Program.of(model, guide, args, kwargs, plate)
-    Unconstrained.of(program)
+    program.refuse_impossible_data()
     runs = []
     with tqdm(total=program.num_data, disable=not progress, unit="datum") as bar:
         for block in blocks(program, block_size(program, num_chains), first_index):
             prepared = annealing.prepared(block, seed, chunk_size)
             with noise(block.program, seed, block.place):
                 trajectory = anneal(prepared.path, prepared.noise, prepared.settings)
-                draws = resampled(prepared.path.view, trajectory, num_posterior_draws)
-            runs.append((block, prepared, trajectory, draws))
-            bar.update(block.rows.stop - block.rows.start)
+                draws = end_draws(prepared.path.view, trajectory, prepared.noise, num_posterior_draws)
+            refuse_nan(trajectory.log_weights, block.rows)
+            runs.append((prepared, trajectory, draws))
+            bar.update(len(block.rows))
     return _evidence(program, annealing, runs, seed, first_index)
 
 
@@ -403,15 +430,14 @@ def block_size(program: Program, num_chains: int) -> int:
     return max(1, tile_size(program) // num_chains)
 
 
-def resampled(view: Unconstrained, trajectory: Trajectory, num_draws: int) -> Draws | None:
+def end_draws(view: Unconstrained, trajectory: Trajectory, noise: Noise, num_draws: int) -> Draws | None:
     """Draws from the posterior: where the chains ended, resampled by weight."""
-    return draws_of(view, resampled_positions(trajectory, num_draws)) if num_draws else None
+    return draws_of(view, end_positions(trajectory, noise, num_draws)) if num_draws else None
 
 
-def resampled_positions(trajectory: Trajectory, num_draws: int) -> Tensor:
-    """u `(S, N, D)`."""
-    probabilities = trajectory.log_weights.softmax(0).nan_to_num(nan=1.0).T
-    index = torch.multinomial(probabilities, num_draws, replacement=True).T
+def end_positions(trajectory: Trajectory, noise: Noise, num_draws: int) -> Tensor:
+    """u `(S, N, D)` of such draws."""
+    index = resampled(trajectory.log_weights, noise.uniform(num_draws))
     return trajectory.state.position[index, torch.arange(index.shape[1], device=index.device)]
 
 
@@ -426,19 +452,20 @@ def draws_of(view: Unconstrained, u: Tensor) -> Draws:
 def _evidence(
     program: Program,
     annealing: Annealing,
-    runs: list[tuple[Block, Prepared, Trajectory, Draws | None]],
+    runs: list[tuple[Prepared, Trajectory, Draws | None]],
     seed: int,
     first_index: int,
 ) -> Evidence:
     def joined(of_run: Callable[[Prepared, Trajectory], Tensor]) -> Tensor:
-        return torch.cat([of_run(prepared, run)[..., block.columns].cpu() for block, prepared, run, _ in runs], dim=-1)
+        return torch.cat([of_run(prepared, run).cpu() for prepared, run, _ in runs], dim=-1)
 
     log_weights = joined(lambda prepared, run: run.log_weights)
-    found = estimate(log_weights)
+    found = annealed(log_weights)
     terms = guide_terms(program, NUM_ELBO_SAMPLES, seed, first_index)
-    spent = runs[0][1].num_evaluations + annealing.num_evaluations + NUM_ELBO_SAMPLES
+    draws = Draws.joined([draws for *_, draws in runs])
+    spent = runs[0][0].num_evaluations + NUM_ELBO_SAMPLES + (0 if draws is None else len(draws.log_prior))
     return Evidence(
-        **{**found._asdict(), "reliable": found.ess > annealing.num_chains / 2},
+        **found._asdict(),
         num_evaluations=torch.full_like(found.ess, spent).long(),
         num_samples=annealing.num_chains,
         seed=seed,
@@ -448,7 +475,7 @@ def _evidence(
         guide_elbo=terms.elbo,
         rate=terms.rate,
         distortion=terms.distortion,
-        draws=Draws.joined([draws for *_, draws in runs], [block.columns for block, *_ in runs]),
+        draws=draws,
         settings=asdict(annealing),
         diagnostics={
             "acceptance": joined(lambda prepared, run: run.acceptance),

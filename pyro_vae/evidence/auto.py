@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,18 +17,18 @@ from pyro_vae.evidence.ais import (
     Annealing,
     Path,
     anneal,
+    annealed,
     block_size,
+    end_draws,
     laplace_path,
     pilot,
-    resampled,
 )
-from pyro_vae.evidence.hmc import Noise
 from pyro_vae.evidence.importance import GuideTerms, Reservoir
-from pyro_vae.evidence.laplace import Gaussian, LaplaceFit, fit_laplace, guide_moments
+from pyro_vae.evidence.laplace import Gaussian, LaplaceFit, fit_laplace, guide_moments, laplace_evaluations
 from pyro_vae.evidence.result import Draws, Evidence, Observed
-from pyro_vae.evidence.weights import Estimate, Totals, estimate
+from pyro_vae.evidence.weights import Estimate, Totals
 from pyro_vae.program import Latents, Program
-from pyro_vae.tiling import Block, Draw, blocks, evaluating, noise, seed_for, tiles_of
+from pyro_vae.tiling import Block, Draw, Noise, blocks, evaluating, noise, refuse_nan, seed_for, tiles_of
 from pyro_vae.unconstrained import Unconstrained
 
 __all__ = ["log_evidence"]
@@ -36,7 +36,8 @@ __all__ = ["log_evidence"]
 GUIDE_PILOT = 200
 LAPLACE_PILOT = 200
 NUM_CHAINS, NUM_LEAPFROG = 16, 3
-LARGEST_KHAT = 0.4  # of a pilot run, whose k-hat is rough: well below what the measured run is held to
+LARGEST_KHAT = 0.3  # of a pilot run, whose k-hat is rough: well below what the measured run is held to
+SAFETY = 3.0  # times the variance that a pilot run saw, which is rough
 LEVELS = 4  # how many lengths of annealing there are, each half the next
 
 
@@ -56,22 +57,25 @@ def log_evidence(
     r"""log p(x) of each datum, by the cheapest estimator whose standard error is within a tolerance.
 
     For each datum a pilot run draws from the guide, and where that would not do, from Laplace's Gaussian, and where
-    that
-    would not do either, a short annealing looks how many temperatures are needed. What the pilots saw picks the
-    estimator: importance sampling where their k-hat is below 0.4 and so many draws as the tolerance takes are
-    affordable, else AIS. Then the estimator runs once, with frozen settings and fresh noise, and its result is
+    that would not do either, a short annealing looks how many temperatures are needed. What the pilots saw picks the
+    estimator: importance sampling where their k-hat is below 0.3 and so many draws as the tolerance takes are
+    affordable, else AIS; and the guide with all that is left where it found significantly more than Laplace's Gaussian,
+    which then has missed a mode. Then the estimator runs once, with frozen settings and fresh noise, and its result is
     reported whatever it is. As pilots decide and only the measured run counts, $E \hat p(x) = p(x)$ still holds for
     each datum, and the certificate needs no correction.
 
     A datum whose error stays above the tolerance, or whose estimate is not `reliable`, is flagged:
-    `diagnostics["reached"]` is False, and the summary counts them.
+    `diagnostics["reached"]` is False, and the summary counts them. So is one for which the guide's pilot run found
+    significantly more than the measured run (`diagnostics["contradicted"]`). A mode that neither came near shows
+    nowhere.
 
     Args:
         model, guide: a Pyro program and its guide, with continuous latents.
         args: what both are called with: tensors (or numpy arrays) of one row a datum, x first.
         tolerance: the standard error wanted of each datum's log p(x), nats. That of the mean over data is smaller by
             the square root of their number.
-        max_evaluations: of log p(x, z), the most that may be spent on a datum, pilots included.
+        max_evaluations: of log p(x, z), the most that may be spent on a datum, pilots included. Where it does not pay
+            for Laplace's Gaussian and annealing (6 evaluations a latent number, and about 1,000), the guide is all.
         seed: fixes the noise.
         plate, first_index, num_posterior_draws, progress, kwargs: as of `importance_sampling`.
 
@@ -101,13 +105,14 @@ def log_evidence(
     first_index = _checks.whole_number("first_index", first_index, minimum=0)
     num_posterior_draws = _checks.whole_number("num_posterior_draws", num_posterior_draws, minimum=0)
     program = Program.of(model, guide, args, kwargs, plate)
-    plan = _Plan(tolerance, max_evaluations, Unconstrained.of(program).dim, program.structure.amortized)
+    dim = Unconstrained.of(program).dim
+    plan = _Plan(tolerance, max_evaluations, dim, num_posterior_draws, program.structure.amortized)
     jobs = []
     with tqdm(total=program.num_data, disable=not progress, unit="datum") as bar:
         for block in blocks(program, block_size(program, NUM_CHAINS), first_index):
-            jobs.append(_Job(block, plan, seed, num_posterior_draws))
+            jobs.append(_Job(block, plan, seed))
             jobs[-1].run()
-            bar.update(block.rows.stop - block.rows.start)
+            bar.update(len(block.rows))
     return _evidence(program, jobs, plan, seed)
 
 
@@ -118,43 +123,46 @@ class _Plan:
     tolerance: float
     max_evaluations: int
     dim: int
+    num_posterior_draws: int
     amortized: bool
 
     def __post_init__(self) -> None:
-        if self.most_temperatures < 2:
-            least = self.max_evaluations - self.left + NUM_CHAINS * (1 + NUM_LEAPFROG)
+        if self.max_evaluations < 2 * GUIDE_PILOT:
             raise ValueError(
-                f"max_evaluations: expected at least {least}, to look at a model of {self.dim} latent numbers and "
-                f"anneal a little; got {self.max_evaluations}; allow more, or use importance_sampling."
+                f"max_evaluations: expected at least {2 * GUIDE_PILOT}, of which half are a pilot run; got "
+                f"{self.max_evaluations}; allow more, or use importance_sampling."
             )
 
     @property
     def laplace(self) -> int:
-        """The price of Laplace's Gaussian (`fit_laplace`)."""
-        return 20 + 6 * self.dim
+        """The price of Laplace's Gaussian."""
+        return laplace_evaluations(self.dim)
 
     @property
     def annealing_pilot(self) -> int:
         return PILOT_CHAINS * (1 + PILOT_TEMPERATURES * NUM_LEAPFROG)
 
     @property
-    def left(self) -> int:
-        """After all pilots."""
-        return self.max_evaluations - GUIDE_PILOT - self.laplace - LAPLACE_PILOT - self.annealing_pilot
+    def most_temperatures(self) -> int:
+        """What is left after all pilots pays for so many."""
+        pilots = GUIDE_PILOT + self.laplace + LAPLACE_PILOT + self.annealing_pilot
+        left = self.max_evaluations - pilots - self.num_posterior_draws
+        return 1 + (left // NUM_CHAINS - 1) // NUM_LEAPFROG
 
     @property
-    def most_temperatures(self) -> int:
-        return 1 + (self.left // NUM_CHAINS - 1) // NUM_LEAPFROG
+    def anneals(self) -> bool:
+        """Whether the budget goes that far."""
+        return self.most_temperatures > 1
 
     def num_draws(self, pilot: Estimate, num_pilot: int) -> Tensor:
         """How many draws take the error below the tolerance, as a power of two; infinity where that cannot be told."""
         variance = num_pilot / pilot.ess.clamp(min=1) - 1
-        needed = (1.5 * variance / self.tolerance**2).clamp(min=128).log2().ceil().exp2()
+        needed = (SAFETY * variance / self.tolerance**2).clamp(min=128).log2().ceil().exp2()
         return self._for_all(needed.where(pilot.khat < LARGEST_KHAT, torch.inf))
 
     def num_temperatures(self, log_weights: Tensor) -> Tensor:
         """How many temperatures do, for the variance of log w falls with their number; one of a few lengths."""
-        needed = PILOT_TEMPERATURES * log_weights.var(0) / (NUM_CHAINS * self.tolerance**2)
+        needed = SAFETY * PILOT_TEMPERATURES * log_weights.var(0) / (NUM_CHAINS * self.tolerance**2)
         chosen = torch.full_like(needed, self.most_temperatures)
         for length in [max(2, self.most_temperatures >> i) for i in range(1, LEVELS)]:
             chosen = torch.where(needed <= length, float(length), chosen)
@@ -165,6 +173,17 @@ class _Plan:
         return needed if self.amortized else needed.max().expand_as(needed)
 
 
+class _Result(NamedTuple):
+    """What one estimator found for some columns of a block."""
+
+    columns: Tensor
+    estimate: Estimate
+    contradicted: Tensor
+    method: str
+    num_evaluations: int
+    draws: Draws | None
+
+
 @dataclass
 class _Job:
     """The data of one block, which leave it one by one as an estimator is found for them."""
@@ -172,40 +191,42 @@ class _Job:
     block: Block
     plan: _Plan
     seed: int
-    num_draws: int
-    columns: list[Tensor] = field(default_factory=list)
-    results: list[tuple[Estimate, Tensor, str, int, Draws | None]] = field(default_factory=list)
+    results: list[_Result] = field(default_factory=list)
 
     def run(self) -> None:
         program = self.block.program
-        everyone = torch.arange(program.num_data, device=program.args[0].device)
+        everyone = torch.arange(self.block.columns.start, self.block.columns.stop, device=program.args[0].device)
         self.terms, spent = GuideTerms(), GUIDE_PILOT
-        seen = self._pilot(everyone, program.draw, GUIDE_PILOT, "guide pilot", self.terms)
-        needed = self.plan.num_draws(seen, GUIDE_PILOT).to(everyone.device)
+        self.seen = self._pilot(everyone, self._guide(everyone), GUIDE_PILOT, "guide pilot", self.terms)
+        needed = self.plan.num_draws(self.seen, GUIDE_PILOT).to(everyone.device)
+        if not self.plan.anneals:  # nothing else can be paid for: as many draws as there can be, and a flag
+            needed = needed.clamp(max=self.plan.max_evaluations - spent)
         left = self._sample(everyone, needed, self._guide, "the guide", spent)
         if not len(left):
             return
-        self.view = Unconstrained.of(program)
         self.fit = self._laplace(left)
         spent += self.plan.laplace + LAPLACE_PILOT
         seen = self._pilot(left, self._gaussian(left), LAPLACE_PILOT, "Laplace pilot", GuideTerms())
-        needed = self.plan.num_draws(seen, LAPLACE_PILOT).to(left.device)
-        left = self._sample(left, needed, self._gaussian, "Laplace's Gaussian", spent)
+        missed = self._missed_by(left, seen)
+        if missed.any():
+            rest = torch.full_like(left[missed], self.plan.max_evaluations - spent)
+            self._sample(left[missed], rest, self._guide, "the guide", spent)
+        needed = self.plan.num_draws(seen, LAPLACE_PILOT)[~missed].to(left.device)
+        left = self._sample(left[~missed], needed, self._gaussian, "Laplace's Gaussian", spent)
         if len(left):
             self._anneal(left, spent + self.plan.annealing_pilot)
+
+    def _missed_by(self, columns: Tensor, seen: Estimate) -> Tensor:
+        """For which of them Laplace's Gaussian, and annealing from it, would miss what the guide finds."""
+        return _is_above(self.seen.at(columns.cpu() - self.block.columns.start), seen) & self.plan.amortized
 
     @property
     def width(self) -> int:
         return self.block.program.num_data
 
-    def _program(self, columns: Tensor) -> Program:
-        """Of these columns; all of them is the block's own program, which need not run on fewer."""
-        program = self.block.program
-        return program if len(columns) == program.num_data else program.at(columns)
-
     def _part(self, columns: Tensor) -> Block:
-        everything = slice(0, len(columns))
-        return Block(self._program(columns), everything, everything, self.block.place)
+        rows = [self.block.rows[0] + column - self.block.columns.start for column in columns.tolist()]
+        return Block(self.block.program.at(columns), rows, slice(0, len(columns)), self.block.place)
 
     def _guide(self, columns: Tensor) -> Draw:
         """Draws for all of the block, so that noise is that of the place, of which some are kept."""
@@ -219,24 +240,25 @@ class _Job:
 
     def _laplace(self, columns: Tensor) -> LaplaceFit:
         """Laplace's Gaussians of these columns, in their places among all."""
+        whole = Unconstrained.of(self.block.program)
         with noise(self.block.program, seed_for(self.seed, "where to start"), self.block.place):
-            loc, variance = guide_moments(self.view)
-            view = Unconstrained.of(self._program(columns))
-            gaussian, num_evaluations = fit_laplace(view, (loc[columns], variance[columns]))
+            loc, variance = guide_moments(whole)
+            gaussian, num_evaluations = fit_laplace(whole.at(columns), (loc[columns], variance[columns]))
         scale_tril = variance.sqrt().diag_embed()
         loc[columns], scale_tril[columns] = gaussian
         return LaplaceFit(Gaussian(loc, scale_tril), num_evaluations)
 
     def _numbers(self, columns: Tensor) -> Noise:
-        return Noise(self.block.program.num_data, columns, self.plan.dim)
+        return Noise(self.width, columns, self.plan.dim)
+
+    def _view(self, columns: Tensor) -> Unconstrained:
+        return Unconstrained.of(self.block.program.at(columns))
 
     def _gaussian(self, columns: Tensor) -> Draw:
-        view = Unconstrained.of(self._program(columns))
-        return self.fit.gaussian.at(columns).draw(view, self._numbers(columns).normal)
+        return self.fit.gaussian.at(columns).draw(self._view(columns), self._numbers(columns).normal)
 
     def _pilot(self, columns: Tensor, draw: Draw, num_samples: int, purpose: str, terms: GuideTerms) -> Estimate:
-        totals = Totals(num_samples)
-        part = self._part(columns)._replace(rows=self.block.rows)
+        totals, part = Totals(num_samples), self._part(columns)
         evaluate = evaluating(part.program, draw)
         for tile in tiles_of(part, evaluate, num_samples, seed_for(self.seed, purpose), self.width):
             totals.add(tile.densities.weight)
@@ -248,8 +270,11 @@ class _Job:
         affordable = spent + needed <= self.plan.max_evaluations
         for number in map(int, needed[affordable].unique().tolist()):
             chosen = columns[needed == number]
-            totals, reservoir, part = Totals(number), Reservoir(self.num_draws), self._part(chosen)
-            seed = seed_for(self.seed, f"measured, {name}")
+            totals, part = Totals(number), self._part(chosen)
+            reservoir = Reservoir(self.plan.num_posterior_draws, self._numbers(chosen))
+            # The number is part of the seed: places are counted in tiles, of which another number has more or fewer, so
+            # that with one seed for all a tile here and one there could have the same noise.
+            seed = seed_for(self.seed, f"measured, {number} from {name}")
             for tile in tiles_of(part, evaluating(part.program, draw(chosen)), number, seed, self.width):
                 totals.add(tile.densities.weight)
                 with noise(part.program, seed_for(seed, "resampling"), part.place * number + tile.draws.start):
@@ -267,38 +292,45 @@ class _Job:
             these = needed == number
             path, numbers = self._path(columns[these])
             annealing = Annealing("laplace", number, NUM_CHAINS, NUM_LEAPFROG)
-            with noise(path.view.program, seed_for(self.seed, "measured, AIS"), self.block.place):
+            with noise(path.view.program, seed_for(self.seed, f"measured, AIS, {number}"), self.block.place):
                 trajectory = anneal(path, numbers, seen.at(these).settings(annealing))
-                draws = resampled(path.view, trajectory, self.num_draws)
-            found = estimate(trajectory.log_weights.cpu())
-            found = found._replace(reliable=found.ess > NUM_CHAINS / 2)
-            total = spent + annealing.num_evaluations
-            self._keep(columns[these], found, "AIS from Laplace's Gaussian", total, draws)
+                draws = end_draws(path.view, trajectory, numbers, self.plan.num_posterior_draws)
+            refuse_nan(trajectory.log_weights, self._part(columns[these]).rows)
+            total = spent + annealing.num_evaluations + self.plan.num_posterior_draws
+            self._keep(columns[these], annealed(trajectory.log_weights), "AIS from Laplace's Gaussian", total, draws)
 
     def _path(self, columns: Tensor) -> tuple[Path, Noise]:
-        view, numbers = Unconstrained.of(self._program(columns)), self._numbers(columns)
+        numbers = self._numbers(columns)
         fit = LaplaceFit(self.fit.gaussian.at(columns), self.fit.num_evaluations)
-        return laplace_path(view, fit, numbers), numbers
+        return laplace_path(self._view(columns), fit, numbers), numbers
 
     def _keep(self, columns: Tensor, found: Estimate, method: str, spent: int, draws: Draws | None) -> None:
-        self.columns.append(columns.cpu())
-        self.results.append((found, torch.full((len(columns),), spent), method, spent, draws))
+        columns = columns.cpu()
+        contradicted = _is_above(self.seen.at(columns - self.block.columns.start), found)
+        found = found._replace(reliable=found.reliable & ~contradicted)
+        self.results.append(_Result(columns, found, contradicted, method, spent, draws))
+
+
+def _is_above(pilot: Estimate, found: Estimate) -> Tensor:
+    """Whether the guide's pilot run saw more than the measured run found, which then has missed a mode."""
+    error = (pilot.std_error.square() + found.std_error.square()).sqrt().nan_to_num()
+    return pilot.log_evidence > found.log_evidence + 4 * error + 0.01
 
 
 def _evidence(program: Program, jobs: list[_Job], plan: _Plan, seed: int) -> Evidence:
     """The results in the order of the data."""
-    order = [torch.cat(job.columns).argsort()[job.block.columns] for job in jobs]
+    order = [torch.cat([result.columns for result in job.results]).argsort() for job in jobs]
 
-    def joined(of_result: Callable[[Any], Tensor]) -> Tensor:
+    def joined(of_result: Callable[[_Result], Tensor]) -> Tensor:
         each = (torch.cat([of_result(result) for result in job.results], dim=-1) for job in jobs)
         return torch.cat([values[..., index] for values, index in zip(each, order, strict=True)], dim=-1)
 
     log_evidence, std_error, ess, khat, reliable, jackknife = joined(
-        lambda result: torch.stack([each.double() for each in result[0]])
+        lambda result: torch.stack([each.double() for each in result.estimate])
     )
-    names = [[result[2] for result in job.results for _ in range(len(result[1]))] for job in jobs]
-    terms = GuideTerms.joined([job.terms for job in jobs], [job.block.columns for job in jobs])
-    draws = [Draws.joined([result[4] for result in job.results], [slice(None)] * len(job.results)) for job in jobs]
+    names = [[result.method for result in job.results for _ in result.columns] for job in jobs]
+    terms = GuideTerms.joined([job.terms for job in jobs])
+    draws = [Draws.joined([result.draws for result in job.results]) for job in jobs]
     return Evidence(
         log_evidence=log_evidence,
         std_error=std_error,
@@ -306,7 +338,7 @@ def _evidence(program: Program, jobs: list[_Job], plan: _Plan, seed: int) -> Evi
         khat=khat,
         reliable=reliable.bool(),
         jackknife=jackknife,
-        num_evaluations=joined(lambda result: result[1]),
+        num_evaluations=joined(lambda result: torch.full_like(result.columns, result.num_evaluations)),
         num_samples=None,
         seed=seed,
         method=tuple(named[i] for named, index in zip(names, order, strict=True) for i in index.tolist()),
@@ -317,5 +349,8 @@ def _evidence(program: Program, jobs: list[_Job], plan: _Plan, seed: int) -> Evi
         distortion=terms.distortion,
         draws=Draws.joined(draws, order),
         settings={"tolerance": plan.tolerance, "max_evaluations": plan.max_evaluations},
-        diagnostics={"reached": reliable.bool() & (std_error <= plan.tolerance)},
+        diagnostics={
+            "reached": reliable.bool() & (std_error <= plan.tolerance),
+            "contradicted": joined(lambda result: result.contradicted),
+        },
     )

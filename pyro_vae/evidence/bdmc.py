@@ -13,12 +13,11 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vae import _checks
-from pyro_vae._structure import sample_sites
-from pyro_vae.evidence.ais import Annealing, anneal, block_size
+from pyro_vae._structure import refusing_noisy_modules, sample_sites, seeded
+from pyro_vae.evidence.ais import Annealing, anneal, annealed, block_size
 from pyro_vae.evidence.result import std_error_of_mean
-from pyro_vae.evidence.weights import estimate
 from pyro_vae.program import Latents, Program
-from pyro_vae.tiling import blocks, noise, seed_for
+from pyro_vae.tiling import blocks, noise, refuse_nan, seed_for
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,7 +32,7 @@ class Sandwich:
     Attributes:
         lower: $\log \frac{1}{K} \sum_k w_k$ of AIS forwards, in expectation below log p(x).
         upper: $-\log \frac{1}{K} \sum_k 1 / w_k$ of AIS backwards from the z that made x, in expectation above it.
-        lower_std_error, upper_std_error: by the delta method.
+        lower_std_error: of `lower` (`ais`). `upper` has none: its chains start from one draw, and are not independent.
         x: the data.
         settings: of the annealing.
     """
@@ -41,7 +40,6 @@ class Sandwich:
     lower: Tensor
     upper: Tensor
     lower_std_error: Tensor
-    upper_std_error: Tensor
     x: Tensor
     settings: dict[str, Any]
 
@@ -72,14 +70,14 @@ class Sandwich:
 
     def summary(self) -> str:
         """The bounds, and what they say of annealing with these settings."""
-        low, high = std_error_of_mean(self.lower_std_error), std_error_of_mean(self.upper_std_error)
+        low = std_error_of_mean(self.lower_std_error)
         return "\n".join(
             [
                 f"bidirectional Monte Carlo on {len(self.gap):,} data that the model made; nats per datum",
-                f"{'upper bound':<28}{self.upper.mean():>10.3f}   +- {high:.3f} Monte Carlo error",
+                f"{'upper bound':<28}{self.upper.mean():>10.3f}",
                 f"{'lower bound':<28}{self.lower.mean():>10.3f}   +- {low:.3f} Monte Carlo error",
                 f"{'gap':<28}{self.mean_gap:>10.3f}   +- {self.mean_gap_std_error:.3f}, largest {self.gap.max():.3f}",
-                f"on average, AIS with these settings is {max(self.mean_gap, 0.0):.3f} nats too low at most on such data.",
+                f"on average, AIS set like this is {max(self.mean_gap, 0.0):.3f} nats too low at most on such data.",
                 "On real data that is a guide to its error, no bound: they may be harder than what the model makes.",
             ]
         )
@@ -160,17 +158,15 @@ def bdmc(
     upper: list[Tensor] = []
     for block in blocks(program, block_size(program, num_chains)):
         prepared = annealing.prepared(block, seed)
-        view, shift = prepared.path.view, block.rows.start - block.columns.start
-        rows = (torch.arange(block.program.num_data, device=x.device) + shift).clamp(0, len(x) - 1)
-        exact = view.pack(_as_one_draw(block.program, latents, rows)).expand(num_chains, -1, -1)
+        rows = torch.tensor(block.rows, device=x.device)
+        exact = prepared.path.view.pack(_as_one_draw(block.program, latents, rows)).expand(num_chains, -1, -1)
         for bounds, origin in ((lower, None), (upper, exact)):
             with noise(block.program, seed_for(seed, f"direction {origin is None}"), block.place):
                 trajectory = anneal(prepared.path, prepared.noise, prepared.settings, origin)
-            bounds.append(trajectory.log_weights[:, block.columns].cpu())
-    forwards, backwards = estimate(torch.cat(lower, 1)), estimate(-torch.cat(upper, 1))
-    return Sandwich(
-        forwards.log_evidence, -backwards.log_evidence, forwards.std_error, backwards.std_error, x, asdict(annealing)
-    )
+            refuse_nan(trajectory.log_weights, block.rows)
+            bounds.append(trajectory.log_weights.cpu())
+    forwards, backwards = annealed(torch.cat(lower, 1)), annealed(-torch.cat(upper, 1))
+    return Sandwich(forwards.log_evidence, -backwards.log_evidence, forwards.std_error, x, asdict(annealing))
 
 
 @torch.no_grad()
@@ -180,14 +176,19 @@ def _simulate(
     """z from the prior, and x from p(x|z)."""
     size = {} if num_data is None else {"num_data": num_data}
     rows = tuple(torch.as_tensor(arg) for arg in args)
-    with poutine.block(), torch.random.fork_rng(), pyro.validation_enabled(False):
-        torch.manual_seed(seed % 2**32)
+    device = rows[0].device if rows else torch.get_default_device()
+    with poutine.block(), seeded(device, seed % 2**32), refusing_noisy_modules(), pyro.validation_enabled(False):
         try:
             trace = poutine.trace(poutine.uncondition(model)).get_trace(*rows, **kwargs, **size)
         except TypeError as error:
             raise TypeError(
                 f"args: expected rows as the model takes them, to make data like them; got none, and "
                 f"model(num_data=...) does not run ({error}); pass x."
+            ) from error
+        except RuntimeError as error:  # as samplers of torch do for NaN
+            raise ValueError(
+                f"model: expected one that data can be drawn from; got {str(error).splitlines()[0]}; look for NaN "
+                "among the parameters."
             ) from error
     sites = dict(sample_sites(trace))
     # Without rows nothing is observed, and what comes last is made of all that came before.

@@ -18,7 +18,8 @@ class Comparison:
 
     Attributes:
         difference: a - b.
-        monte_carlo_std_error: of each difference, from the noise of both evaluations.
+        monte_carlo_std_error: of each difference, as if the noise of both evaluations were independent. Two with one
+            seed share noise, and differ by less where the models are alike.
         num_unreliable: for how many data one of both evaluations is not reliable.
     """
 
@@ -78,6 +79,15 @@ def compare(a: Evidence, b: Evidence) -> Comparison:
     for name, value in (("a", a), ("b", b)):
         if not isinstance(value, Evidence):
             raise TypeError(f"{name}: expected Evidence; got {type(value).__name__}; pass what an estimator returned.")
+        if not value.is_bound:
+            raise ValueError(
+                f"{name}: expected an estimate that is unbiased in p(x); got {value.method[0]}; use log_evidence."
+            )
+        if value.observed.kind == "factor":
+            raise ValueError(
+                f"{name}: expected evidence of data that can be compared; got a likelihood that is a pyro.factor, "
+                "which shows none; write it as a distribution with obs=x."
+            )
     one, other = a.observed, b.observed
     if one.kind != other.kind:
         raise ValueError(

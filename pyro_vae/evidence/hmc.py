@@ -8,7 +8,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Info", "Metric", "Noise", "State", "init", "step"]
+from pyro_vae.tiling import Noise
+
+__all__ = ["Info", "Metric", "State", "init", "step"]
 
 Density = Callable[[Tensor], tuple[Tensor, Tensor]]
 """log densities of the path's start and end, `(K, N)` each, at u `(K, N, D)`."""
@@ -20,23 +22,6 @@ class Metric(Protocol):
     def scaled(self, v: Tensor) -> Tensor: ...
 
     def scaled_transposed(self, v: Tensor) -> Tensor: ...
-
-
-class Noise(NamedTuple):
-    """Numbers for some columns of a block, the same whichever of them are asked for."""
-
-    width: int
-    columns: Tensor
-    dim: int
-
-    def normal(self, num_chains: int) -> Tensor:
-        """`(K, N, D)`, float64."""
-        shape = (num_chains, self.width, self.dim)
-        return torch.randn(shape, dtype=torch.float64, device=self.columns.device)[:, self.columns]
-
-    def uniform(self, num_chains: int) -> Tensor:
-        """`(K, N)`, float64."""
-        return torch.rand(num_chains, self.width, dtype=torch.float64, device=self.columns.device)[:, self.columns]
 
 
 class State(NamedTuple):

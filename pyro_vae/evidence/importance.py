@@ -16,9 +16,9 @@ from pyro_vae.compiled import compiled
 from pyro_vae.evidence import proposals
 from pyro_vae.evidence.proposals import Proposal
 from pyro_vae.evidence.result import Bound, Draws, Evidence, Observed
-from pyro_vae.evidence.weights import Groups, Totals
+from pyro_vae.evidence.weights import Groups, Totals, resampled
 from pyro_vae.program import Latents, LogDensities, Program
-from pyro_vae.tiling import Block, Evaluate, block_width, blocks, evaluating, noise, seed_for, tiles, tiles_of
+from pyro_vae.tiling import Block, Evaluate, Noise, block_width, blocks, evaluating, noise, seed_for, tiles, tiles_of
 
 __all__ = ["GuideTerms", "Reservoir", "guide_terms", "importance_sampling"]
 
@@ -115,7 +115,7 @@ def importance_sampling(
         width = chosen.width or block_width(program, num_samples)
         for block in blocks(program, width, first_index):
             runs.append(_run(block, chosen, num_samples, seed, ks, num_posterior_draws, chunk_size, graph))
-            bar.update((block.rows.stop - block.rows.start) * num_samples)
+            bar.update(len(block.rows) * num_samples)
     return _evidence(program, chosen, runs, ks, num_samples, seed, first_index)
 
 
@@ -151,7 +151,11 @@ def _run(
 ) -> _Run:
     with noise(block.program, seed_for(seed, f"proposal {proposal.name}"), block.place):
         fitted = proposal.fit(block.program)
-    totals, terms, reservoir = Totals(num_samples, ks), GuideTerms(), Reservoir(num_posterior_draws)
+    totals, terms, reservoir = (
+        Totals(num_samples, ks),
+        GuideTerms(),
+        Reservoir(num_posterior_draws, Noise.of(block.program)),
+    )
     evaluate = evaluating(block.program, fitted.draw, chunk_size)
     if graph is not None:
         evaluate = graph.in_place_of(evaluate, block.program)
@@ -256,7 +260,9 @@ class GuideTerms:
         self.weights.add(densities.weight.cpu())
 
     @classmethod
-    def joined(cls, parts: list[GuideTerms], columns: list[slice]) -> _Terms:
+    def joined(cls, parts: list[GuideTerms], columns: list[slice] | None = None) -> _Terms:
+        columns = columns or [slice(None)] * len(parts)
+
         def cat(of_part: Callable[[GuideTerms], Tensor]) -> Tensor:
             return torch.cat([of_part(part)[..., each] for part, each in zip(parts, columns, strict=True)], dim=-1)
 
@@ -286,16 +292,15 @@ class Reservoir:
     Each of S slots holds one of the draws seen so far, with probability in proportion to its weight.
     """
 
-    def __init__(self, num_draws: int) -> None:
-        self.num_draws = num_draws
+    def __init__(self, num_draws: int, noise: Noise) -> None:
+        self.num_draws, self.noise = num_draws, noise
         self.log_sum: Tensor | None = None
 
     def add(self, program: Program, densities: LogDensities, latents: Latents) -> None:
         if not self.num_draws:
             return
         weight = densities.weight
-        probabilities = weight.softmax(0).nan_to_num(nan=1.0).T
-        index = torch.multinomial(probabilities, self.num_draws, replacement=True).T
+        index = resampled(weight, self.noise.uniform(self.num_draws))
         log_sum = weight.logsumexp(0)
         values = {name: _rows(program.draws_first(value), index) for name, value in latents.items()}
         prior, likelihood = _rows(densities.prior, index), _rows(densities.likelihood, index)
@@ -303,7 +308,7 @@ class Reservoir:
             self.log_sum, self.values, self.prior, self.likelihood = log_sum, values, prior, likelihood
             return
         self.log_sum = torch.logaddexp(self.log_sum, log_sum)
-        taken = torch.rand(index.shape, dtype=weight.dtype, device=weight.device) < (log_sum - self.log_sum).exp()
+        taken = self.noise.uniform(self.num_draws) < (log_sum - self.log_sum).exp()
         self.values = {name: _where(taken, value, self.values[name]) for name, value in values.items()}
         self.prior, self.likelihood = _where(taken, prior, self.prior), _where(taken, likelihood, self.likelihood)
 

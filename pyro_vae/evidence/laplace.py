@@ -13,9 +13,10 @@ from pyro_vae.program import Latents
 from pyro_vae.tiling import Draw
 from pyro_vae.unconstrained import Unconstrained
 
-__all__ = ["Gaussian", "LaplaceFit", "fit_laplace", "guide_moments"]
+__all__ = ["Gaussian", "LaplaceFit", "fit_laplace", "guide_moments", "laplace_evaluations"]
 
 NUM_DRAWS = 64  # of the guide, to see where it lies and how wide it is
+NUM_STEPS, NUM_HESSIANS = 10, 2
 MAX_PAIRS = 16_384  # (direction, datum) pairs for which products with the Hessian are formed together
 
 
@@ -67,7 +68,10 @@ class LaplaceFit(NamedTuple):
 
 
 def fit_laplace(
-    view: Unconstrained, moments: tuple[Tensor, Tensor] | None = None, num_steps: int = 10, num_hessians: int = 2
+    view: Unconstrained,
+    moments: tuple[Tensor, Tensor] | None = None,
+    num_steps: int = NUM_STEPS,
+    num_hessians: int = NUM_HESSIANS,
 ) -> LaplaceFit:
     r"""N(m, H^{-1}) with m the mode of $\log p(x, u)$ over u and $H = -\nabla^2 \log p(x, m)$, all data at once.
 
@@ -91,8 +95,12 @@ def fit_laplace(
         scale_tril = _scale_tril(_hessian(density, loc), floor)
         loc = _climb(density, Gaussian(loc, scale_tril), num_steps)
     scale_tril = _scale_tril(_hessian(density, loc), floor)
-    num_evaluations = num_hessians * num_steps + 2 * (num_hessians + 1) * view.dim
-    return LaplaceFit(Gaussian(loc, scale_tril), num_evaluations)
+    return LaplaceFit(Gaussian(loc, scale_tril), laplace_evaluations(view.dim, num_steps, num_hessians))
+
+
+def laplace_evaluations(dim: int, num_steps: int = NUM_STEPS, num_hessians: int = NUM_HESSIANS) -> int:
+    """What `fit_laplace` spends on a datum, a product with the Hessian counting as two."""
+    return num_hessians * num_steps + 2 * (num_hessians + 1) * dim
 
 
 def guide_moments(view: Unconstrained) -> tuple[Tensor, Tensor]:
@@ -136,7 +144,7 @@ def _hessian(density: Callable[[Tensor], Tensor], loc: Tensor) -> Tensor:
     directions = torch.eye(dim, dtype=loc.dtype, device=loc.device)
     height = max(1, MAX_PAIRS // num_data)
     rows = [_hessian_products(density, loc, some) for some in directions.split(height)]
-    hessian = torch.cat(rows).movedim(0, 1).nan_to_num()
+    hessian = torch.cat(rows).movedim(0, 1).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
     return (hessian + hessian.mT) / 2
 
 
@@ -151,7 +159,8 @@ def _hessian_products(density: Callable[[Tensor], Tensor], loc: Tensor, directio
 
 
 def _scale_tril(hessian: Tensor, floor: Tensor) -> Tensor:
-    """The Cholesky factor of |H|^{-1}."""
+    """The Cholesky factor of |H|^{-1} = V S V^T: R^T of the QR decomposition of (V S^{1/2})^T, which always exists."""
     eigenvalues, vectors = torch.linalg.eigh(-hessian)
-    variances = 1 / eigenvalues.abs().clamp(min=floor)
-    return torch.linalg.cholesky((vectors * variances[:, None]) @ vectors.mT)
+    root = vectors * eigenvalues.abs().clamp(min=floor).rsqrt()[:, None]
+    factor = torch.linalg.qr(root.mT).R.mT
+    return factor * factor.diagonal(dim1=-2, dim2=-1).sign()[:, None]

@@ -91,22 +91,21 @@ def _free_parameters(program: Program) -> tuple[dict[str, _Family], dict[str, di
     families, free = {}, {}
     one, other = (dict(sample_sites(program._run(program.guide, 1))) for _ in range(2))
     for name, site in one.items():
-        make, event_dims, found = _parameters(name, site["fn"])
+        fn, event_dims, found = _parameters(name, site["fn"])
         again = _parameters(name, other[name]["fn"])[2]
         if any(not torch.equal(found[key], again[key]) for key in found):
             raise ValueError(
                 f"guide: expected sites that do not depend on each other, to refine each; got parameters of {name!r} "
                 "that moved with another draw; use proposal='laplace' or ais(...)."
             )
-        constraints = make.arg_constraints
-        transforms = {key: biject_to(constraints[key]) for key in found}
-        families[name] = _Family(make, event_dims, transforms)
+        transforms = {key: _transform(name, fn, key) for key in found}
+        families[name] = _Family(type(fn), event_dims, transforms)
         free[name] = {key: transforms[key].inv(value).detach().clone().requires_grad_() for key, value in found.items()}
     return families, free
 
 
 def _parameters(name: str, fn: Any) -> tuple[Any, int, dict[str, Tensor]]:
-    """The class of a distribution without its batch and event wrappers, and its parameters in their full shape."""
+    """A distribution without its event wrappers, how many dimensions those take, and its parameters in full shape."""
     event_dims = 0
     shape = fn.batch_shape
     while isinstance(fn, torch.distributions.Independent):
@@ -126,4 +125,15 @@ def _parameters(name: str, fn: Any) -> tuple[Any, int, dict[str, Tensor]]:
         key: value.expand(*shape, *value.shape[len(shape) :]) if extra[key] >= 0 else value.expand(shape)
         for key, value in tensors.items()
     }
-    return type(fn), event_dims, full
+    return fn, event_dims, full
+
+
+def _transform(name: str, fn: Any, parameter: str) -> Any:
+    """To the values that a parameter may have, from any."""
+    try:
+        return biject_to(fn.arg_constraints[parameter])
+    except NotImplementedError as error:
+        raise ValueError(
+            f"guide: expected parameters that may vary freely, to refine them; got {parameter!r} of "
+            f"{type(fn).__name__} at site {name!r}, whose range depends on others; use proposal='laplace' or ais(...)."
+        ) from error

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from pyro_vae import _checks
 from pyro_vae.evidence import hmc, storage
-from pyro_vae.evidence.ais import Annealing, anneal, block_size, draws_of, resampled_positions
+from pyro_vae.evidence.ais import Annealing, anneal, block_size, draws_of, end_positions
 from pyro_vae.evidence.importance import importance_sampling
 from pyro_vae.evidence.result import Draws, Observed
 from pyro_vae.program import Program
-from pyro_vae.tiling import Block, blocks, noise, seed_for
+from pyro_vae.tiling import Block, blocks, noise, refuse_nan, seed_for
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -118,21 +118,19 @@ def posterior_samples(
     """
     _checks.choice("method", method, ("hmc", "importance"))
     _checks.whole_number("num_samples", num_samples, minimum=4)
-    annealing = Annealing("laplace", num_temperatures, num_chains, num_leapfrog)
+    annealing = started_by(num_chains, num_temperatures, num_leapfrog)
     seed = _checks.seed(seed)
     program = Program.of(model, guide, args, kwargs, plate)
     guide_latents = _guide_latents(program, num_chains * num_samples, seed, first_index)
     if method == "importance":
         return _by_importance(program, num_samples, num_chains, num_proposals, seed, plate, first_index, guide_latents)
-    parts, columns = [], []
-    for block in blocks(program, block_size(program, num_chains), first_index):
-        parts.append(_chains(block, annealing, num_samples, seed))
-        columns.append(block.columns)
-    u = torch.cat([part[1][..., each, :] for part, each in zip(parts, columns, strict=True)], dim=2)
-    draws = Draws.joined([part[0] for part in parts], columns)
+    program.refuse_impossible_data()
+    every = blocks(program, block_size(program, num_chains), first_index)
+    parts, us, acceptances = zip(*(_chains(block, annealing, num_samples, seed) for block in every), strict=True)
+    draws = Draws.joined(parts)
     assert draws is not None
-    acceptance = torch.cat([part[2][each] for part, each in zip(parts, columns, strict=True)])
-    rhat, ess = chain_diagnostics(u)
+    acceptance = torch.cat(acceptances)
+    rhat, ess = chain_diagnostics(torch.cat(us, dim=2))
     return Posterior(
         _by_chain(draws.latents, num_chains),
         guide_latents,
@@ -146,6 +144,11 @@ def posterior_samples(
     )
 
 
+def started_by(num_chains: int, num_temperatures: int = 50, num_leapfrog: int = 3) -> Annealing:
+    """The annealing at whose end the chains start."""
+    return Annealing("laplace", num_temperatures, num_chains, num_leapfrog)
+
+
 def _by_chain(latents: dict[str, Tensor], num_chains: int) -> dict[str, Tensor]:
     return {name: value.unflatten(0, (num_chains, -1)) for name, value in latents.items()}
 
@@ -157,7 +160,8 @@ def _chains(block: Block, annealing: Annealing, num_samples: int, seed: int) -> 
     positions, accepted = [], []
     with noise(block.program, seed_for(seed, "chains"), block.place):
         trajectory = anneal(path, numbers, prepared.settings)
-        state = hmc.init(resampled_positions(trajectory, annealing.num_chains), path.density)
+        refuse_nan(trajectory.log_weights, block.rows)
+        state = hmc.init(end_positions(trajectory, numbers, annealing.num_chains), path.density)
         beta, size = torch.ones_like(prepared.settings.betas[-1]), prepared.settings.step_sizes[-1]
         for _ in range(num_samples):
             state, info = hmc.step(state, path.density, numbers, path.metric(beta), beta, size, annealing.num_leapfrog)

@@ -64,22 +64,28 @@ class Inflated:
     little where the guide is right. Its density is $\frac{1}{J} \sum_j q(m + (u - m) / c_j) c_j^{-D}$.
     """
 
-    factors: tuple[float, ...] = (1.2,)
+    factors: float | tuple[float, ...] = 1.2
     width = None
 
     def __post_init__(self) -> None:
-        for factor in self.factors:
+        if not self._factors:
+            raise ValueError("factors: expected at least one; got none; pass 1.2, say.")
+        for factor in self._factors:
             _checks.positive("factors", factor)
 
     @property
+    def _factors(self) -> tuple[float, ...]:
+        return tuple(self.factors) if isinstance(self.factors, (tuple, list)) else (self.factors,)
+
+    @property
     def name(self) -> str:
-        return f"the guide, stretched by {', '.join(f'{factor:g}' for factor in self.factors)}"
+        return f"the guide, stretched by {', '.join(f'{factor:g}' for factor in self._factors)}"
 
     def fit(self, program: Program) -> Fitted:
         view = Unconstrained.of(program)
         u, _ = view.draw_guide(NUM_DRAWS)
         centre = u.nanmean(0)
-        factors = torch.tensor(self.factors, dtype=torch.float64, device=u.device)
+        factors = torch.tensor(self._factors, dtype=torch.float64, device=u.device)
 
         def draw(num_samples: int) -> tuple[Latents, Tensor]:
             u, _ = view.draw_guide(num_samples)
@@ -175,9 +181,9 @@ def of(proposal: str | Proposal) -> Proposal:
     """The proposal of a name, or itself."""
     if isinstance(proposal, str):
         return PROPOSALS[_checks.choice("proposal", proposal, tuple(PROPOSALS))]()
-    if not callable(getattr(proposal, "fit", None)):
+    if isinstance(proposal, type) or not callable(getattr(proposal, "fit", None)):
         listed = ", ".join(map(repr, PROPOSALS))
-        raise TypeError(f"proposal: expected one of {listed}, or an object with fit(program); got {proposal!r}.")
+        raise TypeError(f"proposal: expected one of {listed}, or an object such as Inflated(1.5); got {proposal!r}.")
     return proposal
 
 

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from pyro_vae import _checks
-from pyro_vae.evidence.ais import Annealing
 from pyro_vae.evidence.importance import NUM_ELBO_SAMPLES, guide_terms
-from pyro_vae.evidence.laplace import Gaussian
-from pyro_vae.evidence.posterior import posterior_samples
+from pyro_vae.evidence.laplace import Gaussian, laplace_evaluations
+from pyro_vae.evidence.posterior import posterior_samples, started_by
 from pyro_vae.evidence.result import Evidence, Observed
 from pyro_vae.evidence.weights import estimate
 from pyro_vae.program import Program
@@ -79,14 +78,9 @@ def reciprocal_importance_sampling(
     log_ratio = fitted.log_prob(rest) - (log_joint[:, half:].flatten(0, 1) + stretch.cpu())
     found = estimate(log_ratio)
     terms = guide_terms(program, NUM_ELBO_SAMPLES, seed, first_index)
-    annealing = Annealing("laplace", 50, num_chains)
-    spent = (
-        20
-        + 6 * view.dim
-        + annealing.num_evaluations
-        + num_chains * num_samples * annealing.num_leapfrog
-        + NUM_ELBO_SAMPLES
-    )
+    annealing = started_by(num_chains)
+    spent = laplace_evaluations(view.dim) + annealing.num_pilot_evaluations + annealing.num_evaluations
+    spent += num_chains * num_samples * annealing.num_leapfrog + NUM_ELBO_SAMPLES
     return Evidence(
         **{
             **found._asdict(),
@@ -103,6 +97,7 @@ def reciprocal_importance_sampling(
         guide_elbo=terms.elbo,
         rate=terms.rate,
         distortion=terms.distortion,
+        is_bound=False,
         diagnostics={"rhat": posterior.rhat},
     )
 

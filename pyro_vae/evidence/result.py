@@ -63,9 +63,10 @@ class Observed:
 
     Attributes:
         values: the value of each observed site, `(N, ...)`.
-        fingerprint: sha256 of the observed values in float64.
+        fingerprint: sha256 of the observed values in float64, and of their masks.
         num_dims: the number of observed numbers of a datum.
-        kind: "probability" of discrete values, "density" of continuous ones, or "mixed".
+        kind: "probability" of discrete values, "density" of continuous ones, "mixed"; or "factor" where the likelihood
+            is a `pyro.factor`, whose data cannot be seen.
     """
 
     values: dict[str, Tensor]
@@ -79,13 +80,15 @@ class Observed:
         with torch.no_grad():
             values = program.observed_values()
         digest = hashlib.sha256()
-        for _, (value, _) in sorted(values.items()):
-            digest.update(f"{len(value)} {value.numel()}".encode())
-            digest.update(value.double().cpu().contiguous().numpy().tobytes())
-        num_dims = sum(value.numel() // len(value) for value, _ in values.values())
-        kinds = {"probability" if is_discrete else "density" for _, is_discrete in values.values()}
-        kept = {name: value.detach().cpu() for name, (value, _) in values.items()}
-        return cls(kept, digest.hexdigest(), num_dims, kinds.pop() if len(kinds) == 1 else "mixed")
+        for _, site in sorted(values.items()):
+            for tensor in (site.value, *site.masks):
+                digest.update(f"{len(tensor)} {tensor.numel()}".encode())
+                digest.update(tensor.double().cpu().contiguous().numpy().tobytes())
+        num_dims = sum(site.value.numel() // len(site.value) for site in values.values())
+        kinds = {site.kind for site in values.values()}
+        kind = "factor" if "factor" in kinds else kinds.pop() if len(kinds) == 1 else "mixed"
+        kept = {name: site.value.detach().cpu() for name, site in values.items()}
+        return cls(kept, digest.hexdigest(), num_dims, kind)
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,9 @@ class Draws:
     log_likelihood: Tensor
 
     @classmethod
-    def joined(cls, parts: Sequence[Draws | None], columns: Sequence[Any]) -> Draws | None:
-        """Draws for some columns of each part as draws for all data."""
+    def joined(cls, parts: Sequence[Draws | None], columns: Sequence[Any] | None = None) -> Draws | None:
+        """Draws for some columns of each part, or for all of them, as draws for all data."""
+        columns = columns or [slice(None)] * len(parts)
         known = [(draws, each) for draws, each in zip(parts, columns, strict=True) if draws is not None]
         if not known:
             return None
@@ -138,7 +142,8 @@ class Evidence:
         ess: effective sample size, $(\sum_k w_k)^2 / \sum_k w_k^2$, between 1 and K; 0 where every weight is zero.
         khat: shape of the weights' tail (`pareto_khat`); NaN for fewer than 25 draws.
         reliable: bool; whether the error can be trusted. For importance sampling, `khat` below
-            $\min(1 - 1/\log_{10} K, 0.7)$; for AIS, an ESS above three quarters of the chains. False where it cannot be told.
+            $\min(1 - 1/\log_{10} K, 0.7)$; for AIS, an ESS above three quarters of the chains. False
+            where it cannot be told.
         jackknife: bias-corrected $K L_K - (K - 1) \overline{L_{K-1}}$: an estimate, not a bound; NaN where one weight
             is all.
         num_evaluations: int64; how often log p(x, z) of the datum was evaluated, with or without its gradient, all
@@ -233,8 +238,8 @@ class Evidence:
             raise ValueError(f"delta: expected a probability between 0 and 1; got {delta}; pass 0.001, say.")
         if not self.is_bound:
             raise ValueError(
-                f"evidence: expected an estimator that is unbiased in p(x); got {self.method[0]}, which has no certified "
-                "lower bound; use log_evidence."
+                f"evidence: expected an estimator that is unbiased in p(x); got {self.method[0]}, which has no "
+                "certified lower bound; use log_evidence."
             )
         return self.mean - math.log(_checks.whole_number("num_tried", num_tried) / delta) / len(self)
 
@@ -251,6 +256,8 @@ class Evidence:
         Raises:
             ValueError: for continuous data without `num_levels`, whose density depends on their unit.
         """
+        if self.observed.kind == "factor":
+            raise ValueError("model: expected observed sites with values; got pyro.factor, whose data have no size.")
         if self.observed.kind == "probability" and num_levels is not None:
             raise ValueError("num_levels: expected None for discrete data, whose log p(x) needs no unit; leave it out.")
         if self.observed.kind != "probability" and num_levels is None:
@@ -336,11 +343,14 @@ class Evidence:
         if "reached" in self.diagnostics:
             reached, tolerance = int(self.diagnostics["reached"].sum()), self.settings["tolerance"]
             lines.append(f"standard error within {tolerance:g} nats for {reached:,} of {len(self):,} data")
+        contradicted = int(self.diagnostics.get("contradicted", torch.zeros(1)).sum())
+        if contradicted:
+            lines.append(f"for {contradicted:,} data the guide's pilot run found more: the estimate has missed a mode")
         bad = int((~self.reliable).sum())
         if not bad:
             return [*lines, f"reliable for all {len(self):,} data"]
         if not self.is_bound:
-            return [*lines, "NOT reliable: biased upwards, and its error supposes independent draws; for comparison only"]
+            return [*lines, "NOT reliable: biased upwards, its error supposes independent draws; for comparison only"]
         known = self.khat[~self.khat.isnan()]
         why = f"; k-hat of all: median {known.median():.2f}, largest {known.max():.2f}" if len(known) else ""
         return [
@@ -375,6 +385,9 @@ class Evidence:
     def load(cls, path: str | Path) -> Evidence:
         """Read what `save` wrote. Loading runs no code of the file's."""
         tensors, record = storage.read(path)
+        missing = {*TENSORS, "bounds/elbo/value", "bounds/elbo/std_error"} - set(tensors)
+        if missing:
+            raise ValueError(f"path: expected a file that save wrote; got {str(path)!r} without {min(missing)!r}.")
 
         def under(prefix: str) -> dict[str, Tensor]:
             return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

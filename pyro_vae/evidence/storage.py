@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with np.load(path, allow_pickle=False) as file:
             record = json.loads(str(file["record"]))
             tensors = {name[len(PREFIX) :]: torch.as_tensor(file[name]) for name in file.files if name != "record"}
-    except (ValueError, KeyError, OSError, EOFError) as error:
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"path: expected a file that save wrote; got {str(path)!r} ({error}); name another."
         ) from error
@@ -70,12 +71,17 @@ def as_arviz(
         "constant_data": constant,
     }
     groups: dict[str, Any] = {
-        group: {name: _array(value) for name, value in each.items()} for group, each in values.items()
+        group: {_netcdf_name(name): _array(value) for name, value in each.items()} for group, each in values.items()
     }
-    dims = {name: ["datum"] for each in values.values() for name in each}
+    dims = {name: ["datum"] for each in groups.values() for name in each}
     if az.__version__.startswith("0."):  # groups are arguments; in 1.x they are one dictionary
         return az.from_dict(**groups, dims=dims)
     return az.from_dict(groups, dims=dims)
+
+
+def _netcdf_name(name: str) -> str:
+    """A slash would be a group of its own."""
+    return name.replace("/", ".")
 
 
 def _array(value: Tensor) -> np.ndarray:

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from pyro_vae.evidence.psis import MIN_SAMPLES, khat_of_top, khat_threshold, tail_length
 
-__all__ = ["Estimate", "Totals", "estimate"]
+__all__ = ["Estimate", "Groups", "Totals", "estimate", "resampled"]
 
 
 MAX_WAITING = 65_536
+ALL_KEPT = 512  # draws, for which the jackknife is that of its definition
 
 
 class Estimate(NamedTuple):
@@ -25,6 +26,10 @@ class Estimate(NamedTuple):
     khat: Tensor
     reliable: Tensor
     jackknife: Tensor
+
+    def at(self, rows: Tensor) -> Estimate:
+        """Of some of the data."""
+        return Estimate(*(each[rows] for each in self))
 
 
 def estimate(log_weights: Tensor) -> Estimate:
@@ -39,7 +44,7 @@ class Totals:
 
     def __init__(self, num_samples: int, ks: tuple[int, ...] = ()) -> None:
         self.num_samples = num_samples
-        self.num_kept = num_samples if num_samples < MIN_SAMPLES else tail_length(num_samples) + 1
+        self.num_kept = max(tail_length(num_samples) + 1, ALL_KEPT)
         self.groups = [Groups(k) for k in ks]
         self.waiting: list[Tensor] = []
         self.top = self.rest = self.rest_of_squares = torch.empty(0, dtype=torch.float64)
@@ -85,14 +90,14 @@ class Totals:
         excess = (num / ess - 1).clamp(min=0)
         std_error = (excess / (num - 1)).sqrt() if num > 1 else torch.full_like(ess, math.nan)
         std_error = std_error.where(ess > 0, torch.nan)
-        khat = khat_of_top(self.top) if num >= MIN_SAMPLES else torch.full_like(ess, math.nan)
+        khat = khat_of_top(self.top[: tail_length(num) + 1]) if num >= MIN_SAMPLES else torch.full_like(ess, math.nan)
         return Estimate(log_evidence, std_error, ess, khat, khat < khat_threshold(num), self._jackknife())
 
     def _jackknife(self) -> Tensor:
         """$K L_K - (K - 1) \\overline{L_{K-1}}$, the second term over all ways to leave one draw out.
 
-        Exact for the largest weights, whose sums without them are formed without subtraction; the rest, of which
-        each is a small part of the sum, by two terms of log(1 - w / sum).
+        Exact for the weights that are kept, and the largest one's sum without it is formed without subtraction; the
+        rest, of which each is a small part of the sum, by two terms of log(1 - w / sum).
         """
         num, log_sum = self.num_samples, self.log_sum
         if num < 2:
@@ -103,6 +108,16 @@ class Totals:
         mean = (without_largest + without_others + without_rest) / num
         value = log_sum - num * math.log(num) + (num - 1) * (math.log(num - 1) - mean)
         return value.where(value.isfinite(), torch.nan)
+
+
+def resampled(log_weights: Tensor, uniform: Tensor) -> Tensor:
+    """Which draws to take `(S, N)`, each with a probability in proportion to its weight, of log weights `(K, N)`.
+
+    By inversion, so that each of the uniform numbers `(S, N)` decides on one. Of weights that are all zero, any.
+    """
+    cumulative = log_weights.softmax(0).nan_to_num(nan=1.0).cumsum(0)
+    targets = uniform * cumulative[-1]
+    return torch.searchsorted(cumulative.T.contiguous(), targets.T.contiguous()).clamp(max=len(log_weights) - 1).T
 
 
 class Groups:
