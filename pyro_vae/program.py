@@ -101,8 +101,9 @@ class Program:
             try:
                 structure = look_at(model, guide, trial, kwargs, plate, amortized)
                 _refuse_fixed_shapes(cls(model, guide, trial, kwargs, structure))
+                _refuse_company(cls(model, guide, trial, kwargs, structure))
                 if amortized:
-                    _refuse_company(cls(model, guide, trial, kwargs, structure))
+                    _refuse_order_of_rows(cls(model, guide, trial, kwargs, structure))
                 return cls(model, guide, rows, kwargs, structure)
             except (RuntimeError, ValueError, IndexError) as error:
                 failure = error
@@ -246,26 +247,38 @@ def _rows_of_data(args: tuple[Any, ...]) -> tuple[Tensor, ...]:
     return rows
 
 
-@torch.no_grad()
-def _refuse_company(program: Program) -> None:
-    """Stop if a row's density depends on its place or on other rows.
+def _refuse_order_of_rows(program: Program) -> None:
+    """Stop if a row's density depends on its place, as where a function closes over tensors of its own."""
+    backwards = torch.arange(program.num_data - 1, -1, -1, device=program.args[0].device)
+    if not _is_same_density(program, backwards, backwards, slice(None)):
+        raise ValueError(
+            "model: expected each datum's density to depend on its own row; got others for the rows in reverse; "
+            "pass every tensor with a row for each datum as a positional argument."
+        )
 
-    As where a function closes over tensors of its own, or takes a mean over the batch.
-    """
+
+def _refuse_company(program: Program) -> None:
+    """Stop if a row's density depends on the values of other rows, such as their mean."""
+    places = torch.arange(program.num_data, device=program.args[0].device)
+    first_for_odd = torch.where(places % 2 == 1, 0, places)
+    if not _is_same_density(program, first_for_odd, places, slice(0, None, 2)):
+        raise ValueError(
+            "model: expected each datum's density to depend on its own row; got others where different data lay beside "
+            "it; use no statistics of the batch."
+        )
+
+
+@torch.no_grad()
+def _is_same_density(program: Program, rows: Tensor, latents_of: Tensor, compared: slice) -> bool:
+    """Whether data at other places have the density that they have with the rows as they are."""
     with seeded(program.args[0].device, 0), pyro.validation_enabled(False):
-        trace = program._run(program.guide, 2)
-        sites = dict(sample_sites(trace))
-        forth = program.log_joint({name: site["value"] for name, site in sites.items()}, check_support=False)
-        some = torch.arange(program.num_data - 1, -1, -2, device=program.args[0].device)
-        latents = {name: site["value"] for name, site in sites.items()}
-        apart = program.at(some).log_joint(program.choose(latents, some), check_support=False)
-    for one, other in zip(forth, apart, strict=True):
-        if not torch.allclose(one[:, some], other, rtol=1e-5, atol=1e-3, equal_nan=True):
-            raise ValueError(
-                "model: expected each datum's density to depend on its own row; got others for every second row in "
-                "reverse; pass every tensor with a row for each datum as a positional argument, and use no statistics "
-                "of the batch."
-            )
+        latents, _ = program.draw(2)
+        here = program.log_joint(latents, check_support=False)
+        there = program.at(rows).log_joint(program.choose(latents, latents_of), check_support=False)
+    return all(
+        torch.allclose(one[:, latents_of][:, compared], other[:, compared], rtol=1e-5, atol=1e-3, equal_nan=True)
+        for one, other in zip(here, there, strict=True)
+    )
 
 
 def _repeated(args: tuple[Tensor, ...], size: int) -> tuple[Tensor, ...]:

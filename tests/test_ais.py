@@ -363,6 +363,24 @@ def test_a_datum_that_no_draw_fits_is_flagged_and_hurts_no_other():
     assert evidence.log_evidence[0].isfinite()
 
 
+def test_numbers_that_are_no_numbers_are_refused_by_their_place():
+    """NaN at one datum alone, among several blocks."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z.where(x < 6, torch.nan), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+
+    x = torch.zeros(300).index_fill(0, torch.tensor([211]), 7.0)
+    for call in (pv.ais, pv.log_evidence, pv.importance_sampling):
+        with pytest.raises(ValueError, match="got NaN or .inf, first for the datum at index 211"):
+            call(model, guide, x)
+
+
 def test_guides_that_are_not_amortized():
     from pyro.infer.autoguide import AutoNormal
 

@@ -285,6 +285,19 @@ def nested_support():
     return model, guide
 
 
+def with_batch_statistics():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z + x.mean(), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+
+    return model, guide
+
+
 def without_plate():
     def model(x):
         z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
@@ -389,6 +402,33 @@ OTHERS = {
         lambda: pv.ais(*with_batch_norm(), BINARY, num_temperatures=2),
         ValueError,
         "expected modules in evaluation mode; got BatchNorm1d in training mode",
+    ),
+    "batch statistics": (
+        lambda: pv.importance_sampling(*with_batch_statistics(), torch.arange(5.0), num_samples=10),
+        ValueError,
+        "model: expected each datum's density to depend on its own row; got others where different data.*no statistics",
+    ),
+    "grey data, annealed": (
+        lambda: pv.ais(*pair(), with_value(0.5), num_temperatures=2),
+        ValueError,
+        "expected observed values in the support|expected values in the likelihood's support",
+    ),
+    "grey data, for draws from the posterior": (
+        lambda: pv.posterior_samples(*pair(), with_value(0.5), num_samples=4),
+        ValueError,
+        "expected observed values in the support|expected values in the likelihood's support",
+    ),
+    "NaN parameters, for data": (lambda: pv.bdmc(*with_nan(), num_data=3), ValueError, "look for NaN"),
+    "a class for a proposal": (
+        lambda: pv.importance_sampling(*pair(), BINARY, proposal=pv.Laplace),
+        TypeError,
+        r"proposal: expected one of .* or an object such as Inflated\(1.5\)",
+    ),
+    "no factors": (lambda: pv.Inflated(()), ValueError, "factors: expected at least one"),
+    "a certificate of what is too high": (
+        lambda: pv.reciprocal_importance_sampling(*pair(), BINARY, num_samples=8).certified_lower_bound(),
+        ValueError,
+        "evidence: expected an estimator that is unbiased in p.*no certified lower bound",
     ),
     "NaN parameters": (lambda: pv.ais(*with_nan(), BINARY, num_temperatures=2), ValueError, "(?i)nan"),
     "a discrete latent": (

@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.distributions import transforms as T
 from truths import (
     GaussianPosterior,
     LinearGaussian,
@@ -80,6 +81,33 @@ def test_positive_latents_and_further_arguments(proposal):
     good = evidence.reliable
     assert good.double().mean() > 0.6
     assert_unbiased(evidence.log_evidence[good], evidence.std_error[good], negative_binomial(x, exposure)[good])
+
+
+def test_a_flow_for_a_guide():
+    """A spline, whose inverse is known, a linear map, and a shift for each datum."""
+    truth = LinearGaussian(latent_dim=2, data_dim=4)
+    vae, x = truth.vae(), truth.draw(100)
+    scale_tril = 1.3 * truth.posterior(x[:1]).scale_tril[0]
+    torch.manual_seed(0)
+    spline = T.Spline(2, count_bins=4)
+    with torch.no_grad():  # near the identity
+        for parameter in spline.parameters():
+            parameter.mul_(0.1)
+    fixed = [spline, T.LowerCholeskyAffine(torch.zeros(2), scale_tril)]
+
+    def guide(x):
+        base = dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1)
+        shift = T.AffineTransform(truth.posterior(x).loc, 1.0, event_dim=1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.TransformedDistribution(base, [*fixed, shift]))
+
+    exact = truth.log_evidence(x)
+    for evidence in (
+        pv.importance_sampling(vae.model, guide, x, num_samples=1000),
+        pv.importance_sampling(vae.model, guide, x, num_samples=1000, proposal="inflated"),
+        pv.ais(vae.model, guide, x, start="guide", num_temperatures=20),
+    ):
+        assert_unbiased(evidence.log_evidence, evidence.std_error, exact)
 
 
 def test_the_twin_that_forgets_the_jacobian_is_caught(monkeypatch):

@@ -59,6 +59,14 @@ def test_files_that_are_none_of_ours(tmp_path):
     (tmp_path / "text.npz").write_text("no archive")
     with pytest.raises(ValueError, match="path: expected a file that save wrote"):
         pv.Evidence.load(tmp_path / "text.npz")
+    (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 and no more")
+    with pytest.raises(ValueError, match="path: expected a file that save wrote"):
+        pv.Evidence.load(tmp_path / "broken.npz")
+    np.savez(tmp_path / "other.npz", record=np.array('{"format": 1}'))
+    with pytest.raises(
+        ValueError, match="path: expected a file that save wrote; got .* without 'bounds/elbo/std_error'"
+    ):
+        pv.Evidence.load(tmp_path / "other.npz")
     np.savez(tmp_path / "pickle.npz", record=np.array([{"a": 1}], dtype=object))
     with pytest.raises(ValueError, match="path: expected a file that save wrote"):
         pv.Evidence.load(tmp_path / "pickle.npz")
@@ -118,6 +126,44 @@ def test_what_cannot_be_compared_is_refused(pair):
         pv.compare(a, pv.importance_sampling(gaussian.model, gaussian.guide, x, num_samples=5))
     with pytest.raises(TypeError, match="b: expected Evidence; got float"):
         pv.compare(a, 1.0)
+    with pytest.raises(ValueError, match="b: expected an estimate that is unbiased"):
+        pv.compare(a, pv.reciprocal_importance_sampling(vae.model, vae.guide, x, num_samples=8))
+
+
+def test_masks_belong_to_the_data():
+    guide = standard_normal
+
+    def model(x, seen):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            with pyro.poutine.mask(mask=seen > 0):
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    x, some, others = torch.zeros(4), torch.tensor([1.0, 1, 0, 0]), torch.tensor([0.0, 0, 1, 1])
+    one, other = (pv.importance_sampling(model, guide, x, seen, num_samples=5) for seen in (some, others))
+    assert pv.compare(one, one).mean == 0
+    with pytest.raises(ValueError, match="expected evidence of the same data"):
+        pv.compare(one, other)
+
+
+def standard_normal(x, *others):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+
+
+def test_a_factor_shows_no_data():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.factor("x", dist.Normal(z, 1.0).log_prob(x))
+
+    evidence = pv.importance_sampling(model, standard_normal, torch.linspace(-1, 1, 5), num_samples=1000)
+    exact = dist.Normal(0.0, math.sqrt(2)).log_prob(torch.linspace(-1, 1, 5))
+    assert torch.allclose(evidence.log_evidence, exact, atol=0.2)
+    with pytest.raises(ValueError, match=r"a: expected evidence of data that can be compared; got .* pyro.factor"):
+        pv.compare(evidence, evidence)
+    with pytest.raises(ValueError, match=r"got pyro.factor, whose data have no size"):
+        evidence.bits_per_dim()
 
 
 def test_bits_per_dimension(pair):

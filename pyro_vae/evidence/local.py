@@ -98,7 +98,8 @@ def _free_parameters(program: Program) -> tuple[dict[str, _Family], dict[str, di
                 f"guide: expected sites that do not depend on each other, to refine each; got parameters of {name!r} "
                 "that moved with another draw; use proposal='laplace' or ais(...)."
             )
-        transforms = {key: _transform(name, fn, key) for key in found}
+        constraints = fn.arg_constraints  # its own: a Uniform's, say, depend on its values
+        transforms = {key: biject_to(constraints[key]) for key in found}
         families[name] = _Family(type(fn), event_dims, transforms)
         free[name] = {key: transforms[key].inv(value).detach().clone().requires_grad_() for key, value in found.items()}
     return families, free
@@ -126,14 +127,3 @@ def _parameters(name: str, fn: Any) -> tuple[Any, int, dict[str, Tensor]]:
         for key, value in tensors.items()
     }
     return fn, event_dims, full
-
-
-def _transform(name: str, fn: Any, parameter: str) -> Any:
-    """To the values that a parameter may have, from any."""
-    try:
-        return biject_to(fn.arg_constraints[parameter])
-    except NotImplementedError as error:
-        raise ValueError(
-            f"guide: expected parameters that may vary freely, to refine them; got {parameter!r} of "
-            f"{type(fn).__name__} at site {name!r}, whose range depends on others; use proposal='laplace' or ais(...)."
-        ) from error
