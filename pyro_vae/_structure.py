@@ -161,8 +161,8 @@ def kind_of(site: dict[str, Any]) -> str:
 
 def masks_of(site: dict[str, Any]) -> list[Tensor]:
     """By `poutine.mask`, by `Distribution.mask`."""
-    masks = [site["mask"], *(getattr(fn, "_mask", None) for fn in _layers(site["fn"]))]
-    return [torch.as_tensor(mask) for mask in masks if mask is not None and mask is not True]
+    masks = [(site["mask"], site["fn"]), *((getattr(fn, "_mask", None), fn) for fn in _layers(site["fn"]))]
+    return [torch.as_tensor(mask).expand(fn.batch_shape) for mask, fn in masks if mask is not None and mask is not True]
 
 
 def _data_frame(sites: list[dict[str, Any]], num_rows: int, plate: str | None) -> Any:
@@ -189,6 +189,11 @@ def _data_frame(sites: list[dict[str, Any]], num_rows: int, plate: str | None) -
 
 def _refuse_outsider(sites: list[dict[str, Any]], plate: str) -> None:
     outside = next(site for site in sites if plate not in [frame.name for frame in _plates(site)])
+    if outside["infer"].get("is_auxiliary"):
+        raise ValueError(
+            f"guide: expected one density for each datum; got {outside['name']!r}, an automatic guide's draw of all "
+            "latents of all data together; use AutoNormal, or write the guide by hand."
+        )
     kind = "observed" if outside["is_observed"] else "a global latent"
     raise ValueError(
         f"model, guide: expected every site inside the plate {plate!r} over data; got site {outside['name']!r} outside "

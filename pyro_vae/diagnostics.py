@@ -153,7 +153,7 @@ def latent_use(
     for k in range(num_samples):
         with noise(program, seed_for(seed, "latent use"), k):
             latents, log_q = program.draw(1)
-            prior, _ = program.log_joint(latents, check_support=k == 0)
+            prior, _ = program.log_joint(latents)
             information[k] = (log_q[0] - _log_aggregate(program, latents)).cpu()
         rate += (log_q - prior).mean().item() / num_samples
     activity = _activity(program, seed)

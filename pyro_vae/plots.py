@@ -102,6 +102,7 @@ def khat(evidence: Evidence, ax: Axes | None = None, *, num_worst: int = 5) -> A
         limit = khat_threshold(evidence.num_samples)
         ax.axhline(limit, color="C3", ls="--", label=f"{limit:.2f}: above, the error cannot be trusted")
         ax.legend(loc="upper right")
+        ax.set_ylim(top=2.5)  # room for it above all points
     for place in shown.argsort(descending=True)[: _checks.whole_number("num_worst", num_worst)].tolist():
         ax.annotate(str(int(known[place])), (int(known[place]), shown[place].item()), fontsize=8)
     if not len(known):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -55,6 +55,14 @@ class ObservedSite(NamedTuple):
     masks: tuple[Tensor, ...]
     """Where it counts, `(N, ...)`."""
 
+    @classmethod
+    def joined(cls, parts: list[ObservedSite]) -> ObservedSite:
+        values, kinds, masks = zip(*parts, strict=True)
+        return cls(torch.cat(values), kinds[0], tuple(map(torch.cat, zip(*masks, strict=True))))
+
+
+LOOKED_AT_TOGETHER = 8192  # data
+
 
 def _joint_shape(site: dict[str, Any]) -> torch.Size:
     return torch.broadcast_shapes(site["value"].shape, site["fn"].shape())
@@ -65,8 +73,12 @@ def _log_prob(fn: Any, value: Tensor) -> Tensor:
 
 
 def _within_support(fn: Any, value: Tensor) -> Tensor:
-    """log p, and -inf outside the support, where some distributions make up a density."""
-    return torch.where(fn.support.check(value), fn.log_prob(value), -torch.inf)
+    """log p, and -inf outside the support, where some distributions make up a density.
+
+    And where it is +inf: at a pole, such as that of Gamma's at 0, where rounding alone can put a value.
+    """
+    log_prob = fn.log_prob(value)
+    return torch.where(fn.support.check(value) & ~log_prob.isposinf(), log_prob, -torch.inf)
 
 
 @dataclass(frozen=True)
@@ -95,20 +107,9 @@ class Program:
         refuse_autocast()
         rows, kwargs = _rows_of_data(args), kwargs or {}
         initialise(guide, rows, kwargs)
-        failure: Exception | None = None
-        # What runs on two other numbers of rows runs on any. Two, as there may be a plate of the first's size.
-        for trial, amortized in ((_repeated(rows, 7), True), (_repeated(rows, 11), True), (rows, False)):
-            try:
-                structure = look_at(model, guide, trial, kwargs, plate, amortized)
-                _refuse_fixed_shapes(cls(model, guide, trial, kwargs, structure))
-                _refuse_company(cls(model, guide, trial, kwargs, structure))
-                if amortized:
-                    _refuse_order_of_rows(cls(model, guide, trial, kwargs, structure))
-                return cls(model, guide, rows, kwargs, structure)
-            except (RuntimeError, ValueError, IndexError) as error:
-                failure = error
-        assert failure is not None
-        raise failure
+        program = _amortized(model, guide, rows, kwargs, plate) or _not_amortized(model, guide, rows, kwargs, plate)
+        program.refuse_impossible_data()
+        return program
 
     @property
     def num_data(self) -> int:
@@ -124,15 +125,13 @@ class Program:
         latents = {name: site["value"] for name, site in sample_sites(trace)}
         return latents, self._total(dict(sample_sites(trace)))
 
-    def log_joint(self, latents: Latents, check_support: bool = True) -> tuple[Tensor, Tensor]:
-        """log p(z) and log p(x|z), each `(K, N)`."""
+    def log_joint(self, latents: Latents) -> tuple[Tensor, Tensor]:
+        """log p(z) and log p(x|z), each `(K, N)`; where log p(z) is -inf, log p(x|z) is 0, for it may be no number."""
         num_samples = next(iter(latents.values())).shape[0]
         sites = dict(sample_sites(self._run(poutine.condition(self.model, data=latents), num_samples)))
         observed = {name: site for name, site in sites.items() if name not in latents}
-        if check_support:
-            refuse_impossible_data(observed)
         prior = self._total({name: site for name, site in sites.items() if name in latents}, _within_support)
-        return prior, self._total(observed)
+        return prior, self._total(observed).masked_fill(prior.isneginf(), 0.0)
 
     def log_guide(self, latents: Latents) -> Tensor:
         """log q(z|x) of given latents, `(K, N)`: of any that have the guide's sites, not only of its own draws."""
@@ -162,20 +161,25 @@ class Program:
 
     def observed_values(self) -> dict[str, ObservedSite]:
         """What was observed at each site."""
-        with seeded(self.args[0].device, 0), pyro.validation_enabled(False):
-            _, observed = self.sites()
-        return {name: self._observed_site(site) for name, site in observed.items()}
-
-    def _observed_site(self, site: dict[str, Any]) -> ObservedSite:
-        value = self.draws_first(site["value"].expand(_joint_shape(site)))[0]
-        shape = site["fn"].batch_shape
-        masks = tuple(self.draws_first(mask.expand(shape))[0] for mask in masks_of(site))
-        return ObservedSite(value, kind_of(site), masks)
+        parts = [{name: self._observed_site(site) for name, site in observed.items()} for observed in self._observed()]
+        return {name: ObservedSite.joined([part[name] for part in parts]) for name in parts[0]}
 
     def refuse_impossible_data(self) -> None:
         """Stop if an observed value is outside the support of its distribution."""
-        with seeded(self.args[0].device, 0), pyro.validation_enabled(False), torch.no_grad():
-            refuse_impossible_data(self.sites()[1])
+        for observed in self._observed():
+            refuse_impossible_data(observed)
+
+    @torch.no_grad()
+    def _observed(self) -> Iterator[dict[str, Any]]:
+        """The observed sites; where the pair runs on any number of rows, of some at a time."""
+        everyone = torch.arange(self.num_data, device=self.args[0].device)
+        for rows in everyone.split(LOOKED_AT_TOGETHER if self.structure.amortized else self.num_data):
+            with seeded(rows.device, 0), pyro.validation_enabled(False):
+                yield self.at(rows).sites()[1]
+
+    def _observed_site(self, site: dict[str, Any]) -> ObservedSite:
+        value = self.draws_first(site["value"].expand(_joint_shape(site)))[0]
+        return ObservedSite(value, kind_of(site), tuple(self.draws_first(mask)[0] for mask in masks_of(site)))
 
     def draws_first(self, value: Tensor) -> Tensor:
         """A site's value with its dimensions in the order draws, data, others: `(K, N, ...)`."""
@@ -205,6 +209,42 @@ class Program:
         return log_prob.sum(others) if others else log_prob
 
 
+def _amortized(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    rows: tuple[Tensor, ...],
+    kwargs: dict[str, Any],
+    plate: str | None,
+) -> Program | None:
+    """The program, if it runs on any rows, each for itself."""
+    # What runs on another number of rows runs on any. Two are tried, as there may be a plate of the first's size.
+    for trial in (_repeated(rows, 7), _repeated(rows, 11)):
+        try:
+            found = Program(model, guide, trial, kwargs, look_at(model, guide, trial, kwargs, plate, True))
+            _refuse_fixed_shapes(found)
+            _refuse_place(found)
+            program = replace(found, args=rows)
+            _refuse_place(program.at(torch.arange(min(program.num_data, LOOKED_AT_TOGETHER), device=rows[0].device)))
+            return program
+        except Exception:  # whatever it is: on all data at a time it may run, or fail with the same
+            continue
+    return None
+
+
+def _not_amortized(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    rows: tuple[Tensor, ...],
+    kwargs: dict[str, Any],
+    plate: str | None,
+) -> Program:
+    """The program, which runs on all rows together."""
+    program = Program(model, guide, rows, kwargs, look_at(model, guide, rows, kwargs, plate, False))
+    _refuse_fixed_shapes(program)
+    _refuse_company(program)
+    return program
+
+
 def _refuse_fixed_shapes(program: Program) -> None:
     """Run the pair on two draws at once, which is how it is evaluated."""
     expected = (2, program.num_data)
@@ -224,7 +264,7 @@ def _refuse_fixed_shapes(program: Program) -> None:
 def _weights_of_two_draws(program: Program) -> Tensor:
     with seeded(program.args[0].device, 0), pyro.validation_enabled(False):
         latents, guide = program.draw(2)
-        return sum(program.log_joint(latents, check_support=False)) - guide
+        return sum(program.log_joint(latents)) - guide
 
 
 def _rows_of_data(args: tuple[Any, ...]) -> tuple[Tensor, ...]:
@@ -247,37 +287,36 @@ def _rows_of_data(args: tuple[Any, ...]) -> tuple[Tensor, ...]:
     return rows
 
 
-def _refuse_order_of_rows(program: Program) -> None:
-    """Stop if a row's density depends on its place, as where a function closes over tensors of its own."""
-    backwards = torch.arange(program.num_data - 1, -1, -1, device=program.args[0].device)
-    if not _is_same_density(program, backwards, backwards, slice(None)):
-        raise ValueError(
-            "model: expected each datum's density to depend on its own row; got others for the rows in reverse; "
-            "pass every tensor with a row for each datum as a positional argument."
-        )
+def _refuse_place(program: Program) -> None:
+    """Stop if a row's density depends on its place, on the number of rows or on others: halves must give the same."""
+    for half in (torch.arange(first, program.num_data, 2).flip(0) for first in range(min(2, program.num_data))):
+        if not _has_same_density(program, half, slice(None)):
+            raise ValueError("model: got other densities of the same rows in another place, or among fewer.")
 
 
 def _refuse_company(program: Program) -> None:
-    """Stop if a row's density depends on the values of other rows, such as their mean."""
-    places = torch.arange(program.num_data, device=program.args[0].device)
-    first_for_odd = torch.where(places % 2 == 1, 0, places)
-    if not _is_same_density(program, first_for_odd, places, slice(0, None, 2)):
-        raise ValueError(
-            "model: expected each datum's density to depend on its own row; got others where different data lay beside "
-            "it; use no statistics of the batch."
-        )
+    """Stop if a row's density depends on other rows or their latents: put one row in the place of every second."""
+    places = torch.arange(program.num_data)
+    for first in range(min(2, program.num_data)):
+        beside_others = torch.where(places % 2 == first, places, first)
+        if not _has_same_density(program, beside_others, slice(first, None, 2)):
+            raise ValueError(
+                "model: expected each datum's density to depend on its own row and latents; got others where different "
+                "data lay beside it; use no statistics of the batch, and let no latent reach other data."
+            )
 
 
 @torch.no_grad()
-def _is_same_density(program: Program, rows: Tensor, latents_of: Tensor, compared: slice) -> bool:
-    """Whether data at other places have the density that they have with the rows as they are."""
+def _has_same_density(program: Program, rows: Tensor, compared: slice) -> bool:
+    """Whether these rows with their latents have the density that they have among all."""
+    rows = rows.to(program.args[0].device)
     with seeded(program.args[0].device, 0), pyro.validation_enabled(False):
-        latents, _ = program.draw(2)
-        here = program.log_joint(latents, check_support=False)
-        there = program.at(rows).log_joint(program.choose(latents, latents_of), check_support=False)
+        latents, _ = program.draw(1)
+        among_all = program.log_joint(latents)
+        here = program.at(rows).log_joint(program.choose(latents, rows))
     return all(
-        torch.allclose(one[:, latents_of][:, compared], other[:, compared], rtol=1e-5, atol=1e-3, equal_nan=True)
-        for one, other in zip(here, there, strict=True)
+        torch.allclose(one[:, rows[compared]], other[:, compared], rtol=1e-5, atol=1e-3, equal_nan=True)
+        for one, other in zip(among_all, here, strict=True)
     )
 
 

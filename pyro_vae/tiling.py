@@ -80,16 +80,16 @@ def tiles(program: Program, num_samples: int, seed: int, first_index: int = 0) -
             yield block, tile
 
 
-Evaluate = Callable[[int, bool], tuple[Latents, LogDensities]]
-"""Draws so many and evaluates them; the flag says whether to look if the data lie in their support."""
+Evaluate = Callable[[int], tuple[Latents, LogDensities]]
+"""Draws so many and evaluates them."""
 
 
 def evaluating(program: Program, draw: Draw, chunk_size: int | None = None) -> Evaluate:
     """Draw, and run the model on the draws, `chunk_size` pairs at a time: that changes memory and speed but no draw."""
 
-    def evaluate(num_samples: int, check_support: bool) -> tuple[Latents, LogDensities]:
+    def evaluate(num_samples: int) -> tuple[Latents, LogDensities]:
         latents, guide = draw(num_samples)
-        prior, likelihood = log_joint_in_chunks(program, latents, chunk_size, check_support)
+        prior, likelihood = log_joint_in_chunks(program, latents, chunk_size)
         return latents, LogDensities(prior, likelihood, guide)
 
     return evaluate
@@ -106,7 +106,7 @@ def tiles_of(block: Block, evaluate: Evaluate, num_samples: int, seed: int, widt
     for top in range(0, num_samples, height):
         draws = slice(top, min(top + height, num_samples))
         with noise(program, seed, block.place * ceil(num_samples / height) + top // height):
-            latents, densities = evaluate(draws.stop - draws.start, top == 0)
+            latents, densities = evaluate(draws.stop - draws.start)
         refuse_nan(densities.weight[:, block.columns], block.rows)
         yield Tile(draws, densities, latents)
 
@@ -123,14 +123,12 @@ def tile_size(program: Program) -> int:
     return TILE_SIZE.get(program.args[0].device.type, TILE_SIZE["cpu"])
 
 
-def log_joint_in_chunks(
-    program: Program, latents: Latents, chunk_size: int | None, check_support: bool = False
-) -> tuple[Tensor, Tensor]:
+def log_joint_in_chunks(program: Program, latents: Latents, chunk_size: int | None) -> tuple[Tensor, Tensor]:
     """log p(z) and log p(x|z), `(K, N)`, with the model run on so many (draw, datum) pairs at a time."""
     num_samples = len(next(iter(latents.values())))
     height = num_samples if chunk_size is None else max(1, chunk_size // program.num_data)
     pieces = [
-        program.log_joint({name: value[top : top + height] for name, value in latents.items()}, check_support)
+        program.log_joint({name: value[top : top + height] for name, value in latents.items()})
         for top in range(0, num_samples, height)
     ]
     prior, likelihood = (torch.cat(column) for column in zip(*pieces, strict=True))

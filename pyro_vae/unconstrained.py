@@ -86,7 +86,7 @@ class Unconstrained:
     def log_joint(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """log p(u) and log p(x|u)."""
         latents, stretch = self.unpack(u)
-        prior, likelihood = self.program.log_joint(latents, check_support=False)
+        prior, likelihood = self.program.log_joint(latents)
         return prior + stretch, likelihood
 
     def log_guide(self, u: Tensor) -> Tensor:

@@ -285,11 +285,11 @@ def nested_support():
     return model, guide
 
 
-def with_batch_statistics():
+def coupled(location):
     def model(x):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
-            pyro.sample("x", dist.Normal(z + x.mean(), 1.0), obs=x)
+            pyro.sample("x", dist.Normal(location(x, z), 1.0), obs=x)
 
     def guide(x):
         with pyro.plate("data", len(x)):
@@ -311,6 +311,24 @@ def without_plate():
 
 def mlp(*widths):
     return pv.nn.MLP(widths[0], [], widths[-1])
+
+
+LATE = torch.cat([torch.zeros(11), 5 + torch.arange(20.0)])
+COUPLED = {
+    "the mean": (lambda x, z: z + x.mean(), torch.arange(5.0)),
+    "the mean, of data that start alike": (lambda x, z: z + x.mean(), LATE),
+    "the largest": (lambda x, z: z * x.max(), torch.arange(30.0)),
+    "the first": (lambda x, z: z + x[0], torch.arange(30.0)),
+    "other latents": (lambda x, z: 3 * (z - z.mean(-1, keepdim=True)), torch.zeros(40)),
+    "latents before": (lambda x, z: z.cumsum(-1), torch.zeros(40)),
+}
+
+
+@pytest.mark.parametrize("case", COUPLED)
+def test_data_that_depend_on_each_other_are_refused(case):
+    location, x = COUPLED[case]
+    with pytest.raises(ValueError, match="model: expected each datum's density to depend on its own row and latents"):
+        pv.importance_sampling(*coupled(location), x, num_samples=10)
 
 
 OTHERS = {
@@ -402,11 +420,6 @@ OTHERS = {
         lambda: pv.ais(*with_batch_norm(), BINARY, num_temperatures=2),
         ValueError,
         "expected modules in evaluation mode; got BatchNorm1d in training mode",
-    ),
-    "batch statistics": (
-        lambda: pv.importance_sampling(*with_batch_statistics(), torch.arange(5.0), num_samples=10),
-        ValueError,
-        "model: expected each datum's density to depend on its own row; got others where different data.*no statistics",
     ),
     "grey data, annealed": (
         lambda: pv.ais(*pair(), with_value(0.5), num_temperatures=2),

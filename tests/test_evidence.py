@@ -357,4 +357,4 @@ def test_evaluations_are_counted(name):
     vae.likelihood.register_forward_pre_hook(lambda module, args: pairs.append(args[0].shape[:-1].numel()))
     evidence = estimator(vae, x)
     hessians = 3 * 3 * 128 if has_hessian else 0
-    assert evidence.num_evaluations.sum().item() == pytest.approx(sum(pairs) + hessians, rel=0.02)
+    assert evidence.num_evaluations.sum().item() == pytest.approx(sum(pairs) + hessians, rel=0.03)

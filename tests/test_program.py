@@ -272,6 +272,50 @@ def noisy_model(x):
         pyro.sample("x", dist.Normal(NOISE(z), 1.0), obs=x)
 
 
+def test_a_density_that_depends_on_the_number_of_rows_is_that_of_all():
+    x = 3 * torch.randn(300, generator=torch.Generator().manual_seed(0))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z, len(x) / 100), obs=x)
+
+    evidence = pv.importance_sampling(model, from_the_prior, x, num_samples=500)
+    exact = dist.Normal(0.0, math.sqrt(10)).log_prob(x)
+    assert_unbiased(evidence.log_evidence, evidence.std_error, exact)
+
+
+@pytest.mark.parametrize("by_index", [True, False])
+def test_rows_that_a_model_closes_over_are_each_datum_s_own(by_index):
+    """Also where the first of them are alike, as those of sorted data are."""
+    offset = torch.cat([torch.zeros(150), 3 * torch.ones(150)])
+
+    def model(x):
+        with pyro.plate("data", len(x)) as index:
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z + (offset[index] if by_index else offset[: len(x)]), 1.0), obs=x)
+
+    x = offset + 1.4 * torch.randn(300, generator=torch.Generator().manual_seed(0))
+    evidence = pv.importance_sampling(model, from_the_prior, x, num_samples=1000)
+    exact = dist.Normal(offset, math.sqrt(2)).log_prob(x)
+    assert_unbiased(evidence.log_evidence, evidence.std_error, exact)
+
+
+def test_a_model_that_asserts_its_number_of_rows_runs_on_all():
+    def model(x):
+        assert len(x) == 20
+        with pyro.plate("data", 20):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    assert pv.importance_sampling(model, from_the_prior, torch.zeros(20), num_samples=100).reliable.all()
+
+
+def from_the_prior(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+
+
 REFUSED = {
     "subsampled when there are many": (
         sometimes_subsampled,
@@ -284,7 +328,7 @@ REFUSED = {
     "dropout inside a function": (noisy_model, local_guide, "got Dropout in training mode"),
     "no plate": (without_plate, guide_without_plate, "expected a plate over the .* data; got no plate"),
     "global latent": (with_global, global_guide, "'mean' outside of it, a global latent"),
-    "auto guide over all data": (local_model, AutoMultivariateNormal(local_model), "outside of it, a global latent"),
+    "auto guide over all data": (local_model, AutoMultivariateNormal(local_model), "an automatic guide.s draw of all"),
     "guide misses a site": (local_model, empty_guide, "got no site 'z'"),
     "guide has a site too many": (local_model, guide_of_another_site, "got site 'w', and the model has none"),
     "subsampled plate": (subsampled, subsampled_guide, "expected plates without subsampling; got plate .data."),

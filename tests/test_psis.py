@@ -24,9 +24,11 @@ def khat_of_arviz(log_weights):
 
     if az.__version__.startswith("0."):
         return float(az.psislw(log_weights.numpy().copy())[1])
-    from arviz_stats.base import array_stats  # which negates what it is given
+    from arviz_stats.base import array_stats
 
-    return float(array_stats.psislw(-log_weights.numpy())[1])
+    # Its own psislw rounds the length of the tail down, where arviz 0.x and the paper round up.
+    num = len(log_weights)
+    return float(array_stats._ps_tail(log_weights.numpy(), num, tail_length(num), tail="right", log_weights=True)[1])
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -146,6 +146,21 @@ def test_masks_belong_to_the_data():
         pv.compare(one, other)
 
 
+def test_masks_of_pixels():
+    def model(x, seen):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z[..., None], torch.ones(5)).mask(seen > 0).to_event(1), obs=x)
+
+    x, seen = torch.zeros(20, 5), torch.ones(20, 5).index_fill(1, torch.tensor([1, 3]), 0.0)
+    one = pv.log_evidence(model, standard_normal, x, seen)
+    exact = dist.MultivariateNormal(torch.zeros(3), torch.eye(3) + 1).log_prob(torch.zeros(3))
+    assert torch.allclose(one.log_evidence, exact.expand(20), atol=0.3)
+    other = pv.importance_sampling(model, standard_normal, x, 1 - seen, num_samples=5)
+    with pytest.raises(ValueError, match="expected evidence of the same data"):
+        pv.compare(one, other)
+
+
 def standard_normal(x, *others):
     with pyro.plate("data", len(x)):
         pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))

@@ -411,7 +411,7 @@ def ais(
     if chunk_size is not None:
         _checks.whole_number("chunk_size", chunk_size)
     program = Program.of(model, guide, args, kwargs, plate)
-    program.refuse_impossible_data()
+    observed = Observed.of(program)
     runs = []
     with tqdm(total=program.num_data, disable=not progress, unit="datum") as bar:
         for block in blocks(program, block_size(program, num_chains), first_index):
@@ -422,7 +422,7 @@ def ais(
             refuse_nan(trajectory.log_weights, block.rows)
             runs.append((prepared, trajectory, draws))
             bar.update(len(block.rows))
-    return _evidence(program, annealing, runs, seed, first_index)
+    return _evidence(program, observed, annealing, runs, seed, first_index)
 
 
 def block_size(program: Program, num_chains: int) -> int:
@@ -451,6 +451,7 @@ def draws_of(view: Unconstrained, u: Tensor) -> Draws:
 
 def _evidence(
     program: Program,
+    observed: Observed,
     annealing: Annealing,
     runs: list[tuple[Prepared, Trajectory, Draws | None]],
     seed: int,
@@ -471,7 +472,7 @@ def _evidence(
         seed=seed,
         method=(f"AIS from {START_NAMES[annealing.start]}",) * program.num_data,
         all_bounds={annealing.num_chains: Bound(annealing.num_chains, found.log_evidence, found.std_error)},
-        observed=Observed.of(program),
+        observed=observed,
         guide_elbo=terms.elbo,
         rate=terms.rate,
         distortion=terms.distortion,

@@ -38,6 +38,7 @@ LAPLACE_PILOT = 200
 NUM_CHAINS, NUM_LEAPFROG = 16, 3
 LARGEST_KHAT = 0.3  # of a pilot run, whose k-hat is rough: well below what the measured run is held to
 SAFETY = 3.0  # times the variance that a pilot run saw, which is rough
+FEWEST_TEMPERATURES = 5  # fewer are not worth their pilot run
 LEVELS = 4  # how many lengths of annealing there are, each half the next
 
 
@@ -75,7 +76,8 @@ def log_evidence(
         tolerance: the standard error wanted of each datum's log p(x), nats. That of the mean over data is smaller by
             the square root of their number.
         max_evaluations: of log p(x, z), the most that may be spent on a datum, pilots included. Where it does not pay
-            for Laplace's Gaussian and annealing (6 evaluations a latent number, and about 1,000), the guide is all.
+            for Laplace's Gaussian (6 a latent number, and 420 more) or for annealing after it (about 700 and
+            `num_posterior_draws`), the rest goes to draws from what there is.
         seed: fixes the noise.
         plate, first_index, num_posterior_draws, progress, kwargs: as of `importance_sampling`.
 
@@ -107,13 +109,14 @@ def log_evidence(
     program = Program.of(model, guide, args, kwargs, plate)
     dim = Unconstrained.of(program).dim
     plan = _Plan(tolerance, max_evaluations, dim, num_posterior_draws, program.structure.amortized)
+    observed = Observed.of(program)
     jobs = []
     with tqdm(total=program.num_data, disable=not progress, unit="datum") as bar:
         for block in blocks(program, block_size(program, NUM_CHAINS), first_index):
             jobs.append(_Job(block, plan, seed))
             jobs[-1].run()
             bar.update(len(block.rows))
-    return _evidence(program, jobs, plan, seed)
+    return _evidence(observed, jobs, plan, seed)
 
 
 @dataclass(frozen=True)
@@ -150,9 +153,14 @@ class _Plan:
         return 1 + (left // NUM_CHAINS - 1) // NUM_LEAPFROG
 
     @property
-    def anneals(self) -> bool:
+    def has_laplace(self) -> bool:
         """Whether the budget goes that far."""
-        return self.most_temperatures > 1
+        return GUIDE_PILOT + self.laplace + 2 * LAPLACE_PILOT <= self.max_evaluations
+
+    @property
+    def has_annealing(self) -> bool:
+        """Whether it goes so far."""
+        return self.most_temperatures >= FEWEST_TEMPERATURES
 
     def num_draws(self, pilot: Estimate, num_pilot: int) -> Tensor:
         """How many draws take the error below the tolerance, as a power of two; infinity where that cannot be told."""
@@ -164,7 +172,7 @@ class _Plan:
         """How many temperatures do, for the variance of log w falls with their number; one of a few lengths."""
         needed = SAFETY * PILOT_TEMPERATURES * log_weights.var(0) / (NUM_CHAINS * self.tolerance**2)
         chosen = torch.full_like(needed, self.most_temperatures)
-        for length in [max(2, self.most_temperatures >> i) for i in range(1, LEVELS)]:
+        for length in [max(FEWEST_TEMPERATURES, self.most_temperatures >> i) for i in range(1, LEVELS)]:
             chosen = torch.where(needed <= length, float(length), chosen)
         return self._for_all(chosen)
 
@@ -199,22 +207,27 @@ class _Job:
         self.terms, spent = GuideTerms(), GUIDE_PILOT
         self.seen = self._pilot(everyone, self._guide(everyone), GUIDE_PILOT, "guide pilot", self.terms)
         needed = self.plan.num_draws(self.seen, GUIDE_PILOT).to(everyone.device)
-        if not self.plan.anneals:  # nothing else can be paid for: as many draws as there can be, and a flag
-            needed = needed.clamp(max=self.plan.max_evaluations - spent)
         left = self._sample(everyone, needed, self._guide, "the guide", spent)
         if not len(left):
             return
+        if not self.plan.has_laplace:
+            return self._spend_the_rest(left, self._guide, "the guide", spent)
         self.fit = self._laplace(left)
         spent += self.plan.laplace + LAPLACE_PILOT
         seen = self._pilot(left, self._gaussian(left), LAPLACE_PILOT, "Laplace pilot", GuideTerms())
-        missed = self._missed_by(left, seen)
-        if missed.any():
-            rest = torch.full_like(left[missed], self.plan.max_evaluations - spent)
-            self._sample(left[missed], rest, self._guide, "the guide", spent)
-        needed = self.plan.num_draws(seen, LAPLACE_PILOT)[~missed].to(left.device)
+        missed = self._missed_by(left, seen).to(left.device)
+        self._spend_the_rest(left[missed], self._guide, "the guide", spent)
+        needed = self.plan.num_draws(seen, LAPLACE_PILOT).to(left.device)[~missed]
         left = self._sample(left[~missed], needed, self._gaussian, "Laplace's Gaussian", spent)
-        if len(left):
+        if self.plan.has_annealing and len(left):
             self._anneal(left, spent + self.plan.annealing_pilot)
+        else:
+            self._spend_the_rest(left, self._gaussian, "Laplace's Gaussian", spent)
+
+    def _spend_the_rest(self, columns: Tensor, draw: Callable[[Tensor], Draw], name: str, spent: int) -> None:
+        """On draws, where they will not do and nothing better can be paid for."""
+        rest = torch.full_like(columns, self.plan.max_evaluations - spent)
+        self._sample(columns, rest, draw, name, spent)
 
     def _missed_by(self, columns: Tensor, seen: Estimate) -> Tensor:
         """For which of them Laplace's Gaussian, and annealing from it, would miss what the guide finds."""
@@ -317,7 +330,7 @@ def _is_above(pilot: Estimate, found: Estimate) -> Tensor:
     return pilot.log_evidence > found.log_evidence + 4 * error + 0.01
 
 
-def _evidence(program: Program, jobs: list[_Job], plan: _Plan, seed: int) -> Evidence:
+def _evidence(observed: Observed, jobs: list[_Job], plan: _Plan, seed: int) -> Evidence:
     """The results in the order of the data."""
     order = [torch.cat([result.columns for result in job.results]).argsort() for job in jobs]
 
@@ -343,7 +356,7 @@ def _evidence(program: Program, jobs: list[_Job], plan: _Plan, seed: int) -> Evi
         seed=seed,
         method=tuple(named[i] for named, index in zip(names, order, strict=True) for i in index.tolist()),
         all_bounds={},
-        observed=Observed.of(program),
+        observed=observed,
         guide_elbo=terms.elbo,
         rate=terms.rate,
         distortion=terms.distortion,

@@ -97,6 +97,8 @@ def step(
     proposed, end_momentum = _leapfrog(state, momentum, density, metric, beta, size, num_leapfrog)
     log_ratio = proposed.log_density(beta) - state.log_density(beta)
     log_ratio = log_ratio + 0.5 * (momentum.square() - end_momentum.square()).sum(-1)
+    # A density of +inf or NaN is rounding far out, such as a scale that has become zero: the chain must not stay there.
+    log_ratio = log_ratio.where(proposed.log_density(beta).isfinite(), -torch.inf)
     accept_prob = log_ratio.nan_to_num(nan=-torch.inf).clamp(max=0).exp()
     accepted = noise.uniform(num_chains) < accept_prob
     return State(*(_choose(accepted, new, old) for new, old in zip(proposed, state, strict=True))), Info(

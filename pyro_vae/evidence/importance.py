@@ -109,14 +109,15 @@ def importance_sampling(
     program = Program.of(model, guide, args, kwargs, plate)
     if compile and not isinstance(chosen, proposals.Guide):
         raise ValueError(f"compile: expected False for a proposal other than the guide; got {compile}; leave it out.")
-    graph = _Graph(program) if compile else None
+    observed = Observed.of(program)
+    graph = _Graph() if compile else None
     runs = []
     with tqdm(total=program.num_data * num_samples, disable=not progress, unit="draw", unit_scale=True) as bar:
         width = chosen.width or block_width(program, num_samples)
         for block in blocks(program, width, first_index):
             runs.append(_run(block, chosen, num_samples, seed, ks, num_posterior_draws, chunk_size, graph))
             bar.update(len(block.rows) * num_samples)
-    return _evidence(program, chosen, runs, ks, num_samples, seed, first_index)
+    return _evidence(program, observed, chosen, runs, ks, num_samples, seed, first_index)
 
 
 def _bounds_to_estimate(bounds: Iterable[int] | None, num_samples: int) -> tuple[int, ...]:
@@ -171,16 +172,15 @@ def _run(
 class _Graph:
     """Draws from the guide and their densities, compiled at the first tile and kept for all that have its size."""
 
-    def __init__(self, program: Program) -> None:
-        program.refuse_impossible_data()  # for in a graph tensors have no values
+    def __init__(self) -> None:
         self.num_samples: int | None = None
 
     def in_place_of(self, evaluate: Evaluate, program: Program) -> Evaluate:
-        def evaluate_compiled(num_samples: int, check_support: bool) -> tuple[Latents, LogDensities]:
+        def evaluate_compiled(num_samples: int) -> tuple[Latents, LogDensities]:
             if self.num_samples is None:
                 self._compile(program, num_samples)
             if num_samples != self.num_samples:
-                return evaluate(num_samples, False)
+                return evaluate(num_samples)
             *latents, prior, likelihood, guide = self.run(*program.args)
             return dict(zip(self.names, latents, strict=True)), LogDensities(prior, likelihood, guide)
 
@@ -189,7 +189,7 @@ class _Graph:
     def _compile(self, program: Program, num_samples: int) -> None:
         def run(*args: Tensor) -> tuple[Tensor, ...]:
             on_these = replace(program, args=args)
-            latents, densities = evaluating(on_these, on_these.draw)(num_samples, False)
+            latents, densities = evaluating(on_these, on_these.draw)(num_samples)
             self.names = tuple(latents)
             return (*latents.values(), *densities)
 
@@ -199,6 +199,7 @@ class _Graph:
 
 def _evidence(
     program: Program,
+    observed: Observed,
     proposal: Proposal,
     runs: list[_Run],
     ks: tuple[int, ...],
@@ -236,7 +237,7 @@ def _evidence(
         seed=seed,
         method=(f"importance sampling from {proposal.name}",) * program.num_data,
         all_bounds=all_bounds,
-        observed=Observed.of(program),
+        observed=observed,
         guide_elbo=terms.elbo,
         rate=terms.rate,
         distortion=terms.distortion,

@@ -124,7 +124,7 @@ def posterior_samples(
     guide_latents = _guide_latents(program, num_chains * num_samples, seed, first_index)
     if method == "importance":
         return _by_importance(program, num_samples, num_chains, num_proposals, seed, plate, first_index, guide_latents)
-    program.refuse_impossible_data()
+    observed = Observed.of(program)
     every = blocks(program, block_size(program, num_chains), first_index)
     parts, us, acceptances = zip(*(_chains(block, annealing, num_samples, seed) for block in every), strict=True)
     draws = Draws.joined(parts)
@@ -139,7 +139,7 @@ def posterior_samples(
         rhat,
         ess,
         acceptance,
-        Observed.of(program),
+        observed,
         "HMC, started by AIS",
     )
 

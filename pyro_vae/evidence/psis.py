@@ -12,6 +12,7 @@ from pyro_vae import _checks
 __all__ = ["khat_threshold", "pareto_khat", "tail_length"]
 
 MIN_SAMPLES = 25
+ROUNDING = 1e-4  # of the largest weight: log densities of some hundred nats are no better than that in float32
 
 
 def pareto_khat(log_weights: Tensor) -> Tensor:
@@ -26,7 +27,7 @@ def pareto_khat(log_weights: Tensor) -> Tensor:
     Returns:
         `()` or `(N,)`, float64. The tail is of $\\min(K / 5, 3 \\sqrt K)$ draws. NaN for fewer than 25 draws or
         where every weight is zero; infinity where four weights or fewer stand above the rest; 0 where the tail's
-        weights are equal.
+        weights are equal to 1e-4, which is rounding in float32.
 
     References:
         Vehtari, Simpson, Gelman, Yao and Gabry (2024), Pareto smoothed importance sampling; Zhang and Stephens (2009).
@@ -61,7 +62,8 @@ def khat_of_top(top: Tensor) -> Tensor:
     """k-hat `(N,)` from the largest log weights `(M + 1, N)` in falling order; the last one is the cutoff."""
     relative = (top - top[0]).exp()
     excess = (relative[:-1] - relative[-1]).flip(0)
-    excess = torch.where(excess > 1e-12, excess, 0.0)  # rounding is no tail
+    excess = excess.where(excess[-1] > ROUNDING, 0.0)
+    excess = excess.where(excess > 1e-12, 0.0)
     num_above = (excess > 0).sum(0)
     khat = torch.where(num_above == 0, 0.0, torch.inf).double()
     khat[torch.isneginf(top[0]) | top[0].isnan()] = math.nan
