@@ -24,9 +24,9 @@ class RateDistortion(NamedTuple):
     """Rate and distortion of each datum, two tensors `(N,)` of float64, nats."""
 
     rate: Tensor
-    """E KL(q(z|x) || p(z)), by draws: what the latent says of x."""
+    """E KL(q(z|x) || p(z)), by draws; what the latent says of x."""
     distortion: Tensor
-    """-E log p(x|z): what it leaves out."""
+    """-E log p(x|z), what it leaves out."""
 
     @property
     def elbo(self) -> Tensor:

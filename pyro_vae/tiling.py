@@ -22,6 +22,7 @@ __all__ = [
     "Noise",
     "Tile",
     "blocks",
+    "kept",
     "log_weights",
     "noise",
     "refuse_nan",
@@ -50,6 +51,16 @@ class Block(NamedTuple):
     """Where they are in the block."""
     place: int
     """The place of the block's first datum."""
+
+    @property
+    def asked_for(self) -> Tensor:
+        """The columns of the data that were asked for."""
+        return torch.arange(self.columns.start, self.columns.stop, device=self.program.args[0].device)
+
+    def part(self, columns: Tensor) -> Block:
+        """These columns of it, in their place, to be evaluated with draws for all of it (`kept`)."""
+        rows = [self.rows[0] + column - self.columns.start for column in columns.tolist()]
+        return Block(self.program.at(columns), rows, slice(0, len(columns)), self.place)
 
 
 def blocks(program: Program, width: int, first_index: int = 0) -> Iterator[Block]:
@@ -109,6 +120,16 @@ def tiles_of(block: Block, evaluate: Evaluate, num_samples: int, seed: int, widt
             latents, densities = evaluate(draws.stop - draws.start)
         refuse_nan(densities.weight[:, block.columns], block.rows)
         yield Tile(draws, densities, latents)
+
+
+def kept(program: Program, draw: Draw, columns: Tensor) -> Draw:
+    """Draws for all of a block, so that noise is that of the place, of which those of some columns are kept."""
+
+    def draw_kept(num_samples: int) -> tuple[Latents, Tensor]:
+        latents, log_q = draw(num_samples)
+        return program.choose(latents, columns), log_q[:, columns]
+
+    return draw_kept
 
 
 def block_width(program: Program, num_samples: int) -> int:

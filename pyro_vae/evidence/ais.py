@@ -308,8 +308,7 @@ class Annealing:
     def prepared(self, block: Block, seed: int, chunk_size: int | None = None) -> Prepared:
         """The path and the frozen settings for the data of a block; its noise is none of the measured run's."""
         whole = Unconstrained.of(block.program)
-        columns = torch.arange(block.columns.start, block.columns.stop, device=whole.device)
-        numbers = Noise(block.program.num_data, columns, whole.dim)
+        numbers = Noise(block.program.num_data, block.asked_for, whole.dim)
         with noise(block.program, seed_for(seed, "where to start"), block.place):
             path = path_from(self.start, whole, numbers, chunk_size)
         with noise(block.program, seed_for(seed, "pilot"), block.place):

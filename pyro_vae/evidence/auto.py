@@ -27,8 +27,8 @@ from pyro_vae.evidence.importance import GuideTerms, Reservoir
 from pyro_vae.evidence.laplace import Gaussian, LaplaceFit, fit_laplace, guide_moments, laplace_evaluations
 from pyro_vae.evidence.result import Draws, Evidence, Observed
 from pyro_vae.evidence.weights import Estimate, Totals
-from pyro_vae.program import Latents, Program
-from pyro_vae.tiling import Block, Draw, Noise, blocks, evaluating, noise, refuse_nan, seed_for, tiles_of
+from pyro_vae.program import Program
+from pyro_vae.tiling import Block, Draw, Noise, blocks, evaluating, kept, noise, refuse_nan, seed_for, tiles_of
 from pyro_vae.unconstrained import Unconstrained
 
 __all__ = ["log_evidence"]
@@ -202,8 +202,7 @@ class _Job:
     results: list[_Result] = field(default_factory=list)
 
     def run(self) -> None:
-        program = self.block.program
-        everyone = torch.arange(self.block.columns.start, self.block.columns.stop, device=program.args[0].device)
+        everyone = self.block.asked_for
         self.terms, spent = GuideTerms(), GUIDE_PILOT
         self.seen = self._pilot(everyone, self._guide(everyone), GUIDE_PILOT, "guide pilot", self.terms)
         needed = self.plan.num_draws(self.seen, GUIDE_PILOT).to(everyone.device)
@@ -237,19 +236,8 @@ class _Job:
     def width(self) -> int:
         return self.block.program.num_data
 
-    def _part(self, columns: Tensor) -> Block:
-        rows = [self.block.rows[0] + column - self.block.columns.start for column in columns.tolist()]
-        return Block(self.block.program.at(columns), rows, slice(0, len(columns)), self.block.place)
-
     def _guide(self, columns: Tensor) -> Draw:
-        """Draws for all of the block, so that noise is that of the place, of which some are kept."""
-        program = self.block.program
-
-        def draw(num_samples: int) -> tuple[Latents, Tensor]:
-            latents, log_q = program.draw(num_samples)
-            return program.choose(latents, columns), log_q[:, columns]
-
-        return draw
+        return kept(self.block.program, self.block.program.draw, columns)
 
     def _laplace(self, columns: Tensor) -> LaplaceFit:
         """Laplace's Gaussians of these columns, in their places among all."""
@@ -271,7 +259,7 @@ class _Job:
         return self.fit.gaussian.at(columns).draw(self._view(columns), self._numbers(columns).normal)
 
     def _pilot(self, columns: Tensor, draw: Draw, num_samples: int, purpose: str, terms: GuideTerms) -> Estimate:
-        totals, part = Totals(num_samples), self._part(columns)
+        totals, part = Totals(num_samples), self.block.part(columns)
         evaluate = evaluating(part.program, draw)
         for tile in tiles_of(part, evaluate, num_samples, seed_for(self.seed, purpose), self.width):
             totals.add(tile.densities.weight)
@@ -283,7 +271,7 @@ class _Job:
         affordable = spent + needed <= self.plan.max_evaluations
         for number in map(int, needed[affordable].unique().tolist()):
             chosen = columns[needed == number]
-            totals, part = Totals(number), self._part(chosen)
+            totals, part = Totals(number), self.block.part(chosen)
             reservoir = Reservoir(self.plan.num_posterior_draws, self._numbers(chosen))
             # The number is part of the seed: places are counted in tiles, of which another number has more or fewer, so
             # that with one seed for all a tile here and one there could have the same noise.
@@ -308,7 +296,7 @@ class _Job:
             with noise(path.view.program, seed_for(self.seed, f"measured, AIS, {number}"), self.block.place):
                 trajectory = anneal(path, numbers, seen.at(these).settings(annealing))
                 draws = end_draws(path.view, trajectory, numbers, self.plan.num_posterior_draws)
-            refuse_nan(trajectory.log_weights, self._part(columns[these]).rows)
+            refuse_nan(trajectory.log_weights, self.block.part(columns[these]).rows)
             total = spent + annealing.num_evaluations + self.plan.num_posterior_draws
             self._keep(columns[these], annealed(trajectory.log_weights), "AIS from Laplace's Gaussian", total, draws)
 

@@ -45,7 +45,7 @@ class Sandwich:
 
     @property
     def gap(self) -> Tensor:
-        """upper - lower of each datum: in expectation above the error of either."""
+        """upper - lower of each datum, in expectation above the error of either."""
         return self.upper - self.lower
 
     @property

@@ -15,7 +15,7 @@ from pyro_vae.evidence.importance import GuideTerms
 from pyro_vae.evidence.local import refine
 from pyro_vae.evidence.result import Bound, Evidence, Observed, std_error_of_mean
 from pyro_vae.program import Program
-from pyro_vae.tiling import Block, Draw, blocks, evaluating, noise, seed_for, tiles_of
+from pyro_vae.tiling import Block, Draw, blocks, evaluating, kept, noise, seed_for, tiles_of
 
 __all__ = ["InferenceGap", "inference_gap"]
 
@@ -36,12 +36,12 @@ class InferenceGap:
 
     @property
     def approximation(self) -> Tensor:
-        """log p(x) - best ELBO: what the guide's family cannot do."""
+        """log p(x) - best ELBO, what the guide's family cannot do."""
         return self.evidence.log_evidence - self.best_elbo.value
 
     @property
     def amortization(self) -> Tensor:
-        """Best ELBO - ELBO: what the encoder misses of its family."""
+        """Best ELBO - ELBO, what the encoder misses of its family."""
         return self.best_elbo.value - self.elbo.value
 
     @property
@@ -128,21 +128,20 @@ def inference_gap(
     program = Program.of(model, guide, args, kwargs, plate)
     if evidence is not None and evidence.observed.fingerprint != Observed.of(program).fingerprint:
         raise ValueError("evidence: expected that of the same data; got another's; leave it out, or evaluate these.")
-    guides, best, columns = [], [], []
+    guides, best = [], []
     for block in blocks(program, block_size(program, num_particles), first_index):
         with noise(block.program, seed_for(seed, "refinement"), block.place):
-            refined = refine(block.program, num_steps, num_particles)
+            refined = refine(block.program, num_steps, num_particles, block.asked_for)
         guides.append(_terms(block, block.program.draw, num_samples, seed_for(seed, "guide")))
         best.append(_terms(block, refined.draw, num_samples, seed_for(seed, "best")))
-        columns.append(block.columns)
     if evidence is None:
         evidence = log_evidence(model, guide, *args, seed=seed, plate=plate, first_index=first_index, **kwargs)
-    return InferenceGap(evidence, GuideTerms.joined(best, columns).elbo, GuideTerms.joined(guides, columns).elbo)
+    return InferenceGap(evidence, GuideTerms.joined(best).elbo, GuideTerms.joined(guides).elbo)
 
 
 def _terms(block: Block, draw: Draw, num_samples: int, seed: int) -> GuideTerms:
-    terms = GuideTerms()
-    evaluate = evaluating(block.program, draw)
-    for tile in tiles_of(block, evaluate, num_samples, seed):
+    terms, part = GuideTerms(), block.part(block.asked_for)
+    evaluate = evaluating(part.program, kept(block.program, draw, block.asked_for))
+    for tile in tiles_of(part, evaluate, num_samples, seed, block.program.num_data):
         terms.add(tile.densities)
     return terms

@@ -13,7 +13,7 @@ from torch.distributions import biject_to
 
 from pyro_vae._structure import sample_sites
 from pyro_vae.program import Program
-from pyro_vae.tiling import log_joint_in_chunks
+from pyro_vae.tiling import kept
 
 __all__ = ["refine"]
 
@@ -43,15 +43,23 @@ class _Replaced(Messenger):
             msg["fn"] = self.distributions[msg["name"]]
 
 
-def refine(program: Program, num_steps: int = 300, num_particles: int = 8, lr: float = 0.05) -> Program:
+def refine(
+    program: Program,
+    num_steps: int = 300,
+    num_particles: int = 8,
+    columns: Tensor | None = None,
+    lr: float = 0.05,
+) -> Program:
     r"""The program with, as its guide, the member of the guide's family that maximises each datum's own ELBO.
 
     Adam on the parameters of each site's distribution, from where the guide puts them, with reparametrized gradients of
-    `num_particles` draws, a step size that falls to zero, and the mean over the last quarter of the path.
+    `num_particles` draws, a step size that falls to zero, and the mean over the last quarter of the path. The model is
+    run on some columns alone, if they are given, and the others' distributions stay what they were.
 
     References:
         Kim et al. (2018), Semi-amortized variational autoencoders; Cremer et al. (2018).
     """
+    columns = torch.arange(program.num_data, device=program.args[0].device) if columns is None else columns
     families, free = _free_parameters(program)
     leaves = [value for each in free.values() for value in each.values()]
     optimizer = torch.optim.Adam(leaves, lr=lr)
@@ -61,7 +69,7 @@ def refine(program: Program, num_steps: int = 300, num_particles: int = 8, lr: f
     for step in range(num_steps):
         optimizer.zero_grad()
         with torch.enable_grad():
-            loss = -_elbo(_with_guide(program, families, free), num_particles).sum()
+            loss = -_elbo(_with_guide(program, families, free), num_particles, columns).sum()
         gradients = torch.autograd.grad(loss, leaves)
         for leaf, gradient in zip(leaves, gradients, strict=True):
             leaf.grad = gradient.nan_to_num()
@@ -74,9 +82,9 @@ def refine(program: Program, num_steps: int = 300, num_particles: int = 8, lr: f
     return _with_guide(program, families, best)
 
 
-def _elbo(program: Program, num_particles: int) -> Tensor:
-    latents, log_q = program.draw(num_particles)
-    prior, likelihood = log_joint_in_chunks(program, latents, None)
+def _elbo(program: Program, num_particles: int, columns: Tensor) -> Tensor:
+    latents, log_q = kept(program, program.draw, columns)(num_particles)
+    prior, likelihood = program.at(columns).log_joint(latents)
     return (prior + likelihood - log_q).mean(0)
 
 

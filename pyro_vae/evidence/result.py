@@ -193,7 +193,7 @@ class Evidence:
 
     @property
     def gap(self) -> Tensor:
-        """log p(x) - ELBO of each datum: an estimate of KL(q(z|x) || p(z|x)), too low where `log_evidence` is."""
+        """log p(x) - ELBO of each datum, an estimate of KL(q(z|x) || p(z|x)), too low where `log_evidence` is."""
         return self.log_evidence - self.elbo
 
     @property
