@@ -22,7 +22,8 @@ from pyro import poutine
 
 import pyro_vae as pv
 
-NUM_DATA, NUM_SAMPLES = 100, 4096
+NUM_DATA, NUM_SAMPLES = 400, 4096
+CHUNKS = (32, 128, 512)  # draws that Pyro's traces take together, of ten data
 
 
 def main() -> None:
@@ -37,7 +38,13 @@ def main() -> None:
         "matrix products alone": (lambda: products(device), 2048 * 200),
         "importance_sampling(compile=True)": (lambda: ours(vae, x, compile=True), NUM_DATA * NUM_SAMPLES),
         "importance_sampling": (lambda: ours(vae, x), NUM_DATA * NUM_SAMPLES),
-        "Pyro's traces, best chunk": (lambda: pyro_vectorised(vae, x[:10], 128), 10 * NUM_SAMPLES),
+        **{
+            f"Pyro's traces, {chunk} draws at a time": (
+                lambda chunk=chunk: pyro_vectorised(vae, x[:10], chunk),
+                10 * NUM_SAMPLES,
+            )
+            for chunk in CHUNKS
+        },
         "Pyro's traces, all at once": (lambda: pyro_vectorised(vae, x[:10], NUM_SAMPLES), 10 * NUM_SAMPLES),
         "Pyro's traces, a loop over draws": (lambda: pyro_vectorised(vae, x[:10], 1, 256), 10 * 256),
     }

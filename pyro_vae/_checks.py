@@ -55,6 +55,14 @@ def positive(name: str, value: Any) -> float:
     return number
 
 
+def probability(name: str, value: Any) -> float:
+    """`value` as a float, if it lies between 0 and 1 and is neither."""
+    number = positive(name, value)
+    if number >= 1:
+        raise ValueError(f"{name}: expected a number between 0 and 1; got {number}; pass a smaller one.")
+    return number
+
+
 def choice(name: str, value: Any, choices: Sequence[Any]) -> Any:
     """`value`, if it is one of `choices`."""
     if value not in choices:

@@ -42,6 +42,11 @@ class Structure:
     amortized: bool
     """Whether the pair runs on any number of rows. A guide with parameters for each datum runs on all of them only."""
 
+    @property
+    def data_axis(self) -> int:
+        """Where data lie in values with draws, counted from the left: draws come first."""
+        return self.data_dim - self.particle_dim
+
 
 @torch.no_grad()
 def initialise(guide: Callable[..., Any], rows: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:

@@ -116,8 +116,8 @@ def latent_use(
 
     Args:
         model, guide: a Pyro program and its guide, whose density can be evaluated at any z.
-        args: what both are called with: tensors (or numpy arrays) of one row a datum, x first; the more rows, the
-        better. num_samples: draws of z for each datum.
+        args: what both are called with: tensors (or numpy arrays) of one row a datum, x first; the more, the better.
+        num_samples: draws of z for each datum.
         threshold: from which activity on a latent number counts as active.
         seed: fixes the draws.
         plate, kwargs: as of `importance_sampling`.
@@ -146,6 +146,7 @@ def latent_use(
     """
     num_samples = _checks.whole_number("num_samples", num_samples, minimum=2)
     threshold = _checks.positive("threshold", threshold)
+    seed = _checks.seed(seed)
     program = Program.of(model, guide, args, kwargs, plate)
     num_data = program.num_data
     information = torch.zeros(num_samples, num_data, dtype=torch.float64)
@@ -188,7 +189,7 @@ def _activity(program: Program, seed: int) -> dict[str, Tensor]:
 def _log_aggregate(program: Program, latents: Latents) -> Tensor:
     """$\\log \\frac{1}{N} \\sum_j q(z_i|x_j)$ for the one draw of each datum i, `(N,)`."""
     num_data = program.num_data
-    axis = program.structure.data_dim - program.structure.particle_dim
+    axis = program.structure.data_axis
     first = {name: program.draws_first(value)[0] for name, value in latents.items()}
     pieces = []
     for some in torch.arange(num_data, device=program.args[0].device).split(max(1, MAX_PAIRS // num_data)):

@@ -77,7 +77,10 @@ def bounds(evidence: Evidence, ax: Axes | None = None) -> Axes:
     """The bounds L_k against k with two standard errors; the ELBO and the estimate of log p(x), L_K, as lines."""
     ax = _axes(ax)
     all_bounds = evidence.all_bounds.values()
-    shown = [bound for bound in all_bounds if not math.isnan(bound.mean_std_error)]
+    shown = [bound for bound in all_bounds if math.isfinite(bound.mean) and not math.isnan(bound.mean_std_error)]
+    if not shown:  # a logarithmic axis of nothing cannot be drawn
+        ax.text(0.5, 0.5, "no bound is finite: log p(x) = -inf for some data", ha="center", transform=ax.transAxes)
+        return ax
     errors = [2 * bound.mean_std_error for bound in shown]
     label = r"bound $L_k$, $\pm$ 2 standard errors"
     ax.errorbar([b.k for b in shown], [b.mean for b in shown], errors, fmt="o-", markersize=4, capsize=4, label=label)
@@ -169,7 +172,7 @@ def posterior(posterior: Posterior, index: int = 0) -> Figure:
     centre = exact.mean(0)
     _, _, directions = torch.linalg.svd(exact - centre, full_matrices=False)
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-    for draws, label, color in ((exact, "p(z|x), by HMC", "C0"), (guide, "q(z|x), the guide", "C1")):
+    for draws, label, color in ((exact, f"p(z|x), by {posterior.method}", "C0"), (guide, "q(z|x), the guide", "C1")):
         plane = (draws - centre) @ directions[:2].T
         second = plane[:, 1] if plane.shape[1] > 1 else torch.zeros(len(plane))
         left.plot(plane[:, 0].numpy(), second.numpy(), ".", ms=3, alpha=0.4, color=color, label=label)

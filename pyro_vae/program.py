@@ -183,12 +183,11 @@ class Program:
 
     def draws_first(self, value: Tensor) -> Tensor:
         """A site's value with its dimensions in the order draws, data, others: `(K, N, ...)`."""
-        return value.movedim(self.structure.data_dim - self.structure.particle_dim, 1)
+        return value.movedim(self.structure.data_axis, 1)
 
     def choose(self, latents: Latents, rows: Tensor) -> Latents:
         """The latents of some of the data."""
-        axis = self.structure.data_dim - self.structure.particle_dim
-        return {name: value.index_select(axis, rows) for name, value in latents.items()}
+        return {name: value.index_select(self.structure.data_axis, rows) for name, value in latents.items()}
 
     def _run(self, fn: Callable[..., Any], num_samples: int) -> poutine.Trace:
         with poutine.block():

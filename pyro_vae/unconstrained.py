@@ -105,6 +105,17 @@ class Unconstrained:
         return self.pack(self.program.draw_prior(num_samples))
 
 
+def _transform(name: str, support: Any) -> Any:
+    """From the real numbers to a support; a mixture's is that of its parts."""
+    try:
+        return biject_to(getattr(support, "base_constraint", support))
+    except NotImplementedError as error:
+        raise ValueError(
+            f"model: expected supports that the real numbers can be mapped to; got site {name!r} with {support}; use "
+            "importance_sampling with proposal='guide'."
+        ) from error
+
+
 def _site(program: Program, name: str, site: dict[str, Any], other: dict[str, Any]) -> _Site:
     support = site["fn"].support
     if support.is_discrete:
@@ -112,12 +123,12 @@ def _site(program: Program, name: str, site: dict[str, Any], other: dict[str, An
             f"model: expected continuous latents, for a gradient is needed; got the discrete site {name!r}; use "
             "importance_sampling with proposal='guide', or sum the site out in the model."
         )
-    transform = biject_to(support)
+    transform = _transform(name, support)
     u = transform.inv(site["value"])
-    if not torch.equal(transform(torch.zeros_like(u)), biject_to(other["fn"].support)(torch.zeros_like(u))):
+    if not torch.equal(transform(torch.zeros_like(u)), _transform(name, other["fn"].support)(torch.zeros_like(u))):
         raise ValueError(
             f"model: expected supports that do not depend on other latents; got site {name!r} with {support}; write "
             "it as a transformed distribution over a fixed support."
         )
-    axis = program.structure.data_dim - program.structure.particle_dim
+    axis = program.structure.data_axis
     return _Site(name, support, transform, axis, (*u.shape[1:axis], *u.shape[axis + 1 :]), site["value"].dtype)

@@ -11,6 +11,7 @@ from truths import (
     GaussianPosterior,
     LinearGaussian,
     assert_unbiased,
+    assert_unbiased_in_p,
     count_and_rate,
     draws_of,
     log_evidence_by_quadrature,
@@ -38,13 +39,6 @@ def approximate(latent_dim=2, shift=0.3, inflation=0.8, num_data=400):
     return vae, x, truth.log_evidence(x)
 
 
-def assert_unbiased_in_p(log_p, exact):
-    """The mean of p-hat / p over independent data is 1: outside of 4.5 of its standard errors by chance 7e-6."""
-    ratio = (log_p - exact).exp()
-    z = (ratio.mean() - 1) / (ratio.std() / math.sqrt(len(ratio)))
-    assert abs(z) < 4.5, f"mean of p-hat / p {ratio.mean():.3f}, {z:.1f} standard errors from 1"
-
-
 @pytest.mark.parametrize("num_temperatures", [1, 2, 5, 20])
 @pytest.mark.parametrize("start", ["guide", "prior"])
 def test_it_is_unbiased_in_p_for_every_number_of_temperatures(start, num_temperatures):
@@ -70,8 +64,7 @@ def test_the_twin_with_a_transition_that_is_not_invariant_is_caught(monkeypatch)
         momentum = noise.normal(len(state.position))
         size = torch.full_like(momentum[..., :1], 1.0)
         moved, _ = hmc._leapfrog(state, momentum, density, metric, beta, size, num_leapfrog)
-        everyone = torch.ones_like(moved.log_end)
-        return moved, hmc.Info(everyone, everyone.bool())
+        return moved, torch.ones_like(moved.log_end)
 
     vae, x, exact = approximate(shift=0.1, inflation=1.2)
     monkeypatch.setattr(hmc, "step", careless)
@@ -101,7 +94,7 @@ def test_other_programs(start):
     model, guide, x, exposure = count_and_rate(100)
     evidence = pv.ais(model, guide, x, exposure, start=start, num_temperatures=20)
     exact = negative_binomial(x, exposure)
-    assert_unbiased(evidence.log_evidence, evidence.std_error, exact, num_sigmas=6)
+    assert_unbiased(evidence.log_evidence, evidence.std_error, exact)
 
 
 def test_fifty_latents():
@@ -310,6 +303,30 @@ def test_modes_that_laplace_would_miss_are_left_to_the_guide():
     assert_unbiased(evidence.log_evidence, evidence.std_error, exact)
 
 
+@pytest.mark.parametrize("start", ["laplace", "guide", "prior"])
+def test_a_mixture_for_a_prior(start):
+    """Of two normals at -1 and 1; x ~ N(z, 1)."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            parts = dist.Normal(torch.tensor([-1.0, 1.0]), 0.5)
+            z = pyro.sample("z", dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), parts).expand([len(x)]))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.3 * x, 1.3))
+
+    x = torch.linspace(-3, 3, 100)
+    exact = torch.stack([dist.Normal(loc, math.sqrt(1.25)).log_prob(x) for loc in (-1.0, 1.0)]).logsumexp(0) - math.log(
+        2
+    )
+    evidence = pv.ais(model, guide, x, start=start, num_temperatures=50)
+    assert_unbiased_in_p(evidence.log_evidence, exact)
+    evidence = pv.log_evidence(model, guide, x)
+    assert_unbiased(evidence.log_evidence, evidence.std_error, exact)
+
+
 def test_what_the_guide_contradicts_is_flagged(monkeypatch):
     monkeypatch.setattr(
         sys.modules["pyro_vae.evidence.auto"]._Job, "_missed_by", lambda job, columns, seen: columns < 0
@@ -353,6 +370,19 @@ def test_same_numbers_in_any_company_and_with_any_number_of_threads(name):
     state = torch.get_rng_state()
     ESTIMATORS[name](vae, x[:5])
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("name", ["ais", "log_evidence"])
+def test_same_numbers_in_float32(name):
+    """In other company to rounding. In other chunks a transition may go the other way by rounding, to within the error."""
+    torch.set_default_dtype(torch.float32)
+    vae = small_vae()
+    x = draws_of(vae, 150)
+    whole = ESTIMATORS[name](vae, x)
+    part = ESTIMATORS[name](vae, x[120:140], first_index=120)
+    error = (part.log_evidence - whole.log_evidence[120:140]).abs()
+    assert part.method == whole.method[120:140]
+    assert (error < 1e-3).double().mean() > 0.9 and (error < 5 * part.std_error).all()
 
 
 def test_a_datum_that_no_draw_fits_is_flagged_and_hurts_no_other():

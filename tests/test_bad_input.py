@@ -484,7 +484,7 @@ OTHERS = {
     "delta": (
         lambda: pv.importance_sampling(*pair(), BINARY, num_samples=10).certified_lower_bound(1.0),
         ValueError,
-        "delta: expected a probability between 0 and 1",
+        "delta: expected a number between 0 and 1",
     ),
     "nothing to evaluate": (lambda: pv.importance_sampling(*pair()), TypeError, "x: expected the data"),
     "arguments of other lengths": (

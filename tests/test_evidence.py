@@ -13,6 +13,7 @@ from truths import (
     GaussianPosterior,
     LinearGaussian,
     assert_unbiased,
+    assert_unbiased_in_p,
     count_and_rate,
     draws_of,
     log_evidence_by_quadrature,
@@ -51,10 +52,9 @@ def test_z_scores_of_fitted_proposals(proposal):
     chosen = pv.Local(num_steps=100) if proposal == "local" else proposal
     evidence = pv.importance_sampling(vae.model, vae.guide, x, num_samples=2000, proposal=chosen)
     exact = log_evidence_by_quadrature(vae, x, 1)
-    good = evidence.reliable
-    assert good.double().mean() > 0.7
-    error = ((evidence.log_evidence - exact) / evidence.std_error)[good]
-    assert error.abs().max() < 6
+    assert evidence.reliable.double().mean() > 0.7
+    # In p: tails are heavy enough that z-scores are skewed, and to choose data by their k-hat would bias them.
+    assert_unbiased_in_p(evidence.log_evidence, exact)
 
 
 def test_laplace_is_exact_for_a_gaussian_with_50_latents():
@@ -141,7 +141,7 @@ def test_khat_flags_where_they_do_not():
 
 
 DELTA = 0.05
-MOST_FAILURES = DELTA + 4 * math.sqrt(DELTA * (1 - DELTA) / 100)  # of 100; binomial, above by chance at most 3e-4
+MOST_FAILURES = DELTA + 4 * math.sqrt(DELTA * (1 - DELTA) / 100)  # of 100; binomial, so many by chance at most 5e-4
 
 
 def certificate_failures(shared):
@@ -230,7 +230,9 @@ def test_weights_of_zero_are_flagged_and_hurt_no_other_datum(proposal):
     assert evidence.khat[1].isnan() and evidence.std_error[1].isnan() and not evidence.reliable[1]
     assert evidence.log_evidence[0].isfinite()
     assert not evidence.reliable[2] and evidence.ess[2] < 4
-    assert "NOT reliable for" in evidence.summary()
+    assert "NOT reliable for" in evidence.summary() and "log p(x) = -inf for" in evidence.summary()
+    assert evidence.plot().axes
+    assert pv.compare(evidence, evidence).mean == 0
 
 
 def test_equal_weights():

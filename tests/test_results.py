@@ -156,6 +156,8 @@ def test_masks_of_pixels():
     one = pv.log_evidence(model, standard_normal, x, seen)
     exact = dist.MultivariateNormal(torch.zeros(3), torch.eye(3) + 1).log_prob(torch.zeros(3))
     assert torch.allclose(one.log_evidence, exact.expand(20), atol=0.3)
+    with pytest.raises(ValueError, match="model: expected data all of which count; got masks"):
+        one.bits_per_dim(256)
     other = pv.importance_sampling(model, standard_normal, x, 1 - seen, num_samples=5)
     with pytest.raises(ValueError, match="expected evidence of the same data"):
         pv.compare(one, other)
@@ -284,13 +286,17 @@ def test_rhat_is_that_of_arviz():
     chains = torch.randn(4, 100).cumsum(1) * 0.05 + torch.randn(4, 100)
     rhat, ess = chain_diagnostics(chains[..., None, None])
     assert rhat.item() == pytest.approx(float(arviz.rhat(chains.numpy())), abs=1e-3)
-    assert ess.item() == pytest.approx(float(arviz.ess(chains.numpy())), rel=0.3)
+    assert ess.item() == pytest.approx(float(arviz.ess(chains.numpy())), rel=0.05)
 
 
 def test_importance_resampling_says_how_good_it_is(pair):
     vae, x = pair
     posterior = pv.posterior_samples(vae.model, vae.guide, x, method="importance", num_samples=10, num_proposals=500)
     assert posterior.rhat.isnan().all() and (posterior.ess <= 500).all()
+    assert (
+        "R-hat" not in posterior.summary()
+        and "importance" in posterior.plot().axes[0].get_legend().get_texts()[0].get_text()
+    )
     assert posterior.latents["z"].shape == (4, 10, 8, 2)
 
 

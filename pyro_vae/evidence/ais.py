@@ -92,8 +92,6 @@ class Trajectory(NamedTuple):
     state: State
     acceptance: Tensor
     """The mean over chains and temperatures, `(N,)`."""
-    history: Tensor
-    """log f_1 - log f_0 of the chains at each temperature, `(T, K, N)`, if asked for."""
 
 
 def path_from(start: str, whole: Unconstrained, noise: Noise, chunk_size: int | None = None) -> Path:
@@ -144,7 +142,7 @@ def _log_joint(view: Unconstrained, chunk_size: int | None) -> hmc.Density:
     return log_joint
 
 
-def anneal(path: Path, noise: Noise, settings: Settings, start: Tensor | None = None, keep: bool = False) -> Trajectory:
+def anneal(path: Path, noise: Noise, settings: Settings, start: Tensor | None = None) -> Trajectory:
     r"""One run along the path: $\log w = \sum_t (\beta_t - \beta_{t-1}) (\log f_1 - \log f_0)(u_{t-1})$.
 
     Forwards from draws of $f_0$, $E w = p(x)$. Given `start` `(K, N, D)`, exact draws from the posterior, it goes
@@ -156,21 +154,18 @@ def anneal(path: Path, noise: Noise, settings: Settings, start: Tensor | None = 
     state, inside = _begin(path, u)
     log_weights = torch.where(inside, 0.0, -torch.inf)
     acceptance = torch.zeros_like(betas[0])
-    history = []
     order = range(1, len(betas)) if not backwards else range(len(betas) - 1, 0, -1)
     for number, t in enumerate(order, start=1):
         difference = state.log_end - state.log_start
         # Weigh before the transition: the chain has to be where the last temperature left it.
         log_weights = log_weights + (betas[t] - betas[t - 1]) * difference
-        if keep:
-            history.append(difference)
         if number < len(betas) - 1:
             at = t - 1 if backwards else t
-            state, info = hmc.step(
+            state, accepted = hmc.step(
                 state, path.density, noise, path.metric(betas[at]), betas[at], step_sizes[at], num_leapfrog
             )
-            acceptance = acceptance + info.accept_prob.mean(0) / (len(betas) - 2)
-    return Trajectory(log_weights, state, acceptance, torch.stack(history) if keep else log_weights[None])
+            acceptance = acceptance + accepted.mean(0) / (len(betas) - 2)
+    return Trajectory(log_weights, state, acceptance)
 
 
 class Pilot(NamedTuple):
@@ -214,10 +209,10 @@ def pilot(path: Path, noise: Noise, num_temperatures: int, num_chains: int, num_
         difference = (state.log_end - state.log_start).nan_to_num(nan=-1e10, neginf=-1e10)
         log_weights = log_weights + (betas[t] - betas[t - 1]) * difference
         spreads.append(difference.std(0))
-        state, info = hmc.step(
+        state, accepted = hmc.step(
             state, path.density, noise, path.metric(betas[t]), betas[t], log_size.exp(), num_leapfrog
         )
-        log_size = (log_size + info.accept_prob.mean(0) - TARGET_ACCEPTANCE).clamp(-8, longest)
+        log_size = (log_size + accepted.mean(0) - TARGET_ACCEPTANCE).clamp(-8, longest)
         sizes.append(log_size)
     return Pilot(betas, torch.stack(sizes), torch.stack(spreads), log_weights)
 

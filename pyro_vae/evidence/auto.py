@@ -1,4 +1,4 @@
-"""log p(x) of each datum by the cheapest estimator that is accurate enough for it."""
+"""log p(x) of each datum by the first estimator, from cheap to dear, that pilot runs find accurate enough for it."""
 
 from __future__ import annotations
 
@@ -55,14 +55,15 @@ def log_evidence(
     progress: bool = False,
     **kwargs: Any,
 ) -> Evidence:
-    r"""log p(x) of each datum, by the cheapest estimator whose standard error is within a tolerance.
+    r"""log p(x) of each datum, by the cheapest of three estimators whose standard error is within a tolerance.
 
     For each datum a pilot run draws from the guide, and where that would not do, from Laplace's Gaussian, and where
     that would not do either, a short annealing looks how many temperatures are needed. What the pilots saw picks the
     estimator: importance sampling where their k-hat is below 0.3 and so many draws as the tolerance takes are
     affordable, else AIS; and the guide with all that is left where it found significantly more than Laplace's Gaussian,
     which then has missed a mode. Then the estimator runs once, with frozen settings and fresh noise, and its result is
-    reported whatever it is. As pilots decide and only the measured run counts, $E \hat p(x) = p(x)$ still holds for
+    reported whatever it is, also where it has missed the tolerance with some of the budget left: to go on after a look
+    at it would bias it. As pilots decide and only the measured run counts, $E \hat p(x) = p(x)$ still holds for
     each datum, and the certificate needs no correction.
 
     A datum whose error stays above the tolerance, or whose estimate is not `reliable`, is flagged:

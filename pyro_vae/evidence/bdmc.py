@@ -64,9 +64,7 @@ class Sandwich:
         As of `Evidence.certified_lower_bound`, mirrored: $E\, p(x) / \hat p_{\mathrm{up}} = 1$ where $z$ is an exact
         draw from p(z|x), so the mean of log p(x) is below that of `upper` $+ \frac{1}{N} \log \frac{1}{\delta}$.
         """
-        if not 0 < _checks.positive("delta", delta) < 1:
-            raise ValueError(f"delta: expected a probability between 0 and 1; got {delta}; pass 0.001, say.")
-        return self.mean_gap + math.log(1 / delta) / len(self.gap)
+        return self.mean_gap + math.log(1 / _checks.probability("delta", delta)) / len(self.gap)
 
     def summary(self) -> str:
         """The bounds, and what they say of annealing with these settings."""
@@ -77,6 +75,7 @@ class Sandwich:
                 f"{'upper bound':<28}{self.upper.mean():>10.3f}",
                 f"{'lower bound':<28}{self.lower.mean():>10.3f}   +- {low:.3f} Monte Carlo error",
                 f"{'gap':<28}{self.mean_gap:>10.3f}   +- {self.mean_gap_std_error:.3f}, largest {self.gap.max():.3f}",
+                f"{'certified gap':<28}{self.certified_gap():>10.3f}   the lower bound is no lower, 999 times in 1,000",
                 f"on average, AIS set like this is {max(self.mean_gap, 0.0):.3f} nats too low at most on such data.",
                 "On real data that is a guide to its error, no bound: they may be harder than what the model makes.",
             ]
@@ -210,7 +209,6 @@ def _simulate(
 
 def _as_one_draw(program: Program, latents: Latents, rows: Tensor) -> Latents:
     """The latents of some rows, in the shapes that the program's draws have."""
-    axis = program.structure.data_dim - program.structure.particle_dim
     sites, _ = program.sites()
     full = {name: value[(None,) * (sites[name]["value"].ndim - value.ndim)] for name, value in latents.items()}
-    return {name: value.index_select(axis, rows) for name, value in full.items()}
+    return program.choose(full, rows)

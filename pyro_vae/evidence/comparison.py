@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from pyro_vae.evidence.result import Evidence, std_error_of_mean
@@ -102,4 +103,5 @@ def compare(a: Evidence, b: Evidence) -> Comparison:
         )
     error = (a.std_error.square() + b.std_error.square()).sqrt()
     unreliable = ~(a.reliable & b.reliable)
-    return Comparison(a.log_evidence - b.log_evidence, error, int(unreliable.sum()))
+    difference = torch.where(a.log_evidence == b.log_evidence, 0.0, a.log_evidence - b.log_evidence)  # also of -inf
+    return Comparison(difference, error, int(unreliable.sum()))

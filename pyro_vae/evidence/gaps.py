@@ -125,6 +125,8 @@ def inference_gap(
     """
     for name, value in (("num_samples", num_samples), ("num_steps", num_steps), ("num_particles", num_particles)):
         _checks.whole_number(name, value)
+    seed = _checks.seed(seed)
+    first_index = _checks.whole_number("first_index", first_index, minimum=0)
     program = Program.of(model, guide, args, kwargs, plate)
     if evidence is not None and evidence.observed.fingerprint != Observed.of(program).fingerprint:
         raise ValueError("evidence: expected that of the same data; got another's; leave it out, or evaluate these.")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_vae.tiling import Noise
 
-__all__ = ["Info", "Metric", "State", "init", "step"]
+__all__ = ["Metric", "State", "init", "step"]
 
 Density = Callable[[Tensor], tuple[Tensor, Tensor]]
 """log densities of the path's start and end, `(K, N)` each, at u `(K, N, D)`."""
@@ -42,15 +42,6 @@ class State(NamedTuple):
         return (1 - beta)[..., None] * self.gradient_start + beta[..., None] * self.gradient_end
 
 
-class Info(NamedTuple):
-    """What a step did."""
-
-    accept_prob: Tensor
-    """`(K, N)`."""
-    accepted: Tensor
-    """`(K, N)`, bool."""
-
-
 def init(position: Tensor, density: Density) -> State:
     """A state at u `(K, N, D)`: one evaluation of the density and of both gradients."""
     u = position.detach().requires_grad_()
@@ -75,8 +66,8 @@ def step(
     beta: Tensor,
     step_size: Tensor,
     num_leapfrog: int,
-) -> tuple[State, Info]:
-    r"""One transition that leaves $f_0^{1 - \beta} f_1^{\beta}$ invariant and is reversible.
+) -> tuple[State, Tensor]:
+    r"""One transition that leaves $f_0^{1 - \beta} f_1^{\beta}$ invariant, reversibly; and its acceptance, `(K, N)`.
 
     Args:
         state: of K chains for each of N data.
@@ -101,9 +92,7 @@ def step(
     log_ratio = log_ratio.where(proposed.log_density(beta).isfinite(), -torch.inf)
     accept_prob = log_ratio.nan_to_num(nan=-torch.inf).clamp(max=0).exp()
     accepted = noise.uniform(num_chains) < accept_prob
-    return State(*(_choose(accepted, new, old) for new, old in zip(proposed, state, strict=True))), Info(
-        accept_prob, accepted
-    )
+    return State(*(_choose(accepted, new, old) for new, old in zip(proposed, state, strict=True))), accept_prob
 
 
 def _leapfrog(

@@ -64,6 +64,11 @@ class Posterior:
     def summary(self) -> str:
         """The diagnostics, in words."""
         chains, draws, num_data = self.log_prior.shape
+        if self.rhat.isnan().all():
+            return (
+                f"{chains * draws} draws from p(z|x) for {num_data} data, by {self.method}\n"
+                f"effective draws: median {self.ess.median():,.0f}, smallest {self.ess.min():,.0f}"
+            )
         return (
             f"{chains} chains of {draws} draws from p(z|x) for {num_data} data, by {self.method}\n"
             f"R-hat: median {self.rhat.median():.3f}, largest {self.rhat.max():.3f}; effective draws: median "
@@ -120,6 +125,8 @@ def posterior_samples(
     _checks.whole_number("num_samples", num_samples, minimum=4)
     annealing = started_by(num_chains, num_temperatures, num_leapfrog)
     seed = _checks.seed(seed)
+    first_index = _checks.whole_number("first_index", first_index, minimum=0)
+    num_proposals = _checks.whole_number("num_proposals", num_proposals)
     program = Program.of(model, guide, args, kwargs, plate)
     guide_latents = _guide_latents(program, num_chains * num_samples, seed, first_index)
     if method == "importance":
@@ -157,19 +164,21 @@ def _chains(block: Block, annealing: Annealing, num_samples: int, seed: int) -> 
     """Draws in the order chain by chain, u `(C, S, N, D)`, and the acceptance."""
     prepared = annealing.prepared(block, seed)
     path, numbers = prepared.path, prepared.noise
-    positions, accepted = [], []
+    positions, acceptances = [], []
     with noise(block.program, seed_for(seed, "chains"), block.place):
         trajectory = anneal(path, numbers, prepared.settings)
         refuse_nan(trajectory.log_weights, block.rows)
         state = hmc.init(end_positions(trajectory, numbers, annealing.num_chains), path.density)
         beta, size = torch.ones_like(prepared.settings.betas[-1]), prepared.settings.step_sizes[-1]
         for _ in range(num_samples):
-            state, info = hmc.step(state, path.density, numbers, path.metric(beta), beta, size, annealing.num_leapfrog)
+            state, accepted = hmc.step(
+                state, path.density, numbers, path.metric(beta), beta, size, annealing.num_leapfrog
+            )
             positions.append(state.position)
-            accepted.append(info.accept_prob.mean(0))
+            acceptances.append(accepted.mean(0))
         u = torch.stack(positions, dim=1)
         draws = draws_of(path.view, u.flatten(0, 1))
-    return draws, u.cpu(), torch.stack(accepted).mean(0).cpu()
+    return draws, u.cpu(), torch.stack(acceptances).mean(0).cpu()
 
 
 def chain_diagnostics(u: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,7 +186,9 @@ def chain_diagnostics(u: Tensor) -> tuple[Tensor, Tensor]:
     ranks = _normal_scores(u)
     folded = _normal_scores((u - u.flatten(0, 1).median(0).values).abs())
     rhat = torch.maximum(split_gelman_rubin(ranks, 0, 1), split_gelman_rubin(folded, 0, 1))
-    return rhat.amax(-1), effective_sample_size(ranks, 0, 1).amin(-1)
+    half = ranks.shape[1] // 2
+    halves = torch.cat([ranks[:, :half], ranks[:, -half:]])  # so that a drift shows, as in R-hat
+    return rhat.amax(-1), effective_sample_size(halves, 0, 1).amin(-1)
 
 
 def _normal_scores(u: Tensor) -> Tensor:

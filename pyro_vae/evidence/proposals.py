@@ -111,8 +111,7 @@ class Defensive:
     width = None
 
     def __post_init__(self) -> None:
-        if not 0 < _checks.positive("weight", self.weight) < 1:
-            raise ValueError(f"weight: expected a number between 0 and 1; got {self.weight}; pass 0.1, say.")
+        _checks.probability("weight", self.weight)
 
     @property
     def name(self) -> str:

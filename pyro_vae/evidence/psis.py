@@ -16,7 +16,7 @@ ROUNDING = 1e-4  # of the largest weight: log densities of some hundred nats are
 
 
 def pareto_khat(log_weights: Tensor) -> Tensor:
-    r"""The shape $\\hat k$ of a generalized Pareto distribution fitted to the largest importance weights of each datum.
+    r"""The shape $\hat k$ of a generalized Pareto distribution fitted to the largest importance weights of each datum.
 
     Weights with $k < 1/2$ have a finite variance. Up to about 0.7 an estimate from them converges at a useful rate;
     above it, its error is larger than it looks (`khat_threshold`).
@@ -25,7 +25,7 @@ def pareto_khat(log_weights: Tensor) -> Tensor:
         log_weights: `(K,)` or `(K, N)`.
 
     Returns:
-        `()` or `(N,)`, float64. The tail is of $\\min(K / 5, 3 \\sqrt K)$ draws. NaN for fewer than 25 draws or
+        `()` or `(N,)`, float64. The tail is of $\min(K / 5, 3 \sqrt K)$ draws. NaN for fewer than 25 draws or
         where every weight is zero; infinity where four weights or fewer stand above the rest; 0 where the tail's
         weights are equal to 1e-4, which is rounding in float32.
 

@@ -77,21 +77,19 @@ def reciprocal_importance_sampling(
     _, stretch = view.unpack(rest.to(view.device))
     log_ratio = fitted.log_prob(rest) - (log_joint[:, half:].flatten(0, 1) + stretch.cpu())
     found = estimate(log_ratio)
+    found = found._replace(
+        log_evidence=-found.log_evidence, jackknife=-found.jackknife, reliable=torch.zeros_like(found.reliable)
+    )
     terms = guide_terms(program, NUM_ELBO_SAMPLES, seed, first_index)
     annealing = started_by(num_chains)
     spent = laplace_evaluations(view.dim) + annealing.num_pilot_evaluations + annealing.num_evaluations
     spent += num_chains * num_samples * annealing.num_leapfrog + NUM_ELBO_SAMPLES
     return Evidence(
-        **{
-            **found._asdict(),
-            "log_evidence": -found.log_evidence,
-            "jackknife": -found.jackknife,
-            "reliable": torch.zeros_like(found.reliable),
-        },
+        **found._asdict(),
         num_evaluations=torch.full_like(found.ess, spent).long(),
         num_samples=len(rest),
         seed=seed,
-        method=(METHOD,) * program.num_data,
+        method=("reciprocal importance sampling (biased upwards)",) * program.num_data,
         all_bounds={},
         observed=Observed.of(program),
         guide_elbo=terms.elbo,
@@ -102,13 +100,10 @@ def reciprocal_importance_sampling(
     )
 
 
-METHOD = "reciprocal importance sampling (biased upwards)"
-
-
 def _flat(view: Unconstrained, latents: dict[str, Tensor]) -> Tensor:
     """u `(C, S, N, D)` of latents `(C, S, N, ...)`."""
     chains = next(iter(latents.values())).shape[0]
-    axis = view.program.structure.data_dim - view.program.structure.particle_dim
+    axis = view.program.structure.data_axis
     draws = {name: value.flatten(0, 1).movedim(1, axis).to(view.device) for name, value in latents.items()}
     return view.pack(draws).unflatten(0, (chains, -1)).cpu()
 

@@ -23,10 +23,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Bound", "Draws", "Evidence", "Observed", "std_error_of_mean"]
 
-TENSORS = (
-    *("log_evidence", "std_error", "ess", "khat", "reliable", "jackknife", "num_evaluations"),
-    *("rate", "distortion"),
+PER_DATUM = (
+    "log_evidence",
+    "std_error",
+    "ess",
+    "khat",
+    "reliable",
+    "jackknife",
+    "num_evaluations",
+    "rate",
+    "distortion",
 )
+OBSERVED = ("fingerprint", "num_dims", "is_masked", "kind")
 
 
 @dataclass(frozen=True, repr=False)
@@ -65,6 +73,7 @@ class Observed:
         values: the value of each observed site, `(N, ...)`.
         fingerprint: sha256 of the observed values in float64, and of their masks.
         num_dims: the number of observed numbers of a datum.
+        is_masked: whether some of them do not count.
         kind: "probability" of discrete values, "density" of continuous ones, "mixed"; or "factor" where the likelihood
             is a `pyro.factor`, whose data cannot be seen.
     """
@@ -72,6 +81,7 @@ class Observed:
     values: dict[str, Tensor]
     fingerprint: str
     num_dims: int
+    is_masked: bool
     kind: str
 
     @classmethod
@@ -88,7 +98,8 @@ class Observed:
         kinds = {site.kind for site in values.values()}
         kind = "factor" if "factor" in kinds else kinds.pop() if len(kinds) == 1 else "mixed"
         kept = {name: site.value.detach().cpu() for name, site in values.items()}
-        return cls(kept, digest.hexdigest(), num_dims, kind)
+        is_masked = any(not mask.all() for site in values.values() for mask in site.masks)
+        return cls(kept, digest.hexdigest(), num_dims, is_masked, kind)
 
 
 @dataclass(frozen=True)
@@ -234,8 +245,7 @@ class Evidence:
         References:
             Grosse, Ghahramani and Adams (2015), Sandwiching the marginal likelihood using bidirectional Monte Carlo.
         """
-        if not 0 < _checks.positive("delta", delta) < 1:
-            raise ValueError(f"delta: expected a probability between 0 and 1; got {delta}; pass 0.001, say.")
+        _checks.probability("delta", delta)
         if not self.is_bound:
             raise ValueError(
                 f"evidence: expected an estimator that is unbiased in p(x); got {self.method[0]}, which has no "
@@ -258,6 +268,8 @@ class Evidence:
         """
         if self.observed.kind == "factor":
             raise ValueError("model: expected observed sites with values; got pyro.factor, whose data have no size.")
+        if self.observed.is_masked:
+            raise ValueError("model: expected data all of which count; got masks, so that each datum has its own size.")
         if self.observed.kind == "probability" and num_levels is not None:
             raise ValueError("num_levels: expected None for discrete data, whose log p(x) needs no unit; leave it out.")
         if self.observed.kind != "probability" and num_levels is None:
@@ -272,8 +284,16 @@ class Evidence:
     def bits_back(self) -> Tensor:
         r"""$-\mathrm{ELBO} / \ln 2$: the length of the code for x that bits-back coding with this guide makes, bits.
 
-        `log_evidence` is what a perfect guide would reach; `gap` / ln 2 is what the guide costs. For discrete data.
+        `log_evidence` is what a perfect guide would reach; `gap` / ln 2 is what the guide costs.
+
+        Raises:
+            ValueError: for continuous data, which have no code of finite length; see `bits_per_dim`.
         """
+        if self.observed.kind != "probability":
+            raise ValueError(
+                f"model: expected discrete data; got a {self.observed.kind}, which has no bits; use bits_per_dim with "
+                "num_levels."
+            )
         return -self.elbo / math.log(2)
 
     def as_dict(self) -> dict[str, Any]:
@@ -340,6 +360,12 @@ class Evidence:
             f"effective draws: median {self.ess.median():,.1f}; evaluations of log p(x, z): "
             f"{self.num_evaluations.double().mean():,.0f} a datum"
         ]
+        impossible = int(self.log_evidence.isneginf().sum())
+        if impossible:
+            lines.append(f"log p(x) = -inf for {impossible:,} data, of which no draw has any weight; so is the mean")
+        if "acceptance" in self.diagnostics:
+            acceptance = self.diagnostics["acceptance"]
+            lines.append(f"acceptance of HMC: median {acceptance.median():.2f}, smallest {acceptance.min():.2f}")
         if "reached" in self.diagnostics:
             reached, tolerance = int(self.diagnostics["reached"].sum()), self.settings["tolerance"]
             lines.append(f"standard error within {tolerance:g} nats for {reached:,} of {len(self):,} data")
@@ -368,7 +394,7 @@ class Evidence:
 
     def save(self, path: str | Path) -> None:
         """Write all of it into one `.npz` file of plain arrays and JSON: nothing in it is pickled."""
-        tensors: dict[str, Tensor] = {name: getattr(self, name) for name in TENSORS}
+        tensors: dict[str, Tensor] = {name: getattr(self, name) for name in PER_DATUM}
         bounds: dict[Any, Bound] = {**self.all_bounds, "elbo": self.guide_elbo}
         for k, bound in bounds.items():
             tensors |= {f"bounds/{k}/value": bound.value, f"bounds/{k}/std_error": bound.std_error}
@@ -378,14 +404,14 @@ class Evidence:
             tensors |= {f"latents/{name}": value for name, value in self.draws.latents.items()}
             tensors |= {"log_prior": self.draws.log_prior, "log_likelihood": self.draws.log_likelihood}
         record = {name: getattr(self, name) for name in ("num_samples", "seed", "method", "settings", "is_bound")}
-        record |= {name: getattr(self.observed, name) for name in ("fingerprint", "num_dims", "kind")}
+        record |= {name: getattr(self.observed, name) for name in OBSERVED}
         storage.write(path, tensors, record)
 
     @classmethod
     def load(cls, path: str | Path) -> Evidence:
         """Read what `save` wrote. Loading runs no code of the file's."""
         tensors, record = storage.read(path)
-        missing = {*TENSORS, "bounds/elbo/value", "bounds/elbo/std_error"} - set(tensors)
+        missing = {*PER_DATUM, "bounds/elbo/value", "bounds/elbo/std_error"} - set(tensors)
         if missing:
             raise ValueError(f"path: expected a file that save wrote; got {str(path)!r} without {min(missing)!r}.")
 
@@ -400,12 +426,12 @@ class Evidence:
         ks = sorted({int(name.split("/")[0]) for name in under("bounds/") if not name.startswith("elbo")})
         latents = under("latents/")
         return cls(
-            **{name: tensors[name] for name in TENSORS},
+            **{name: tensors[name] for name in PER_DATUM},
             num_samples=record["num_samples"],
             seed=record["seed"],
             method=tuple(record["method"]),
             all_bounds={k: bound(str(k)) for k in ks},
-            observed=Observed(under("observed/"), record["fingerprint"], record["num_dims"], record["kind"]),
+            observed=Observed(under("observed/"), *(record[name] for name in OBSERVED)),
             guide_elbo=bound("elbo"),
             is_bound=record["is_bound"],
             draws=Draws(latents, tensors["log_prior"], tensors["log_likelihood"]) if latents else None,
@@ -427,7 +453,7 @@ class Evidence:
             raise ValueError(
                 "draws: expected draws from the posterior; got none; evaluate with num_posterior_draws=16."
             )
-        constant = {name: getattr(self, name) for name in TENSORS} | {"elbo": self.elbo}
+        constant = {name: getattr(self, name) for name in PER_DATUM} | {"elbo": self.elbo}
         constant |= {name: value for name, value in self.diagnostics.items() if value.shape == self.ess.shape}
         latents = {name: value[None] for name, value in self.draws.latents.items()}
         log_prior, log_likelihood = self.draws.log_prior[None], self.draws.log_likelihood[None]
