@@ -39,9 +39,10 @@ def main() -> None:
     print(f"\n{len(x)} test images of MNIST, truth {truth.mean:.3f} +- {truth.mean_std_error:.3f}; nats per datum")
     print(f"{'estimator':<38}{'evaluations':>12}{'bias':>9}{'+-':>8}{'RMSE':>8}{'reliable':>10}{'reached':>9}")
     for row in rows:
+        reached = "" if row["reached"] is None else f"{row['reached']:.0%}"
         print(
             f"{row['name']:<38}{row['evaluations']:>12,.0f}{row['bias']:>9.3f}{row['std_error']:>8.3f}"
-            f"{row['rmse']:>8.3f}{row['reliable']:>10.0%}{'' if row['reached'] is None else format(row['reached'], '.0%'):>9}"
+            f"{row['rmse']:>8.3f}{row['reliable']:>10.0%}{reached:>9}"
         )
     results = {"truth": truth.as_dict(), "bdmc_gap": [sandwich.mean_gap, sandwich.mean_gap_std_error], "rows": rows}
     (args.output / "accuracy.json").write_text(json.dumps(results, indent=1))

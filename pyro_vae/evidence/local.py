@@ -17,6 +17,8 @@ from pyro_vae.tiling import kept
 
 __all__ = ["refine"]
 
+INSTEAD = "for log p(x) use log_evidence; the inference gap of such a guide cannot be parted."
+
 
 @dataclass(frozen=True)
 class _Family:
@@ -104,7 +106,7 @@ def _free_parameters(program: Program) -> tuple[dict[str, _Family], dict[str, di
         if any(not torch.equal(found[key], again[key]) for key in found):
             raise ValueError(
                 f"guide: expected sites that do not depend on each other, to refine each; got parameters of {name!r} "
-                "that moved with another draw; use proposal='laplace' or ais(...)."
+                f"that moved with another draw; {INSTEAD}"
             )
         constraints = fn.arg_constraints  # its own: a Uniform's, say, depend on its values
         transforms = {key: biject_to(constraints[key]) for key in found}
@@ -126,7 +128,7 @@ def _parameters(name: str, fn: Any) -> tuple[Any, int, dict[str, Tensor]]:
     if not given or not fn.has_rsample:
         raise ValueError(
             f"guide: expected reparametrized distributions with parameters of their own, to refine them; got "
-            f"{type(fn).__name__} at site {name!r}; use proposal='laplace' or ais(...)."
+            f"{type(fn).__name__} at site {name!r}; {INSTEAD}"
         )
     tensors = {key: torch.as_tensor(getattr(fn, key)) for key in sorted(given)}
     extra = {key: value.ndim - len(shape) for key, value in tensors.items()}
