@@ -122,9 +122,10 @@ def draw(rows, path):
     for name, points in families.items():
         style = "*-" if name == "log_evidence" else "o--" if name.startswith("AIS") else "o-"
         size = 12 if name == "log_evidence" else 5
+        color = "black" if name == "log_evidence" else None
         cost = [point["evaluations"] for point in points]
-        axes[0].plot(cost, [abs(point["bias"]) for point in points], style, ms=size, label=name)
-        axes[1].plot(cost, [point["rmse"] for point in points], style, ms=size, label=name)
+        axes[0].plot(cost, [abs(point["bias"]) for point in points], style, ms=size, color=color, label=name)
+        axes[1].plot(cost, [point["rmse"] for point in points], style, ms=size, color=color, label=name)
     axes[0].axhline(0.03, color="0.6", ls=":")
     axes[0].text(10, 0.031, "0.03", color="0.4")
     for ax, what in zip(axes, ("|bias| of the mean", "RMSE of a datum"), strict=True):
