@@ -25,7 +25,7 @@ from truths import (
 import pyro_vae as pv
 from pyro_vae import tiling
 from pyro_vae.evidence import proposals
-from pyro_vae.evidence.weights import Totals
+from pyro_vae.evidence.weights import Totals, estimate
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -233,6 +233,16 @@ def test_weights_of_zero_are_flagged_and_hurt_no_other_datum(proposal):
     assert "NOT reliable for" in evidence.summary() and "log p(x) = -inf for" in evidence.summary()
     assert evidence.plot().axes
     assert pv.compare(evidence, evidence).mean == 0
+
+
+def test_one_weight_that_is_not_zero():
+    log_weights = torch.full((100, 2), -math.inf)
+    log_weights[7, 0] = -3.0
+    found = estimate(log_weights)
+    assert found.log_evidence[0] == pytest.approx(-3 - math.log(100)) and found.ess[0] == 1
+    assert found.std_error[0] == 1 and found.khat[0] == math.inf and found.jackknife[0].isnan()
+    assert found.log_evidence[1] == -math.inf and found.khat[1].isnan()
+    assert not found.reliable.any()
 
 
 def test_equal_weights():
