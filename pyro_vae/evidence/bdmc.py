@@ -75,7 +75,7 @@ class Sandwich:
                 f"{'upper bound':<28}{self.upper.mean():>10.3f}",
                 f"{'lower bound':<28}{self.lower.mean():>10.3f}   +- {low:.3f} Monte Carlo error",
                 f"{'gap':<28}{self.mean_gap:>10.3f}   +- {self.mean_gap_std_error:.3f}, largest {self.gap.max():.3f}",
-                f"{'certified gap':<28}{self.certified_gap():>10.3f}   the lower bound is no lower, 999 times in 1,000",
+                f"{'certified gap':<28}{self.certified_gap():>10.3f}   log p(x) is closer, 999 times in 1,000",
                 f"on average, AIS set like this is {max(self.mean_gap, 0.0):.3f} nats too low at most on such data.",
                 "On real data that is a guide to its error, no bound: they may be harder than what the model makes.",
             ]

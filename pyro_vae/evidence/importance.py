@@ -208,32 +208,20 @@ def _evidence(
     seed: int,
     first_index: int,
 ) -> Evidence:
-    def joined(of_run: Callable[[_Run], Tensor]) -> Tensor:
-        return torch.cat([of_run(run)[..., run.block.columns] for run in runs], dim=-1)
-
-    log_evidence, std_error, ess, khat, reliable, jackknife = joined(
-        lambda run: torch.stack([each.double() for each in run.totals.estimate()])
-    )
-    groups = joined(lambda run: run.totals.bounds())
+    columns = [run.block.columns for run in runs]
+    found = Totals.joined([run.totals for run in runs], columns).estimate()
+    groups = torch.cat([run.totals.bounds()[..., each] for run, each in zip(runs, columns, strict=True)], dim=-1)
     all_bounds = {k: Bound(k, *pair) for k, pair in zip(ks, groups, strict=True)}
-    all_bounds[num_samples] = Bound(num_samples, log_evidence, std_error)
-    num_evaluations = torch.cat(
-        [torch.full_like(run.totals.rest[run.block.columns], run.num_evaluations) for run in runs]
-    )
-    is_guide = isinstance(proposal, proposals.Guide)
-    if is_guide:
-        terms = GuideTerms.joined([run.terms for run in runs], [run.block.columns for run in runs])
+    all_bounds[num_samples] = Bound(num_samples, found.log_evidence, found.std_error)
+    num_evaluations = runs[0].num_evaluations
+    if isinstance(proposal, proposals.Guide):
+        terms = GuideTerms.joined([run.terms for run in runs], columns)
     else:
         terms = guide_terms(program, NUM_ELBO_SAMPLES, seed, first_index)
         num_evaluations += NUM_ELBO_SAMPLES
     return Evidence(
-        log_evidence=log_evidence,
-        std_error=std_error,
-        ess=ess,
-        khat=khat,
-        reliable=reliable.bool(),
-        jackknife=jackknife,
-        num_evaluations=num_evaluations.long(),
+        **found._asdict(),
+        num_evaluations=torch.full((program.num_data,), num_evaluations),
         num_samples=num_samples,
         seed=seed,
         method=(f"importance sampling from {proposal.name}",) * program.num_data,
@@ -242,7 +230,7 @@ def _evidence(
         guide_elbo=terms.elbo,
         rate=terms.rate,
         distortion=terms.distortion,
-        draws=Draws.joined([run.reservoir.draws for run in runs], [run.block.columns for run in runs]),
+        draws=Draws.joined([run.reservoir.draws for run in runs], columns),
         settings={"proposal": proposal.name, "num_samples": num_samples},
     )
 
