@@ -1,6 +1,7 @@
 """Variational autoencoders as Pyro programs, with a likelihood you can trust."""
 
 from pyro_vae import data, nn, plots
+from pyro_vae.compiled import CompiledTrace_ELBO, CompiledTraceMeanField_ELBO
 from pyro_vae.diagnostics import LatentUse, RateDistortion, latent_use, rate_distortion
 from pyro_vae.evidence import (
     Bound,
@@ -25,6 +26,7 @@ from pyro_vae.evidence import (
     reciprocal_importance_sampling,
 )
 from pyro_vae.likelihoods import Bernoulli, Gaussian
+from pyro_vae.optim import FusedAdam
 from pyro_vae.posteriors import DiagonalNormal
 from pyro_vae.priors import StandardNormal
 from pyro_vae.tiling import log_weights
@@ -38,10 +40,13 @@ __all__ = [
     "Bernoulli",
     "Bound",
     "Comparison",
+    "CompiledTraceMeanField_ELBO",
+    "CompiledTrace_ELBO",
     "Defensive",
     "DiagonalNormal",
     "DivergedError",
     "Evidence",
+    "FusedAdam",
     "Gaussian",
     "Guide",
     "History",

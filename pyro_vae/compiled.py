@@ -1,93 +1,443 @@
-"""A run of a Pyro program as one compiled graph, without Pyro's handlers."""
+"""Pyro's ELBOs as compiled graphs."""
 
 from __future__ import annotations
 
-import math
+import sys
+import types
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
+import pyro
 import torch
-from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
+from pyro import poutine
+from pyro.infer import ELBO, SVI, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer.util import is_identically_zero
+from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.trace_messenger import TraceMessenger
+from pyro.util import warn_if_nan
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from pyro_vae import _checks
-from pyro_vae._structure import forked_generator
+from pyro_vae._watch import PLAIN, TensorWatch, Watch, describe
+from pyro_vae.graphs import reason_of, recorded
+from pyro_vae.optim import FusedAdam
 
-__all__ = ["compiled"]
+__all__ = ["CompiledTraceMeanField_ELBO", "CompiledTrace_ELBO"]
 
-aten = torch.ops.aten
-MAX_FACTORS = 16  # of a product of numbers between 1 and 2, so that it stays exact to rounding
-MIN_FACTORS = 4
+MAX_GRAPHS = 16
+"""Of one model and guide. Each takes seconds to compile: a program that needs more of them is better run as it is."""
+MAX_CHANGES = 16
+"""As often, what a program reads may change between two calls, before it counts as a program that always changes."""
+MAX_PROGRAMS = 64
 
 
-def compiled(fn: Callable[..., Any], *example: Tensor) -> Callable[..., Any]:
-    """`fn` on tensors of these shapes, as a compiled graph; `fn` itself, with a warning that says why, if it has none.
+class NotCompilable(Exception):
+    """Why a program has no graph that would stand for it."""
 
-    The function is run once on tensors without values, which records what it does to them. So it must not branch on
-    values: that is found, and refused. Random numbers are drawn as they were, in the same order. Tensors that the
-    function closes over, such as parameters, are read at each call, but must stay the same tensors.
+
+class _CompiledELBO(ELBO):
+    """An ELBO of Pyro's whose value, gradient and update are graphs, from the second call of a kind on.
+
+    The first call of a kind, and the first after a change of something that the program reads, is Pyro's own: with its
+    validation, and making the parameters.
     """
-    try:
-        with _checks.trusting_values():
-            graph = make_fx(fn, tracing_mode="fake", _allow_non_fake_inputs=True)(*example)
-        if example[0].device.type == "cpu":
-            _rewrite(graph)
-        # The compiler runs at the first call, whose random numbers nobody must miss.
-        with torch._inductor.config.patch(fallback_random=True), forked_generator(example[0].device):
-            run = torch.compile(graph, dynamic=False)
-            run(*example)
-        return run
-    except Exception as error:  # whatever a compiler may stumble over, the function itself still runs
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        warnings.warn(f"compile: expected a model that can be compiled; got {reason}; it runs as it is.", stacklevel=2)
-        return fn
+
+    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """-ELBO, nats, summed over the data: a number, without gradients."""
+        graph = self._graph(_value, model, guide, args, kwargs)
+        if graph is None:
+            return super().loss(model, guide, *args, **kwargs)
+        (loss,) = graph()
+        return _number(loss)
+
+    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """-ELBO, nats, summed over the data; its gradient is added to that of each parameter."""
+        optim = _optimizer_of(sys._getframe(1))
+        loss = None if optim is None else self.update(model, guide, optim, *args, **kwargs)
+        if optim is not None and loss is not None:
+            optim.has_stepped()
+            return _number(loss)
+        graph = self._graph(_gradient, model, guide, args, kwargs)
+        if graph is None:
+            return super().loss_and_grads(model, guide, *args, **kwargs)
+        loss, *gradients = graph()
+        if graph.params:  # as Pyro does: a program without parameters of the store is not differentiated
+            for leaf, gradient in zip(graph.leaves, gradients, strict=True):
+                leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
+        return _number(loss)
+
+    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """-ELBO, nats, summed over the data, as a tensor that can be differentiated, once."""
+        graph = self._graph(_gradient if torch.is_grad_enabled() else _value, model, guide, args, kwargs)
+        if graph is None:
+            return super().differentiable_loss(model, guide, *args, **kwargs)
+        loss, *gradients = graph()
+        warn_if_nan(loss, "loss")
+        return _Differentiable.apply(loss, gradients, *graph.leaves) if gradients else loss
+
+    def update(self, model: Any, guide: Any, optim: FusedAdam, *args: Any, **kwargs: Any) -> Tensor | None:
+        """Loss, gradient and the optimizer's step in one graph; None, and nothing done, while there is none."""
+        graph = self._graph(_update, model, guide, args, kwargs, optim)
+        if graph is None:
+            return None
+        optim.prepare()
+        (loss,) = graph()
+        return loss
+
+    def _graph(
+        self,
+        kind: Kind,
+        model: Any,
+        guide: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        optim: FusedAdam | None = None,
+    ) -> _Ready | None:
+        """The graph that stands for this call; None if the call is to be Pyro's own."""
+        program = self._program_of(model, guide)
+        if kind in program.refused:
+            return None
+        try:
+            _refuse_surroundings()
+            return program.graph(kind, _Call.of(args, kwargs), optim)
+        except NotCompilable as reason:
+            program.say(
+                f"{type(self).__name__}: expected a program that can be compiled; got {reason}; {kind.instead}."
+            )
+        return None
+
+    def _program_of(self, model: Any, guide: Any) -> _Program:
+        programs: OrderedDict[Any, _Program] = self.__dict__.setdefault("_programs", OrderedDict())
+        key = _identity(model), _identity(guide), self.num_particles, self.vectorize_particles
+        if key not in programs:
+            programs[key] = _Program(self._loss_tensor, model, guide)
+            if len(programs) > MAX_PROGRAMS:
+                programs.popitem(last=False)
+        return programs[key]
+
+    def _loss_tensor(self, model: Any, guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """Pyro's loss, of which no number is taken."""
+        total: Any = 0.0
+        for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
+            for name, site in guide_trace.nodes.items():
+                if site["type"] == "sample" and not is_identically_zero(site["score_parts"].score_function):
+                    raise NotCompilable(f"latent site {name!r}, which is not reparametrized")
+            with _NumbersStayTensors():
+                _, loss = self._differentiable_loss_particle(model_trace, guide_trace)
+            total = total + loss / self.num_particles
+        if not isinstance(total, Tensor):
+            raise NotCompilable("no sample site")
+        return total
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_programs"}
 
 
-def _rewrite(module: fx.GraphModule) -> None:
-    """Put cheaper forms in the place of two functions that are slow on a CPU."""
-    for node in list(module.graph.nodes):
-        value = node.meta.get("val")
-        if node.target is aten.tanh.default and value is not None and value.dtype == torch.float32:
-            _replace(node, node, _tanh, node.args)
-        elif node.target is aten.binary_cross_entropy_with_logits.default:
-            _rewrite_bernoulli(node)
-    module.graph.eliminate_dead_code()
-    module.recompile()
+class CompiledTrace_ELBO(_CompiledELBO, Trace_ELBO):
+    """TODO"""
 
 
-def _rewrite_bernoulli(node: Any) -> None:
-    """log p of Bernoulli pixels where only their sum is used: as Pyro writes it, the pixels in the last dimension."""
-    end = node
-    for target in (aten.neg.default, aten.view.default, aten.sum.dim_IntList):
-        if len(end.users) != 1 or next(iter(end.users)).target is not target:
-            return
-        end = next(iter(end.users))
-    logits, targets, *options = (*node.args, None, None, None)[:5]
-    view, dims = end.args[0], end.args[1]
-    shapes = [each.meta["val"].shape for each in (node, view)]
-    is_plain = options[:2] == [None, None] and options[2] == 0 and len(end.args) == 2
-    if is_plain and list(dims) == [-1] and shapes[0] == shapes[1] and _num_factors(shapes[0][-1]) >= MIN_FACTORS:
-        _replace(end, node, _bernoulli_log_prob_sum, (logits, targets))
+class CompiledTraceMeanField_ELBO(_CompiledELBO, TraceMeanField_ELBO):
+    """TODO"""
 
 
-def _replace(node: Any, before: Any, fn: Callable[..., Tensor], args: tuple[Any, ...]) -> None:
-    with node.graph.inserting_before(before):
-        node.replace_all_uses_with(node.graph.call_function(fn, args))
+class _Program:
+    """A model and guide under an objective, with the graphs of their runs."""
+
+    def __init__(self, loss: Callable[..., Tensor], model: Any, guide: Any) -> None:
+        self.loss, self.model, self.guide = loss, model, guide
+        self.graphs: dict[Any, list[_Graph]] = {}
+        self.seen: dict[Any, Watch] = {}
+        """As what the program was seen at the last call of each kind that has no graph."""
+        self.num_changes = 0
+        self.refused: set[Kind] = set()
+        self.said: set[str] = set()
+        self.takes_numbers = True
+
+    def graph(self, kind: Kind, call: _Call, optim: FusedAdam | None) -> _Ready | None:
+        """The graph of a call, compiled if one of its kind was seen before; None if none was."""
+        if not self.takes_numbers:
+            call = call.with_constants()
+        key = kind, id(optim), call.key
+        for graph in self.graphs.get(key, ()):
+            if graph.change() is None:
+                return _Ready(graph, call.tensors)
+        if not self._is_as_it_was(kind, key, call):
+            return None
+        graph = self._compiled(kind, call, optim)
+        del self.seen[key]
+        self.graphs.setdefault(key, []).append(graph)
+        return _Ready(graph, call.tensors)
+
+    def say(self, message: str) -> None:
+        """Warn, once."""
+        if message not in self.said:
+            self.said.add(message)
+            warnings.warn(message, stacklevel=4)
+
+    def _is_as_it_was(self, kind: Kind, key: Any, call: _Call) -> bool:
+        """Whether the program is what it was at the last call of this kind; if not, it is looked at anew."""
+        change = self.seen[key].change() if key in self.seen else "new"
+        if change is None:
+            return True
+        self.num_changes += key in self.seen
+        if self.num_changes > MAX_CHANGES:
+            raise self._refusal(kind, f"a program of which {change} is another at each call")
+        try:
+            self.seen[key] = self._watch(call)
+        except ValueError as error:
+            raise self._refusal(kind, str(error)) from error
+        return False
+
+    def _compiled(self, kind: Kind, call: _Call, optim: FusedAdam | None) -> _Graph:
+        if sum(map(len, self.graphs.values())) >= MAX_GRAPHS:
+            raise self._refusal(kind, f"calls of more than {MAX_GRAPHS} kinds, such as other shapes")
+        try:
+            return _Graph(self, kind, call, optim)
+        except Exception as error:  # whatever a compiler may stumble over, Pyro can still run it
+            if not call.numbers:
+                raise self._refusal(
+                    kind, str(error) if isinstance(error, NotCompilable) else reason_of(error)
+                ) from error
+        self.takes_numbers = False
+        return self._compiled(kind, call.with_constants(), optim)
+
+    def _refusal(self, kind: Kind, reason: str) -> NotCompilable:
+        self.refused.add(kind)
+        return NotCompilable(reason)
+
+    def _watch(self, call: _Call) -> Watch:
+        return Watch(("model", self.model), ("guide", self.guide), ("an argument", call.constants))
 
 
-def _num_factors(size: int) -> int:
-    return max(number for number in range(1, MAX_FACTORS + 1) if size % number == 0)
+class _Graph:
+    """One kind of run, compiled, with what it takes for granted."""
+
+    def __init__(self, program: _Program, kind: Kind, call: _Call, optim: FusedAdam | None) -> None:
+        def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+            args, kwargs = call.rebuilt(tensors)
+            outputs, self.leaves = kind.run(lambda: program.loss(program.model, program.guide, args, kwargs), optim)
+            return outputs
+
+        self.watch = program._watch(call)
+        with poutine.block(), poutine.trace(param_only=True) as capture, pyro.validation_enabled(False):
+            graph = recorded(run, *call.tensors)
+        change = self.watch.change()
+        if change is not None:
+            self.watch.undo()
+            raise NotCompilable(f"a program that changes {change} in its run")
+        if any(tensor.grad_fn is not None for tensor in graph.tensors):
+            raise NotCompilable("a tensor that is computed outside of the program and needs a gradient")
+        if any(leaf._backward_hooks for leaf in self.leaves):
+            raise NotCompilable("a hook on the gradient of a parameter")
+        self.tensors = TensorWatch(graph.tensors)
+        store = pyro.get_param_store()
+        self.params = {name: store._params[name] for name in capture.trace.nodes}
+        self.optim = optim
+        self.options = self._options()
+        self.run = graph.compiled(*call.tensors)
+
+    def change(self) -> str | None:
+        """What is not any more as it was when the run was recorded; None if all is."""
+        store = pyro.get_param_store()._params
+        for name, param in self.params.items():
+            if store.get(name) is not param:
+                return f"parameter {name!r}"
+        options = self._options()
+        if len(options) != len(self.options) or any(a is not b for a, b in zip(options, self.options, strict=True)):
+            return "the optimizer"
+        return self.watch.change() or self.tensors.change()
+
+    def _options(self) -> list[Any]:
+        return [] if self.optim is None else self.optim.tensors_and_options(self.leaves)
+
+    def hand_over_parameters(self) -> None:
+        """To the handlers around the call, as Pyro's own run would: SVI's, which asks what to train."""
+        store = pyro.get_param_store()
+        for handler in _PYRO_STACK:
+            for name in self.params:
+                handler.trace.add_node(name, name=name, type="param", value=store[name])
 
 
-def _tanh(x: Tensor) -> Tensor:
-    """To an absolute error of float32's rounding, by one exponential."""
-    return 1 - 2 / (torch.exp(2 * x) + 1)
+class _Ready(NamedTuple):
+    """A graph with the tensors of a call."""
+
+    graph: _Graph
+    tensors: tuple[Tensor, ...]
+
+    def __call__(self) -> tuple[Tensor, ...]:
+        if _PYRO_STACK:
+            self.graph.hand_over_parameters()
+        return self.graph.run(*self.tensors)
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        return self.graph.leaves
+
+    @property
+    def params(self) -> dict[str, Tensor]:
+        return self.graph.params
 
 
-def _bernoulli_log_prob_sum(logits: Tensor, x: Tensor) -> Tensor:
-    r"""$\sum_d x_d l_d - \max(l_d, 0) - \log(1 + e^{-|l_d|})$, with one logarithm for a product of up to 16 terms."""
-    size = logits.shape[-1]
-    terms = (1 + torch.exp(-logits.abs())).unflatten(-1, (_num_factors(size), -1))
-    product = math.prod(terms.unbind(-2))
-    return (x * logits - logits.clamp(min=0)).sum(-1) - product.log().sum(-1)
+class _Call(NamedTuple):
+    """The arguments of a call, parted into tensors and what is no tensor."""
+
+    key: Any
+    """The same for calls that one graph can stand for, all else being equal."""
+    spec: TreeSpec
+    tensors: tuple[Tensor, ...]
+    constants: tuple[Any, ...]
+    """The arguments, with `_TENSOR` in the place of each tensor."""
+    numbers: dict[int, float]
+    """Those of the tensors that were given as numbers, by their place among the arguments."""
+
+    @classmethod
+    def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
+        leaves, spec = tree_flatten((args, kwargs))
+        numbers = {place: leaf for place, leaf in enumerate(leaves) if type(leaf) is float}
+        for place, number in numbers.items():
+            leaves[place] = torch.tensor(number, dtype=torch.float64)
+        return cls._parted(leaves, spec, numbers)
+
+    @classmethod
+    def _parted(cls, leaves: list[Any], spec: TreeSpec, numbers: dict[int, float]) -> _Call:
+        tensors = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
+        if any(tensor.requires_grad for tensor in tensors):
+            raise NotCompilable("an argument that needs a gradient")
+        constants = tuple(_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+        key = spec, tuple(map(describe, tensors)), tuple(map(_key_of, constants))
+        return cls(key, spec, tensors, constants, numbers)
+
+    def with_constants(self) -> _Call:
+        """The call with its numbers as they were given."""
+        leaves = self._leaves(self.tensors)
+        for place, number in self.numbers.items():
+            leaves[place] = number
+        return self._parted(leaves, self.spec, {})
+
+    def rebuilt(self, tensors: tuple[Tensor, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments, with other tensors."""
+        return tree_unflatten(self._leaves(tensors), self.spec)
+
+    def _leaves(self, tensors: tuple[Tensor, ...]) -> list[Any]:
+        remaining = iter(tensors)
+        return [next(remaining) if leaf is _TENSOR else leaf for leaf in self.constants]
+
+
+_TENSOR = object()
+
+
+def _key_of(constant: Any) -> Any:
+    return (type(constant), constant) if isinstance(constant, PLAIN) else id(constant)
+
+
+class Kind(NamedTuple):
+    """What is computed in a graph."""
+
+    run: Callable[[Callable[[], Tensor], FusedAdam | None], tuple[tuple[Tensor, ...], list[Tensor]]]
+    """From the function that takes the loss: the outputs, and the leaves with a gradient."""
+    instead: str
+    """What happens where it has no graph."""
+
+
+def _run_value(loss: Callable[[], Tensor], _: FusedAdam | None) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+    with torch.no_grad():
+        return (loss(),), []
+
+
+def _run_gradient(loss: Callable[[], Tensor], _: FusedAdam | None) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+    with torch.enable_grad():
+        value = loss()
+        leaves = _leaves(value)
+        gradients = torch.autograd.grad(value, leaves) if leaves else ()
+    return (value.detach(), *gradients), leaves
+
+
+def _run_update(loss: Callable[[], Tensor], optim: FusedAdam | None) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+    assert optim is not None
+    (value, *gradients), leaves = _run_gradient(loss, None)
+    if not optim.can_update(leaves):
+        raise NotCompilable("parameters that the optimizer does not know")
+    with torch.no_grad():
+        optim.update(leaves, gradients)
+    return (value,), leaves
+
+
+_value = Kind(_run_value, "it runs as it is")
+_gradient = Kind(_run_gradient, "it runs as it is")
+_update = Kind(_run_update, "gradient and update are run apart")
+
+
+def _leaves(loss: Tensor) -> list[Tensor]:
+    """The tensors on which a loss depends, and which need its gradient."""
+    found: dict[Tensor, None] = {}
+    seen = set()
+    waiting = [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            if hasattr(node, "variable"):
+                found[node.variable] = None
+            waiting.extend(function for function, _ in node.next_functions)
+    return list(found)
+
+
+class _NumbersStayTensors(TorchFunctionMode):
+    """Pyro takes the loss as a number besides the one it differentiates: a run without values has none to take."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0].detach() if func is Tensor.item else func(*args, **(kwargs or {}))
+
+
+class _Differentiable(torch.autograd.Function):
+    """A loss whose gradient was computed with it."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, gradients: list[Tensor], *leaves: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return loss.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+        return None, None, *(upstream * gradient for gradient in ctx.gradients)
+
+
+def _refuse_surroundings() -> None:
+    """What lies around a call, and would have a say in each of its operations."""
+    if not all(type(handler) is TraceMessenger and handler.param_only for handler in _PYRO_STACK):
+        raise NotCompilable(
+            "a call inside a handler, such as a plate or poutine.scale: put the handler inside the model"
+        )
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        raise NotCompilable("a call under autocast")
+
+
+def _optimizer_of(frame: types.FrameType) -> FusedAdam | None:
+    """The optimizer of the SVI whose `step` this is.
+
+    Between gradient and update a step does nothing that could tell whether they are one graph: so there, and nowhere
+    else, they may be.
+    """
+    if frame.f_code is not SVI.step.__code__ or len(_PYRO_STACK) != 1:
+        return None
+    optim = frame.f_locals["self"].optim
+    return optim if type(optim) is FusedAdam else None
+
+
+def _identity(program: Any) -> Any:
+    """A bound method is made anew each time that it is looked up."""
+    if isinstance(program, types.MethodType):
+        return id(program.__self__), id(program.__func__)
+    return id(program)
+
+
+def _number(loss: Tensor) -> float:
+    number = loss.item()
+    warn_if_nan(number, "loss")
+    return number

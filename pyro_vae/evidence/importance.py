@@ -12,11 +12,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_vae import _checks
-from pyro_vae.compiled import compiled
 from pyro_vae.evidence import proposals
 from pyro_vae.evidence.proposals import Proposal
 from pyro_vae.evidence.result import Bound, Draws, Evidence, Observed
 from pyro_vae.evidence.weights import Groups, Totals, resampled
+from pyro_vae.graphs import compiled
 from pyro_vae.program import Latents, LogDensities, Program
 from pyro_vae.tiling import Block, Evaluate, Noise, block_width, blocks, evaluating, noise, seed_for, tiles, tiles_of
 

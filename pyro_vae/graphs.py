@@ -1,0 +1,225 @@
+"""A function of tensors as one compiled graph, without the Python that made it."""
+
+from __future__ import annotations
+
+import math
+import random
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+from torch._subclasses import FakeTensor, FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+from pyro_vae import _checks
+from pyro_vae._structure import forked_generator
+
+__all__ = ["Graph", "compiled", "reason_of", "recorded"]
+
+aten = torch.ops.aten
+LITERALS = {aten.lift_fresh.default, aten.lift_fresh_copy.default}  # what torch.tensor(3.0) does inside of a function
+MAX_FACTORS = 16  # of a product of numbers between 1 and 2, so that it stays exact to rounding
+MIN_FACTORS = 4
+
+
+class Graph(NamedTuple):
+    """What a function does to tensors, recorded: `module(*tensors, *args)` returns its outputs as a tuple."""
+
+    module: fx.GraphModule
+    tensors: tuple[Tensor, ...]
+    """Tensors that the function closes over, such as parameters: read, and changed in place, at each call."""
+
+    def compiled(self, *args: Tensor) -> Callable[..., tuple[Tensor, ...]]:
+        """The graph as machine code, on tensors of these shapes. It draws the numbers that the function would."""
+        device = _device_of(*self.tensors, *args)
+        if device.type == "cpu":
+            _rewrite(self.module)
+        # What the compiler draws to try out its code, nobody must miss.
+        with torch.no_grad(), forked_generator(device):
+            run = torch._inductor.compile(self.module, [*self.tensors, *args], options={"fallback_random": True})
+
+        def call(*args: Tensor) -> tuple[Tensor, ...]:
+            with torch.no_grad():
+                return tuple(run(*self.tensors, *args))
+
+        return call
+
+
+def recorded(fn: Callable[..., tuple[Tensor, ...]], *args: Tensor) -> Graph:
+    """Run `fn` once on tensors without values, which records what it does to them.
+
+    So it must not branch on values: that is found, and raised. No tensor that it closes over changes, and no random
+    number is drawn.
+
+    Raises:
+        Exception: whatever the function, or the recorder, stumbles over.
+    """
+    with _checks.trusting_values(), forked_generator(_device_of(*args)), _refusing_numbers_by_chance():
+        tensors = _closed_over(fn, args)
+
+        def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+            places = dict(zip(map(id, tensors), inputs, strict=False))
+            with _InPlaceOf(places, _refuse_new):
+                return fn(*inputs[len(tensors) :])
+
+        return _lifted(make_fx(run, tracing_mode="fake")(*tensors, *args), tensors)
+
+
+def compiled(fn: Callable[..., tuple[Tensor, ...]], *example: Tensor) -> Callable[..., Any]:
+    """`fn` on tensors of these shapes, as a compiled graph; `fn` itself, with a warning that says why, if it has none.
+
+    Tensors that the function closes over are read at each call, but must stay the same tensors.
+    """
+    try:
+        return recorded(fn, *example).compiled(*example)
+    except Exception as error:  # whatever a compiler may stumble over, the function itself still runs
+        warnings.warn(
+            f"compile: expected a model that can be compiled; got {reason_of(error)}; it runs as it is.", stacklevel=2
+        )
+        return fn
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of what an error says."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _device_of(*tensors: Tensor) -> torch.device:
+    return next((tensor.device for tensor in tensors if tensor.is_cuda), torch.device("cpu"))
+
+
+@contextmanager
+def _refusing_numbers_by_chance() -> Iterator[None]:
+    """Stop if Python's or numpy's generator was used: its number would be the same in each run of the graph."""
+    generators = {"Python's random": random.getstate, "numpy.random": lambda: repr(np.random.get_state())}  # noqa: NPY002
+    before = {name: state() for name, state in generators.items()}
+    yield
+    for name, state in generators.items():
+        if state() != before[name]:
+            raise ValueError(f"a number drawn by {name}; draw with torch")
+
+
+def _closed_over(fn: Callable[..., Any], args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The tensors that `fn` uses besides its arguments: those that have values, where all others have none."""
+    found: list[Tensor] = []
+    with FakeTensorMode() as mode:
+
+        def without_values(tensor: Tensor) -> Tensor:
+            found.append(tensor)
+            return mode.from_tensor(tensor)
+
+        with _InPlaceOf({}, without_values), _RefusingValues():
+            fn(*map(mode.from_tensor, args))
+    return tuple(found)
+
+
+class _InPlaceOf(TorchDispatchMode):
+    """Puts the inputs of a graph in the place of the tensors that they stand for.
+
+    Without it the recorder would take the number in a tensor of one element, which may be another at the next call, for
+    a constant; and it would change it when it records an operation in place.
+    """
+
+    def __init__(self, inputs: dict[int, Tensor], make: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.inputs, self.make = inputs, make
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in LITERALS:
+            return func(*args, **(kwargs or {}))
+        originals: dict[int, Tensor] = {}
+
+        def replaced(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor) or isinstance(leaf, FakeTensor):
+                return leaf
+            if id(leaf) not in self.inputs:
+                self.inputs[id(leaf)] = self.make(leaf)
+            originals[id(self.inputs[id(leaf)])] = leaf
+            return self.inputs[id(leaf)]
+
+        outputs = func(*tree_map(replaced, args), **tree_map(replaced, kwargs or {}))
+        return tree_map(lambda leaf: originals.get(id(leaf), leaf), outputs)
+
+
+class _RefusingValues(TorchFunctionMode):
+    """Stops at functions that read the numbers of a tensor past the recorder."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.tolist, Tensor.numpy, Tensor.__array__):
+            raise ValueError(f"a number taken from a tensor, by {func.__name__}")
+        return func(*args, **(kwargs or {}))
+
+
+def _refuse_new(tensor: Tensor) -> Tensor:
+    raise ValueError(f"a tensor of shape {tuple(tensor.shape)} that is made anew in each run, and not by torch")
+
+
+def _lifted(module: fx.GraphModule, tensors: tuple[Tensor, ...]) -> Graph:
+    """Make the numbers that were written as tensors inputs too: the compiler takes no tensors from a module."""
+    graph = module.graph
+    first = next(iter(graph.nodes))
+    literals = []
+    for node in [node for node in graph.nodes if node.op == "get_attr"]:
+        literals.append(getattr(module, node.target))
+        with graph.inserting_before(first):
+            node.replace_all_uses_with(graph.placeholder(f"literal_{len(literals)}"))
+        graph.erase_node(node)
+    graph.eliminate_dead_code()
+    return Graph(fx.GraphModule({}, graph), (*literals, *tensors))
+
+
+def _rewrite(module: fx.GraphModule) -> None:
+    """Put cheaper forms in the place of two functions that are slow on a CPU."""
+    for node in list(module.graph.nodes):
+        value = node.meta.get("val")
+        if node.target is aten.tanh.default and value is not None and value.dtype == torch.float32:
+            _replace(node, node, _tanh, node.args)
+        elif node.target is aten.binary_cross_entropy_with_logits.default:
+            _rewrite_bernoulli(node)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+
+
+def _rewrite_bernoulli(node: Any) -> None:
+    """log p of Bernoulli pixels where only their sum is used: as Pyro writes it, the pixels in the last dimension."""
+    end = node
+    for target in (aten.neg.default, aten.view.default, aten.sum.dim_IntList):
+        if len(end.users) != 1 or next(iter(end.users)).target is not target:
+            return
+        end = next(iter(end.users))
+    logits, targets, *options = (*node.args, None, None, None)[:5]
+    view, dims = end.args[0], end.args[1]
+    shapes = [each.meta["val"].shape for each in (node, view)]
+    is_plain = options[:2] == [None, None] and options[2] == 0 and len(end.args) == 2
+    if is_plain and list(dims) == [-1] and shapes[0] == shapes[1] and _num_factors(shapes[0][-1]) >= MIN_FACTORS:
+        _replace(end, node, _bernoulli_log_prob_sum, (logits, targets))
+
+
+def _replace(node: Any, before: Any, fn: Callable[..., Tensor], args: tuple[Any, ...]) -> None:
+    with node.graph.inserting_before(before):
+        node.replace_all_uses_with(node.graph.call_function(fn, args))
+
+
+def _num_factors(size: int) -> int:
+    return max(number for number in range(1, MAX_FACTORS + 1) if size % number == 0)
+
+
+def _tanh(x: Tensor) -> Tensor:
+    """To an absolute error of float32's rounding, by one exponential."""
+    return 1 - 2 / (torch.exp(2 * x) + 1)
+
+
+def _bernoulli_log_prob_sum(logits: Tensor, x: Tensor) -> Tensor:
+    r"""$\sum_d x_d l_d - \max(l_d, 0) - \log(1 + e^{-|l_d|})$, with one logarithm for a product of up to 16 terms."""
+    size = logits.shape[-1]
+    terms = (1 + torch.exp(-logits.abs())).unflatten(-1, (_num_factors(size), -1))
+    product = math.prod(terms.unbind(-2))
+    return (x * logits - logits.clamp(min=0)).sum(-1) - product.log().sum(-1)

@@ -1,0 +1,231 @@
+"""Adam for all parameters at once, as one of Pyro's optimizers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro.optim import PyroOptim
+from torch import Tensor
+from torch.optim import Adam
+from torch.optim.lr_scheduler import LRScheduler
+
+from pyro_vae import _checks
+
+__all__ = ["FusedAdam"]
+
+OPTIONS = {"lr", "betas", "eps", "weight_decay"}
+
+
+class FusedAdam(PyroOptim):
+    r"""Adam as one of Pyro's optimizers, with one torch optimizer for all parameters instead of one for each.
+
+    $m \leftarrow \beta_1 m + (1 - \beta_1) g$, $v \leftarrow \beta_2 v + (1 - \beta_2) g^2$ and
+    $\theta \leftarrow \theta - \text{lr}\, \hat m / (\sqrt{\hat v} + \epsilon)$, where
+    $\hat m = m / (1 - \beta_1^t)$ and $\hat v = v / (1 - \beta_2^t)$: the steps of `pyro.optim.Adam`. In `SVI` with a
+    compiled ELBO the update is part of the ELBO's graph.
+
+    Args:
+        optim_args: `lr` (1e-3 by default), `betas`, `eps` and `weight_decay` of `torch.optim.Adam`; or a function from
+            a parameter's name to such a dictionary, for parameters that need others.
+        lr_scheduler: makes a learning-rate schedule of torch's for a torch optimizer, such as
+            `functools.partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=60)`; it goes on by a step at each call
+            of `step`, which `fit` makes after each epoch.
+
+    Its state is that of `pyro.optim.Adam`: `get_state`, `set_state`, `save` and `load` of either can be read by the
+    other.
+
+    Raises:
+        TypeError, ValueError: for an option that Adam lacks, or a learning rate that cannot be.
+
+    References:
+        Kingma and Ba (2015), Adam: a method for stochastic optimization.
+
+    Examples:
+        >>> import pyro, torch
+        >>> from pyro.infer import SVI
+        >>> import pyro_vae as pv
+        >>> def model(x):
+        ...     loc = pyro.param("loc", torch.tensor(0.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", pyro.distributions.Normal(loc, 1.0), obs=x)
+        >>> svi = SVI(model, lambda x: None, pv.FusedAdam({"lr": 0.1}), pyro.infer.Trace_ELBO())
+        >>> losses = [svi.step(torch.full((10,), 2.0)) for _ in range(100)]
+        >>> round(pyro.param("loc").item(), 1)
+        2.0
+    """
+
+    def __init__(
+        self,
+        optim_args: dict[str, Any] | Callable[[str], dict[str, Any]],
+        lr_scheduler: Callable[[Adam], LRScheduler] | None = None,
+    ) -> None:
+        if not callable(optim_args):
+            _check_options(optim_args)
+        super().__init__(Adam, optim_args)
+        self.lr_scheduler = lr_scheduler
+        self.optimizers: list[Adam] = []
+        """One for each set of options."""
+        self.schedulers: list[LRScheduler] = []
+        self._rates: dict[Adam, Tensor] = {}
+        self._has_stepped = False
+
+    def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
+        """Take one step for each of the parameters that has a gradient, and take the gradients away."""
+        if self._has_stepped:
+            self._has_stepped = False
+            return
+        params = set(params)
+        for param in sorted(params - self.optim_objs.keys(), key=_name):
+            self._add(param)
+        with _without_gradients(self.optim_objs.keys() - params):
+            for optimizer in self.optimizers:
+                optimizer.step(*args, **kwargs)
+        for param in params:
+            param.grad = None
+
+    def step(self, *args: Any) -> None:
+        """Go on by one step of the learning-rate schedule, if there is one."""
+        for scheduler in self.schedulers:
+            scheduler.step(*args)
+
+    def get_state(self) -> dict[str, Any]:
+        """The state of each parameter, by its name in Pyro's store."""
+        return {_name(param): self._state_of(param) for param in self.optim_objs}
+
+    def set_state(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a state: at once for the parameters that were seen, for others when they are."""
+        known = {_name(param): param for param in self.optim_objs}
+        for name in state_dict.keys() & known.keys():
+            self._restore(known[name], state_dict[name])
+        super().set_state({name: state for name, state in state_dict.items() if name not in known})
+
+    def load(self, filename: str, map_location: Any = None) -> None:
+        """Read a state from a file that holds nothing but numbers and tensors."""
+        self.set_state(torch.load(filename, map_location=map_location, weights_only=True))
+
+    def _add(self, param: Tensor) -> None:
+        options = self._get_optim_args(param)
+        _check_options(options)
+        optimizer = next((each for each in self.optimizers if each.defaults.items() >= options.items()), None)
+        if optimizer is None:
+            optimizer = Adam([param], **options, fused=True)
+            self.optimizers.append(optimizer)
+            self._rates[optimizer] = torch.tensor(0.0, dtype=torch.float64, device=param.device)
+            if self.lr_scheduler is not None:
+                self.schedulers.append(self.lr_scheduler(optimizer))
+        else:
+            optimizer.param_groups[0]["params"].append(param)
+        self.optim_objs[param] = optimizer
+        state = self._state_waiting_to_be_consumed.pop(_name(param), None)
+        if state is not None:
+            self._restore(param, state)
+
+    def _state_of(self, param: Tensor) -> dict[str, Any]:
+        """As the state of an optimizer of its own, with its schedule if there is one: Pyro's form."""
+        optimizer = self.optim_objs[param]
+        group = {**optimizer.param_groups[0], "params": [0]}
+        state = {0: dict(optimizer.state[param])} if optimizer.state.get(param) else {}
+        found = {"state": state, "param_groups": [group]}
+        if not self.schedulers:
+            return found
+        return {"scheduler": self.schedulers[self.optimizers.index(optimizer)].state_dict(), "optimizer": found}
+
+    def _restore(self, param: Tensor, state: dict[str, Any]) -> None:
+        optimizer = self.optim_objs[param]
+        if "scheduler" in state:
+            if self.schedulers:
+                self.schedulers[self.optimizers.index(optimizer)].load_state_dict(state["scheduler"])
+            state = state["optimizer"]
+        group = state["param_groups"][0]
+        optimizer.param_groups[0].update(
+            {name: value for name, value in group.items() if name in {*OPTIONS, "initial_lr"}}
+        )
+        if state["state"]:
+            optimizer.state[param] = {
+                name: value.to(param.device, torch.float32 if name == "step" else param.dtype, copy=True)
+                for name, value in state["state"][0].items()
+            }
+
+    def update(self, params: list[Tensor], gradients: Iterable[Tensor]) -> None:
+        """One step of Adam in plain tensor operations, which a graph can record."""
+        gradient_of = dict(zip(params, gradients, strict=True))
+        for optimizer in self.optimizers:
+            updated = [param for param in params if self.optim_objs[param] is optimizer]
+            if updated:
+                _update(optimizer, updated, [gradient_of[param] for param in updated], self._rates[optimizer])
+
+    def can_update(self, params: Iterable[Tensor]) -> bool:
+        """Whether it has taken a step for each of these, and no gradient waits to be added."""
+        return all(p in self.optim_objs and self.optim_objs[p].state.get(p) and p.grad is None for p in params)
+
+    def prepare(self) -> None:
+        """Before a recorded step: the learning rates of now."""
+        for optimizer, rate in self._rates.items():
+            rate.fill_(optimizer.param_groups[0]["lr"])
+
+    def has_stepped(self) -> None:
+        """After a recorded step: the call that follows has nothing left to do."""
+        self._has_stepped = True
+
+    def tensors_and_options(self, params: Iterable[Tensor]) -> list[Any]:
+        """What a recorded step is made of, besides the learning rates."""
+        found: list[Any] = []
+        for param in params:
+            optimizer = self.optim_objs.get(param)
+            if optimizer is None or param.grad is not None:
+                return []
+            found += [*optimizer.state[param].values(), *_options(optimizer)]
+        return found
+
+
+def _options(optimizer: Adam) -> tuple[Any, ...]:
+    group = optimizer.param_groups[0]
+    return group["betas"], group["eps"], group["weight_decay"]
+
+
+def _update(optimizer: Adam, params: list[Tensor], gradients: list[Tensor], rate: Tensor) -> None:
+    (beta1, beta2), eps, weight_decay = _options(optimizer)
+    states = [optimizer.state[param] for param in params]
+    steps = torch.stack([state["step"] + 1 for state in states]).double()
+    step_sizes = _computed_once(rate / (1 - beta1**steps))
+    second_corrections = _computed_once((1 - beta2**steps).rsqrt())
+    for i, (param, gradient, state) in enumerate(zip(params, gradients, states, strict=True)):
+        state["step"].add_(1)
+        step_size, correction = step_sizes[i].to(param.dtype), second_corrections[i].to(param.dtype)
+        decayed = gradient + weight_decay * param if weight_decay else gradient
+        state["exp_avg"].lerp_(decayed, 1 - beta1)
+        state["exp_avg_sq"].mul_(beta2).addcmul_(decayed, decayed, value=1 - beta2)
+        param.sub_(step_size * state["exp_avg"] / (state["exp_avg_sq"].sqrt() * correction + eps))
+
+
+def _computed_once(x: Tensor) -> Tensor:
+    """`x`, as a reduction: the compiler would compute what is elementwise anew for each weight that it is used for."""
+    return torch.stack([x, x]).amax(0)
+
+
+def _name(param: Tensor) -> str:
+    return pyro.get_param_store().param_name(param)
+
+
+@contextmanager
+def _without_gradients(params: Iterable[Tensor]) -> Iterator[None]:
+    """Parameters that another objective trains keep their gradients, and are not moved by them here."""
+    gradients = {param: param.grad for param in params}
+    for param in gradients:
+        param.grad = None
+    yield
+    for param, gradient in gradients.items():
+        param.grad = gradient
+
+
+def _check_options(options: Any) -> None:
+    if not isinstance(options, dict) or not options.keys() <= OPTIONS:
+        raise TypeError(
+            f"optim_args: expected a dictionary of {', '.join(sorted(OPTIONS))}; got {options!r}; other options of "
+            "Adam's need pyro.optim.Adam."
+        )
+    _checks.positive("optim_args: lr, the learning rate", options.get("lr", 1e-3))
