@@ -191,20 +191,19 @@ def _update(optimizer: Adam, params: list[Tensor], gradients: list[Tensor], rate
     (beta1, beta2), eps, weight_decay = _options(optimizer)
     states = [optimizer.state[param] for param in params]
     steps = torch.stack([state["step"] + 1 for state in states]).double()
-    step_sizes = _computed_once(rate / (1 - beta1**steps))
-    second_corrections = _computed_once((1 - beta2**steps).rsqrt())
+    step_sizes = _computed_once((rate / (1 - beta1**steps)).to(params[0].dtype))
+    corrections = _computed_once((1 - beta2**steps).rsqrt().to(params[0].dtype))
     for i, (param, gradient, state) in enumerate(zip(params, gradients, states, strict=True)):
         state["step"].add_(1)
-        step_size, correction = step_sizes[i].to(param.dtype), second_corrections[i].to(param.dtype)
         decayed = gradient + weight_decay * param if weight_decay else gradient
         state["exp_avg"].lerp_(decayed, 1 - beta1)
         state["exp_avg_sq"].mul_(beta2).addcmul_(decayed, decayed, value=1 - beta2)
-        param.sub_(step_size * state["exp_avg"] / (state["exp_avg_sq"].sqrt() * correction + eps))
+        param.sub_(step_sizes[i] * state["exp_avg"] / (state["exp_avg_sq"].sqrt() * corrections[i] + eps))
 
 
 def _computed_once(x: Tensor) -> Tensor:
     """`x`, as a reduction: the compiler would compute what is elementwise anew for each weight that it is used for."""
-    return torch.stack([x, x]).amax(0)
+    return x.expand(16, *x.shape).amax(0)  # of fewer it makes no loop
 
 
 def _name(param: Tensor) -> str:
