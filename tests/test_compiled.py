@@ -1,0 +1,460 @@
+"""Compiled ELBOs are Pyro's: the same numbers for the same noise, and Pyro's own run where there is no graph."""
+
+import copy
+import pickle
+import random
+import tracemalloc
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from programs import PROGRAMS, Case, bernoulli_vae, binary, data, with_modules
+from pyro import poutine
+from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
+from torch import nn
+
+import pyro_vae as pv
+from pyro_vae import compiled
+from pyro_vae.graphs import Graph
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Can't initialize NVML")
+COMPILED = {Trace_ELBO: pv.CompiledTrace_ELBO, TraceMeanField_ELBO: pv.CompiledTraceMeanField_ELBO}
+REFUSED = "expected a program that can be compiled"
+all_compiled = pytest.mark.filterwarnings(f"error:.*{REFUSED}")
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """Graphs that are recorded as ever, but run operation by operation: the compiler takes seconds for each.
+
+    Gives the list of those that were made.
+    """
+    graphs = []
+
+    def run(graph, *_):
+        graphs.append(graph)
+
+        def call(*args):
+            with torch.no_grad():
+                return tuple(graph.module(*graph.tensors, *args))
+
+        return call
+
+    monkeypatch.setattr(Graph, "compiled", run)
+    return graphs
+
+
+def adam():
+    return pyro.optim.Adam({"lr": 0.01})
+
+
+def fused_adam():
+    return pv.FusedAdam({"lr": 0.01})
+
+
+def history(case, objective, optim, num_rounds=3, between=lambda case, optim, i: None):
+    """Losses of some rounds of a step with each of the calls, then the parameters."""
+    torch.manual_seed(1)
+    svi = SVI(case.model, case.guide, optim, objective)
+    losses = []
+    for i in range(num_rounds):
+        between(case, optim, i)
+        for call in case.calls:
+            args, kwargs = (call[:-1], call[-1]) if isinstance(call[-1], dict) else (call, {})
+            losses += [svi.step(*args, **kwargs), svi.evaluate_loss(*args, **kwargs)]
+    store = pyro.get_param_store()
+    return torch.tensor(losses), {name: store[name].detach().clone() for name in store}, case
+
+
+def both(make, elbo, optims=(adam, adam), **options):
+    """The history by Pyro's own ELBO, and by the compiled one, from the same start."""
+    found = []
+    for objective, optim in zip((elbo, COMPILED[elbo]), optims, strict=True):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        case = make()
+        found.append(history(case, objective(**case.options), optim(), **options))
+    return found
+
+
+def differences(pair, rtol=1e-7):
+    """Where the second of two histories is not the first."""
+    (losses, params, case), (found, found_params, found_case) = pair
+    assert found_params.keys() == params.keys()
+    pairs = {"losses": (found, losses), **{name: (found_params[name], params[name]) for name in params}}
+    if hasattr(case, "network"):
+        buffers = dict(case.network.named_buffers())
+        pairs.update({name: (buffer, buffers[name]) for name, buffer in found_case.network.named_buffers()})
+    return [name for name, (one, other) in pairs.items() if not torch.allclose(one, other, rtol=rtol, atol=1e-9)]
+
+
+@all_compiled
+@pytest.mark.parametrize("optim", [adam, fused_adam])
+@pytest.mark.parametrize("elbo", COMPILED, ids=lambda elbo: elbo.__name__)
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_same_steps_as_pyro(name, elbo, optim, interpreted, float64):
+    if elbo is TraceMeanField_ELBO and not PROGRAMS[name]().analytic:
+        pytest.skip("its guide is no mean field")
+    pair = both(PROGRAMS[name], elbo, (adam, optim))
+    assert len(interpreted) >= 2 and not differences(pair)
+
+
+@all_compiled
+@pytest.mark.parametrize(
+    "name", ["a Bernoulli VAE", *(pytest.param(name, marks=pytest.mark.slow) for name in list(PROGRAMS)[1:])]
+)
+def test_same_steps_by_the_compiler(name, float64):
+    elbo = TraceMeanField_ELBO if PROGRAMS[name]().analytic else Trace_ELBO
+    assert not differences(both(PROGRAMS[name], elbo, (adam, fused_adam)))
+
+
+@pytest.mark.parametrize("error", [0.0, 1e-3])
+def test_a_planted_wrong_gradient_is_caught(error, interpreted, float64, monkeypatch):
+    right = compiled._run_gradient
+
+    def wrong(loss, optim):
+        (value, *gradients), leaves = right(loss, optim)
+        return (value, *((1 + error) * gradient for gradient in gradients)), leaves
+
+    monkeypatch.setattr(compiled, "_gradient", compiled._gradient._replace(run=wrong))
+    sgd = lambda: pyro.optim.SGD({"lr": 1e-3})  # noqa: E731  (Adam's steps do not depend on a gradient's scale)
+    assert bool(differences(both(bernoulli_vae, Trace_ELBO, (sgd, sgd)))) == (error > 0)
+
+
+@all_compiled
+@pytest.mark.parametrize("elbo", COMPILED, ids=lambda elbo: elbo.__name__)
+def test_as_a_module_with_an_optimizer_of_torch(elbo, interpreted, float64):
+    found = []
+    for objective in (elbo, COMPILED[elbo]):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        case = bernoulli_vae()
+        loss_of = objective()(case.model, case.guide)
+        optimizer = torch.optim.Adam(loss_of.parameters(), lr=0.01)
+        losses = []
+        for _ in range(4):
+            optimizer.zero_grad()
+            loss = 2 * loss_of(*case.calls[0])
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+            with torch.no_grad():
+                losses.append(loss_of(*case.calls[0]).item())
+        found.append(torch.tensor(losses))
+    assert len(interpreted) == 2 and torch.allclose(*found, rtol=1e-10)
+
+
+def test_a_second_derivative_is_refused(interpreted):
+    case = bernoulli_vae()
+    loss_of = pv.CompiledTrace_ELBO()(case.model, case.guide)
+    loss_of(*case.calls[0])
+    params = list(loss_of.parameters())
+    gradients = torch.autograd.grad(loss_of(*case.calls[0]), params, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable|does not require grad"):
+        torch.autograd.grad(gradients[0].sum(), params)
+
+
+def test_gradients_are_added(interpreted, float64):
+    case = bernoulli_vae()
+    elbo = pv.CompiledTrace_ELBO()
+    (param, *_) = case.model.parameters()
+    sums = []
+    for _ in range(3):  # the first by Pyro, the others by the graph
+        torch.manual_seed(2)
+        elbo.loss_and_grads(case.model, case.guide, *case.calls[0])
+        sums.append(param.grad.clone())
+    assert len(interpreted) == 1
+    assert torch.allclose(sums[1], 2 * sums[0]) and torch.allclose(sums[2], 3 * sums[0])
+
+
+SCALE = 0.7
+
+
+def adjustable():
+    """A program that reads whatever a program may read: globals, closures, attributes, lists, arrays, arguments."""
+    settings = {"shift": [0.1, 0.2], "widths": np.array([1.0, 1.0])}
+    case = with_modules(nn.Dropout(0.3))
+    model, network = case.model, case.network
+
+    class Guide:
+        power = 1.0
+
+        def __init__(self):
+            self.offset = 0.0
+
+        def __call__(self, x):
+            pyro.module("network", network)
+            loc, scale = network(x).chunk(2, -1)
+            loc = SCALE * loc + self.offset + settings["shift"][0]
+            with pyro.plate("data", len(x)):
+                scale = scale.exp() * float(settings["widths"][0]) * self.power
+                pyro.sample("z", dist.Normal(loc, scale).to_event(1))
+
+    case = Case(model, Guide(), [(data(6),)])
+    case.network, case.settings = network, settings
+    return case
+
+
+def _set_global(case, optim):
+    global SCALE
+    SCALE = 0.3
+
+
+def _set_learning_rate(case, optim):
+    if isinstance(optim, pv.FusedAdam):
+        optim.optimizers[0].param_groups[0]["lr"] = 0.05
+    else:
+        for each in optim.optim_objs.values():
+            each.param_groups[0]["lr"] = 0.05
+
+
+def _set_item(container, key, value):
+    container[key] = value
+
+
+def _copy_weights(module):
+    with torch.no_grad():
+        for param in module.parameters():
+            param.mul_(0.5)
+
+
+def _replace_weights(case, optim):
+    case.network[0].weight = nn.Parameter(0.5 * case.network[0].weight.detach())
+    pyro.clear_param_store()
+
+
+CHANGES = {
+    "weights in place": lambda case, optim: _copy_weights(case.network),
+    "loaded weights": lambda case, optim: case.network.load_state_dict(
+        {name: value / 2 for name, value in case.network.state_dict().items()}
+    ),
+    "other parameters": _replace_weights,
+    "a cleared store": lambda case, optim: pyro.clear_param_store(),
+    "frozen weights": lambda case, optim: case.network[0].requires_grad_(False),
+    "evaluation mode": lambda case, optim: case.network.eval(),
+    "a hook": lambda case, optim: case.network[0].register_forward_hook(lambda module, args, output: 2 * output),
+    "an attribute": lambda case, optim: setattr(case.guide, "offset", 0.5),
+    "an attribute of the class": lambda case, optim: setattr(type(case.guide), "power", 0.5),
+    "a new attribute": lambda case, optim: setattr(case.guide, "power", 0.5),
+    "a global variable": _set_global,
+    "an item of a list": lambda case, optim: _set_item(case.settings["shift"], 0, 0.9),
+    "an item of a dictionary": lambda case, optim: _set_item(case.settings, "shift", [0.9]),
+    "a number in an array": lambda case, optim: _set_item(case.settings["widths"], 0, 0.5),
+    "a learning rate": _set_learning_rate,
+}
+
+
+@all_compiled
+@pytest.mark.parametrize("optim", [adam, fused_adam])
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_is_seen_by_the_next_step(name, optim, interpreted, float64, monkeypatch):
+    monkeypatch.setattr(__import__(__name__), "SCALE", 0.7)
+
+    def change(case, optim, i):
+        if i == 4:
+            CHANGES[name](case, optim)
+
+    def start():
+        globals()["SCALE"] = 0.7
+        return adjustable()
+
+    changed = both(start, Trace_ELBO, (adam, optim), num_rounds=8, between=change)
+    assert not differences(changed)
+    unchanged = both(start, Trace_ELBO, (adam, optim), num_rounds=8)
+    assert differences([unchanged[0], changed[0]]), "what should change the run did not"
+
+
+def test_a_hook_on_a_gradient_is_heeded(interpreted, float64):
+    def make():
+        case = bernoulli_vae()
+        next(case.model.parameters()).register_hook(lambda gradient: 0 * gradient)
+        return case
+
+    with pytest.warns(UserWarning, match="a hook on the gradient"):
+        assert not differences(both(make, Trace_ELBO, (adam, fused_adam)))
+
+
+def latent_model(x, scale=1.0):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+        pyro.sample("x", dist.Normal(z, scale), obs=x[:, 0])
+
+
+def latent_guide(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.1)) * x[:, 0], 0.5))
+
+
+def branching_model(x):
+    latent_model(x, 1.0 if pyro.param("loc", torch.tensor(0.1)) > 0 else 2.0)
+
+
+def number_taking_model(x):
+    latent_model(x, 1.0 + pyro.param("loc", torch.tensor(0.1)).item() ** 2)
+
+
+def list_taking_model(x):
+    latent_model(x, 1.0 + pyro.param("loc", torch.tensor([0.1])).tolist()[0] ** 2)
+
+
+def model_of_random_structure(x):
+    latent_model(x, random.choice([1.0, 2.0]))
+
+
+def model_with_numpy_noise(x):
+    latent_model(x, np.random.rand() + 0.5)  # noqa: NPY002
+
+
+class Counting:
+    """A program that keeps count of its runs."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __call__(self, x):
+        self.count += 1
+        latent_model(x, 1.0 + 0.1 * self.count)
+
+
+def discrete_model(x):
+    with pyro.plate("data", len(x)):
+        k = pyro.sample("k", dist.Bernoulli(torch.tensor(0.3)))
+        pyro.sample("x", dist.Normal(k, 1.0), obs=x[:, 0])
+
+
+def discrete_guide(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("k", dist.Bernoulli(pyro.param("p", torch.tensor(0.4))))
+
+
+def unreparametrized_guide(x):
+    with pyro.plate("data", len(x)):
+        normal = dist.Normal(pyro.param("loc", torch.tensor(0.1)) * x[:, 0], 0.5)
+        pyro.sample("z", normal.has_rsample_(False))
+
+
+outside = nn.Parameter(torch.tensor(0.3))
+
+REFUSALS = {
+    "a branch on a value": (branching_model, latent_guide, "DataDependent|data-dependent"),
+    "a number taken from a parameter": (number_taking_model, latent_guide, "DataDependent"),
+    "numbers taken as a list": (list_taking_model, latent_guide, "by tolist"),
+    "structure by chance": (model_of_random_structure, latent_guide, "Python's random; draw with torch"),
+    "noise of numpy's": (model_with_numpy_noise, latent_guide, "numpy.random; draw with torch"),
+    "a count of its runs": (Counting, latent_guide, r"model\.count"),
+    "a discrete latent": (discrete_model, discrete_guide, "latent site 'k', which is not reparametrized"),
+    "a guide without gradients": (latent_model, unreparametrized_guide, "'z', which is not reparametrized"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_cannot_be_compiled_is_said_once_and_runs_as_it_is(name, interpreted, float64, recwarn):
+    model, guide, reason = REFUSALS[name]
+    runs = []
+    for objective in (Trace_ELBO, pv.CompiledTrace_ELBO):
+        pyro.clear_param_store()
+        random.seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        program = model() if isinstance(model, type) else model
+        runs.append(history(Case(program, guide, [(data(6),)]), objective(), adam(), num_rounds=20))
+    said = [str(warning.message) for warning in recwarn if REFUSED in str(warning.message)]
+    assert len(said) in (1, 2) and len(set(said)) == len(said)  # of the value, and of the gradient
+    assert all(__import__("re").search(reason, message) for message in said), said
+    assert not differences(runs)
+
+
+def test_an_argument_that_needs_a_gradient(interpreted):
+    x = data(6).requires_grad_()
+    elbo = pv.CompiledTrace_ELBO()
+    with pytest.warns(UserWarning, match="an argument that needs a gradient"):
+        losses = [elbo.differentiable_loss(latent_model, latent_guide, x) for _ in range(3)]
+    losses[-1].backward()
+    assert not interpreted and x.grad.abs().sum() > 0
+
+
+def test_inside_a_handler_it_runs_as_it_is(interpreted, float64):
+    elbo, theirs, x = pv.CompiledTrace_ELBO(), Trace_ELBO(), data(6)
+    with pytest.warns(UserWarning, match="put the handler inside the model"):
+        for seed in range(4):
+            with poutine.scale(scale=0.5):
+                losses = []
+                for objective in (elbo, theirs):
+                    torch.manual_seed(seed)
+                    losses.append(objective.loss(latent_model, latent_guide, x))
+            assert losses[0] == losses[1]
+
+
+def test_one_seed_gives_one_run(interpreted):
+    elbo, case = pv.CompiledTraceMeanField_ELBO(), bernoulli_vae()
+    losses = []
+    for _ in range(4):
+        torch.manual_seed(5)
+        losses.append(elbo.loss(case.model, case.guide, *case.calls[0]))
+    assert len(interpreted) == 1 and np.ptp(losses) < 1e-5 * abs(losses[0])
+
+
+def test_many_shapes_run_into_no_limit(interpreted):
+    case, elbo = bernoulli_vae(), pv.CompiledTrace_ELBO()
+    with pytest.warns(UserWarning, match="calls of more than 16 kinds") as caught:
+        for num_data in range(1, 30):
+            for _ in range(3):
+                elbo.loss(case.model, case.guide, binary(num_data))
+    assert len(interpreted) == 16 and len([w for w in caught if REFUSED in str(w.message)]) == 1
+
+
+def test_a_program_made_anew_for_each_call_is_no_leak(interpreted):
+    case, elbo = bernoulli_vae(), pv.CompiledTrace_ELBO()
+    for _ in range(200):
+        elbo.loss(poutine.scale(case.model, 0.5), case.guide, *case.calls[0])
+    assert not interpreted and len(elbo._programs) <= 64
+
+
+def test_two_pairs_under_one_objective(interpreted, float64):
+    elbo, theirs = pv.CompiledTrace_ELBO(), Trace_ELBO()
+    cases = [bernoulli_vae(), bernoulli_vae()]
+    for seed in range(4):
+        for case in cases:
+            losses = []
+            for objective in (elbo, theirs):
+                torch.manual_seed(seed)
+                losses.append(objective.loss(case.model, case.guide, *case.calls[0]))
+            assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+    assert len(interpreted) == 2
+
+
+def test_validation_at_the_first_call():
+    case = bernoulli_vae()
+    with pytest.raises(ValueError, match="support"):
+        pv.CompiledTrace_ELBO().loss(case.model, case.guide, torch.full((6, 12), 0.5))
+
+
+def test_copied_and_pickled(interpreted):
+    case, elbo = bernoulli_vae(), pv.CompiledTraceMeanField_ELBO(num_particles=2)
+    for _ in range(3):
+        elbo.loss(case.model, case.guide, *case.calls[0])
+    for other in (copy.deepcopy(elbo), pickle.loads(pickle.dumps(elbo))):
+        assert other.num_particles == 2 and isinstance(other.loss(case.model, case.guide, *case.calls[0]), float)
+
+
+def test_no_new_parameters(interpreted):
+    history(bernoulli_vae(), Trace_ELBO(), adam())
+    names = set(pyro.get_param_store())
+    pyro.clear_param_store()
+    history(bernoulli_vae(), pv.CompiledTrace_ELBO(), fused_adam())
+    assert set(pyro.get_param_store()) == names
+
+
+@pytest.mark.slow
+def test_memory_stays_flat():
+    case = bernoulli_vae()
+    svi = SVI(case.model, case.guide, fused_adam(), pv.CompiledTraceMeanField_ELBO())
+    tracemalloc.start()
+    used = []
+    for _ in range(2):
+        for _ in range(5000):
+            svi.step(*case.calls[0])
+        used.append(tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
+    assert used[1] < used[0] + 50_000
