@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from pyro.infer.autoguide import AutoGuide
 from pyro.params.param_store import ParamStoreDict
 from pyro.poutine import Trace
 from torch import Tensor
+from torch.distributions import Transform
 
 __all__ = ["TensorWatch", "Watch"]
 
@@ -54,6 +56,7 @@ class Watch:
     def __init__(self, *roots: Found) -> None:
         self._groups: list[_Group] = []
         self._states: list[tuple[str, Callable[[], Any], Any]] = []
+        self._scratch: list[tuple[dict[str, Any], str, Any]] = []
         self._seen: dict[int, Any] = {}  # keeps what it has seen alive, so that no other gets its id
         waiting = list(roots)
         while waiting:
@@ -83,6 +86,8 @@ class Watch:
 
     def undo(self) -> None:
         """Put back what was where, in dictionaries and lists."""
+        for container, name, value in self._scratch:
+            container[name] = value
         for group in self._groups:
             if isinstance(group.container, dict) and _changed_place(group) is not None:
                 group.container.clear()
@@ -112,11 +117,21 @@ class Watch:
 
     def _look_into_instance(self, path: str, value: Any) -> Iterator[Found]:
         if hasattr(value, "__dict__"):
-            yield from self._look_into_items(path, vars(value))
+            yield from self._look_into_attributes(path, value)
         for cls in type(value).__mro__:
             if not _is_fixed(cls) and id(cls) not in self._seen:
                 self._seen[id(cls)] = cls
                 yield from self._look_into_items(f"class {cls.__name__}", vars(cls))
+
+    def _look_into_attributes(self, path: str, owner: Any) -> Iterator[Found]:
+        attributes = vars(owner)
+        scratch = {name for name in attributes if _is_scratch(owner, name)}
+        if not scratch:
+            yield from self._look_into_items(path, attributes)
+            return
+        self._scratch += [(attributes, name, attributes[name]) for name in scratch]
+        names = tuple(name for name in attributes if name not in scratch)
+        yield from self._look_at_variables(path, names, lambda: map(attributes.get, names))
 
     def _look_into_items(self, path: str, items: Any) -> Iterator[Found]:
         is_mapping = isinstance(items, Mapping)
@@ -178,6 +193,13 @@ def _changed_place(group: _Group) -> str | None:
         if one is not other and not (type(one) is type(other) and isinstance(one, PLAIN) and one == other):
             return f"{group.path}.{name if isinstance(name, str) else 'a new item'}"
     return None
+
+
+def _is_scratch(owner: Any, name: str) -> bool:
+    """What a run writes before it reads it: the caches of transforms, and the plates of automatic guides."""
+    return (isinstance(owner, Transform) and name.startswith("_cached")) or (
+        isinstance(owner, AutoGuide) and name == "plates"
+    )
 
 
 def _is_fixed(fn: Any) -> bool:

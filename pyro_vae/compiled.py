@@ -168,8 +168,19 @@ class _Program:
                 return _Ready(graph, call.tensors)
         if not self._is_as_it_was(kind, key, call):
             return None
-        graph = self._compiled(kind, call, optim)
-        del self.seen[key]
+        if sum(map(len, self.graphs.values())) >= MAX_GRAPHS:
+            raise self._refusal(kind, f"calls of more than {MAX_GRAPHS} kinds, such as other shapes")
+        try:
+            graph = _Graph(self, kind, call, optim)
+        except Exception as error:  # whatever a compiler may stumble over, Pyro can still run it
+            if not call.numbers:
+                raise self._refusal(
+                    kind, str(error) if isinstance(error, NotCompilable) else reason_of(error)
+                ) from error
+            self.takes_numbers = False
+            return self.graph(kind, call, optim)
+        finally:
+            del self.seen[key]
         self.graphs.setdefault(key, []).append(graph)
         return _Ready(graph, call.tensors)
 
@@ -193,19 +204,6 @@ class _Program:
             raise self._refusal(kind, str(error)) from error
         return False
 
-    def _compiled(self, kind: Kind, call: _Call, optim: FusedAdam | None) -> _Graph:
-        if sum(map(len, self.graphs.values())) >= MAX_GRAPHS:
-            raise self._refusal(kind, f"calls of more than {MAX_GRAPHS} kinds, such as other shapes")
-        try:
-            return _Graph(self, kind, call, optim)
-        except Exception as error:  # whatever a compiler may stumble over, Pyro can still run it
-            if not call.numbers:
-                raise self._refusal(
-                    kind, str(error) if isinstance(error, NotCompilable) else reason_of(error)
-                ) from error
-        self.takes_numbers = False
-        return self._compiled(kind, call.with_constants(), optim)
-
     def _refusal(self, kind: Kind, reason: str) -> NotCompilable:
         self.refused.add(kind)
         return NotCompilable(reason)
@@ -224,11 +222,13 @@ class _Graph:
             return outputs
 
         self.watch = program._watch(call)
-        with poutine.block(), poutine.trace(param_only=True) as capture, pyro.validation_enabled(False):
-            graph = recorded(run, *call.tensors)
-        change = self.watch.change()
-        if change is not None:
+        try:
+            with poutine.block(), poutine.trace(param_only=True) as capture, pyro.validation_enabled(False):
+                graph = recorded(run, *call.tensors)
+            change = self.watch.change()
+        finally:
             self.watch.undo()
+        if change is not None:
             raise NotCompilable(f"a program that changes {change} in its run")
         if any(tensor.grad_fn is not None for tensor in graph.tensors):
             raise NotCompilable("a tensor that is computed outside of the program and needs a gradient")

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 from torch._subclasses import FakeTensor, FakeTensorMode
+from torch.distributions import Distribution
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,6 +26,10 @@ __all__ = ["Graph", "compiled", "reason_of", "recorded"]
 
 aten = torch.ops.aten
 LITERALS = {aten.lift_fresh.default, aten.lift_fresh_copy.default}  # what torch.tensor(3.0) does inside of a function
+LOOKING = {
+    *(Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__bool__, Tensor.__float__, Tensor.__int__),
+    *(Tensor.__index__, Tensor.__contains__),
+}
 MAX_FACTORS = 16  # of a product of numbers between 1 and 2, so that it stays exact to rounding
 MIN_FACTORS = 4
 
@@ -61,7 +66,7 @@ def recorded(fn: Callable[..., tuple[Tensor, ...]], *args: Tensor) -> Graph:
     Raises:
         Exception: whatever the function, or the recorder, stumbles over.
     """
-    with _checks.trusting_values(), forked_generator(_device_of(*args)), _refusing_numbers_by_chance():
+    with _without_checks(), forked_generator(_device_of(*args)), _refusing_numbers_by_chance():
         tensors = _closed_over(fn, args)
 
         def run(*inputs: Tensor) -> tuple[Tensor, ...]:
@@ -87,7 +92,9 @@ def compiled(fn: Callable[..., tuple[Tensor, ...]], *example: Tensor) -> Callabl
 
 
 def reason_of(error: Exception) -> str:
-    """The first line of what an error says."""
+    """The first line of what the error says that caused it."""
+    while isinstance(error.__cause__, Exception):
+        error = error.__cause__
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
@@ -97,14 +104,30 @@ def _device_of(*tensors: Tensor) -> torch.device:
 
 
 @contextmanager
+def _without_checks() -> Iterator[None]:
+    """Of values, which are not there. Some distributions insist on theirs, whatever the setting is."""
+    validate = Distribution._validate_sample
+    Distribution._validate_sample = lambda self, value: None  # type: ignore[method-assign]
+    try:
+        with _checks.trusting_values():
+            yield
+    finally:
+        Distribution._validate_sample = validate  # type: ignore[method-assign]
+
+
+@contextmanager
 def _refusing_numbers_by_chance() -> Iterator[None]:
     """Stop if Python's or numpy's generator was used: its number would be the same in each run of the graph."""
-    generators = {"Python's random": random.getstate, "numpy.random": lambda: repr(np.random.get_state())}  # noqa: NPY002
-    before = {name: state() for name, state in generators.items()}
-    yield
-    for name, state in generators.items():
-        if state() != before[name]:
-            raise ValueError(f"a number drawn by {name}; draw with torch")
+    numbers, more_numbers = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        yield
+        if random.getstate() != numbers:
+            raise ValueError("a number drawn by Python's random; draw with torch")
+        if repr(np.random.get_state()) != repr(more_numbers):  # noqa: NPY002
+            raise ValueError("a number drawn by numpy.random; draw with torch")
+    finally:
+        random.setstate(numbers)
+        np.random.set_state(more_numbers)  # noqa: NPY002
 
 
 def _closed_over(fn: Callable[..., Any], args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -114,10 +137,12 @@ def _closed_over(fn: Callable[..., Any], args: tuple[Tensor, ...]) -> tuple[Tens
 
         def without_values(tensor: Tensor) -> Tensor:
             found.append(tensor)
-            return mode.from_tensor(tensor)
+            with torch._C.DisableTorchFunction():  # it looks at the numbers itself
+                return mode.from_tensor(tensor)
 
+        inputs = [mode.from_tensor(arg) for arg in args]
         with _InPlaceOf({}, without_values), _RefusingValues():
-            fn(*map(mode.from_tensor, args))
+            fn(*inputs)
     return tuple(found)
 
 
@@ -150,11 +175,11 @@ class _InPlaceOf(TorchDispatchMode):
 
 
 class _RefusingValues(TorchFunctionMode):
-    """Stops at functions that read the numbers of a tensor past the recorder."""
+    """Stops where the program looks at a number that is known only when it runs."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (Tensor.tolist, Tensor.numpy, Tensor.__array__):
-            raise ValueError(f"a number taken from a tensor, by {func.__name__}")
+        if func in LOOKING and getattr(args[0], "constant", None) is None:
+            raise ValueError(f"a look at a number in a tensor of shape {tuple(args[0].shape)}, by {func.__name__}")
         return func(*args, **(kwargs or {}))
 
 

@@ -3,6 +3,7 @@
 import copy
 import pickle
 import random
+import re
 import tracemalloc
 
 import numpy as np
@@ -198,8 +199,7 @@ def adjustable():
 
 
 def _set_global(case, optim):
-    global SCALE
-    SCALE = 0.3
+    globals()["SCALE"] = 0.3
 
 
 def _set_learning_rate(case, optim):
@@ -249,9 +249,7 @@ CHANGES = {
 @all_compiled
 @pytest.mark.parametrize("optim", [adam, fused_adam])
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_change_is_seen_by_the_next_step(name, optim, interpreted, float64, monkeypatch):
-    monkeypatch.setattr(__import__(__name__), "SCALE", 0.7)
-
+def test_a_change_is_seen_by_the_next_step(name, optim, interpreted, float64):
     def change(case, optim, i):
         if i == 4:
             CHANGES[name](case, optim)
@@ -262,6 +260,8 @@ def test_a_change_is_seen_by_the_next_step(name, optim, interpreted, float64, mo
 
     changed = both(start, Trace_ELBO, (adam, optim), num_rounds=8, between=change)
     assert not differences(changed)
+    if name == "a cleared store":  # which the same tensors enter again
+        return
     unchanged = both(start, Trace_ELBO, (adam, optim), num_rounds=8)
     assert differences([unchanged[0], changed[0]]), "what should change the run did not"
 
@@ -296,7 +296,7 @@ def number_taking_model(x):
 
 
 def list_taking_model(x):
-    latent_model(x, 1.0 + pyro.param("loc", torch.tensor([0.1])).tolist()[0] ** 2)
+    latent_model(x, 1.0 + pyro.param("loc", torch.tensor(0.1)).tolist() ** 2)
 
 
 def model_of_random_structure(x):
@@ -338,8 +338,8 @@ def unreparametrized_guide(x):
 outside = nn.Parameter(torch.tensor(0.3))
 
 REFUSALS = {
-    "a branch on a value": (branching_model, latent_guide, "DataDependent|data-dependent"),
-    "a number taken from a parameter": (number_taking_model, latent_guide, "DataDependent"),
+    "a branch on a value": (branching_model, latent_guide, "by __bool__"),
+    "a number taken from a parameter": (number_taking_model, latent_guide, "by item"),
     "numbers taken as a list": (list_taking_model, latent_guide, "by tolist"),
     "structure by chance": (model_of_random_structure, latent_guide, "Python's random; draw with torch"),
     "noise of numpy's": (model_with_numpy_noise, latent_guide, "numpy.random; draw with torch"),
@@ -361,7 +361,7 @@ def test_what_cannot_be_compiled_is_said_once_and_runs_as_it_is(name, interprete
         runs.append(history(Case(program, guide, [(data(6),)]), objective(), adam(), num_rounds=20))
     said = [str(warning.message) for warning in recwarn if REFUSED in str(warning.message)]
     assert len(said) in (1, 2) and len(set(said)) == len(said)  # of the value, and of the gradient
-    assert all(__import__("re").search(reason, message) for message in said), said
+    assert all(re.search(reason, message) for message in said), said
     assert not differences(runs)
 
 
@@ -393,6 +393,18 @@ def test_one_seed_gives_one_run(interpreted):
         torch.manual_seed(5)
         losses.append(elbo.loss(case.model, case.guide, *case.calls[0]))
     assert len(interpreted) == 1 and np.ptp(losses) < 1e-5 * abs(losses[0])
+
+
+def test_a_number_that_changes_needs_no_other_graph(interpreted, float64):
+    make = PROGRAMS["labels, a weight that changes, a flag"]
+    elbo, theirs, case = pv.CompiledTraceMeanField_ELBO(), TraceMeanField_ELBO(), make()
+    for i in range(20):
+        losses = []
+        for objective in (elbo, theirs):
+            torch.manual_seed(i)
+            losses.append(objective.loss(case.model, case.guide, *case.calls[0][:2], beta=0.05 * (i + 1)))
+        assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+    assert len(interpreted) == 1
 
 
 def test_many_shapes_run_into_no_limit(interpreted):
