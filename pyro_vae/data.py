@@ -83,7 +83,7 @@ class Dataset:
 
     def batch(self, rows: Tensor) -> Tensor:
         """The data of some rows, as they are trained on: a dynamic binarization is drawn anew by torch's generator."""
-        return self.x[rows] if self.grey is None else torch.bernoulli(_probabilities(self.grey[rows]))
+        return self.x[rows] if self.grey is None else _bernoulli(_probabilities(self.grey[rows]))
 
     def hold_out(self, num_data: int, seed: int = 0) -> tuple[Dataset, Dataset]:
         """Split at random: all but `num_data` of the data, and these."""
@@ -250,6 +250,14 @@ def _checked_grey(x: Tensor) -> Tensor:
 def _probabilities(grey: Tensor) -> Tensor:
     """Grey levels as numbers from 0 to 1."""
     return grey / 255 if grey.dtype == torch.uint8 else grey.to(torch.get_default_dtype())
+
+
+def _bernoulli(p: Tensor) -> Tensor:
+    """As `torch.bernoulli`, by uniform numbers of 24 bits; on a CPU, in a quarter of its time."""
+    num_words = (p.numel() + 1) // 2
+    words = torch.empty(num_words, dtype=torch.int64, device=p.device).random_(-(2**63), None)
+    uniform = (words.view(torch.int32)[: p.numel()].view(p.shape) >> 8) * 2.0**-24 + 0.5
+    return (uniform < p).to(p.dtype)
 
 
 def _binarized(grey: Tensor, binarization: Binarization, seed: int) -> Tensor:

@@ -128,7 +128,7 @@ class FusedAdam(PyroOptim):
         """As the state of an optimizer of its own, with its schedule if there is one: Pyro's form."""
         optimizer = self.optim_objs[param]
         group = {**optimizer.param_groups[0], "params": [0]}
-        state = {0: dict(optimizer.state[param])} if optimizer.state.get(param) else {}
+        state = {0: _copied(optimizer.state[param])} if optimizer.state.get(param) else {}
         found = {"state": state, "param_groups": [group]}
         if not self.schedulers:
             return found
@@ -145,10 +145,8 @@ class FusedAdam(PyroOptim):
             {name: value for name, value in group.items() if name in {*OPTIONS, "initial_lr"}}
         )
         if state["state"]:
-            optimizer.state[param] = {
-                name: value.to(param.device, torch.float32 if name == "step" else param.dtype, copy=True)
-                for name, value in state["state"][0].items()
-            }
+            tensors = _copied(state["state"][0])
+            optimizer.state[param] = {name: value.to(param.device) for name, value in tensors.items()}
 
     def update(self, params: list[Tensor], gradients: Iterable[Tensor]) -> None:
         """One step of Adam in plain tensor operations, which a graph can record."""
@@ -204,6 +202,10 @@ def _update(optimizer: Adam, params: list[Tensor], gradients: list[Tensor], rate
 def _computed_once(x: Tensor) -> Tensor:
     """`x`, as a reduction: the compiler would compute what is elementwise anew for each weight that it is used for."""
     return x.expand(16, *x.shape).amax(0)  # of fewer it makes no loop
+
+
+def _copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in state.items()}
 
 
 def _name(param: Tensor) -> str:

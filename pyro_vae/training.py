@@ -6,25 +6,32 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-import pyro
 import torch
-from pyro.infer import ELBO, SVI, TraceMeanField_ELBO
+from pyro.infer import ELBO, SVI, Trace_ELBO, TraceMeanField_ELBO
 from pyro.optim import PyroLRScheduler, PyroOptim
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_vae import _checks
 from pyro_vae._structure import forked_generator
+from pyro_vae.compiled import CompiledTrace_ELBO, CompiledTraceMeanField_ELBO
 from pyro_vae.data import Dataset, from_tensor
 from pyro_vae.diagnostics import RateDistortion, rate_distortion
+from pyro_vae.optim import FusedAdam
 from pyro_vae.vae import VAE
 
 __all__ = ["DivergedError", "History", "fit"]
 
+COMPILED = {Trace_ELBO: CompiledTrace_ELBO, TraceMeanField_ELBO: CompiledTraceMeanField_ELBO}
+
 NUM_EVALUATED = 1000
 """How many training data rate and distortion are taken on, where there are no validation data."""
+CHECKED_TOGETHER = 100
+"""Compiled steps whose losses are looked at together, so that none waits for a number."""
+WORTH_COMPILING = 5000
+"""Steps that repay the seconds of compiling on two CPU cores (benchmarks/training.py)."""
 
 
 @dataclass
@@ -93,6 +100,7 @@ def fit(
     batch_size: int = 100,
     seed: int = 0,
     validation: Dataset | Tensor | None = None,
+    compile: bool | Literal["auto"] = "auto",
     progress: bool = True,
 ) -> History:
     r"""Maximise the ELBO by stochastic gradients, with Pyro's `SVI`.
@@ -105,11 +113,15 @@ def fit(
         vae: the VAE to train.
         data: a `pyro_vae.data.Dataset`, or a tensor or numpy array `(N, ...)`.
         objective: one of Pyro's ELBOs with a single loss; `TraceMeanField_ELBO()` by default.
-        optim: one of Pyro's optimizers; Adam with a learning rate of 1e-3 by default. A learning-rate schedule
-            (`pyro.optim.CosineAnnealingLR` and the like) takes a step after each epoch.
+        optim: one of Pyro's optimizers; `FusedAdam({"lr": 1e-3})` by default. A learning-rate schedule
+            (`pyro.optim.CosineAnnealingLR` and the like, `FusedAdam(..., lr_scheduler=...)`) takes a step after each
+            epoch.
         num_epochs, batch_size: whole numbers; the last batch of an epoch may be smaller.
         seed: of the order, the binarization and the draws of z.
         validation: data of the same kind, on which the ELBO is taken after each epoch.
+        compile: whether a `Trace_ELBO` or `TraceMeanField_ELBO` runs as `CompiledTrace_ELBO` or
+            `CompiledTraceMeanField_ELBO`; with `FusedAdam` a step is one graph then. `"auto"`: from 5,000 steps on, of
+            these two. The numbers are the same to rounding.
         progress: show a bar with the ELBO of training and validation.
 
     Returns:
@@ -117,8 +129,8 @@ def fit(
 
     Raises:
         TypeError, ValueError: for data or numbers that cannot be, before any parameter changes.
-        DivergedError: (a ValueError) for a loss or gradient that is no number; it names the step, and the parameters
-            are the last that had a finite loss.
+        DivergedError: (a ValueError) for a loss or gradient that is no number; it names the step. The parameters are
+            then the last that had a finite loss, or, compiled, those of at most 100 steps before.
 
     Examples:
         >>> import pyro_vae as pv
@@ -134,30 +146,47 @@ def fit(
     batch_size = _checks.whole_number("batch_size", batch_size)
     seed = _checks.seed(seed)
     objective = TraceMeanField_ELBO() if objective is None else objective
-    optim = pyro.optim.Adam({"lr": 1e-3}) if optim is None else optim
+    optim = FusedAdam({"lr": 1e-3}) if optim is None else optim
     _refuse_strangers(vae, objective, optim)
     device = next(vae.parameters()).device
     train = _as_dataset("data", data, vae).to(device)
     held_out = None if validation is None else _as_dataset("validation", validation, vae).to(device)
     train_x = vae.check(train.x, "data")
     evaluated = train_x[:NUM_EVALUATED] if held_out is None else vae.check(held_out.x, "validation")
+    objective = _compiled(compile, objective, num_epochs * math.ceil(len(train) / batch_size))
     history = History()
     with forked_generator(device), tqdm(total=num_epochs, disable=not progress, unit="epoch") as bar:
         _rehearse(vae, objective, train)
         torch.manual_seed(seed)
-        loss = _FiniteLoss(objective, vae, history)
-        svi = SVI(vae.model, vae.guide, optim, loss=objective.loss, loss_and_grads=loss.loss_and_grads)
+        stepper = _Stepper(vae, objective, optim, history)
         for _ in range(num_epochs):
             started = time.perf_counter()
-            train_elbo = _epoch(vae, svi, train, batch_size)
+            train_elbo = _epoch(vae, stepper, train, batch_size)
             seconds = time.perf_counter() - started
-            if isinstance(optim, PyroLRScheduler):
+            if isinstance(optim, (PyroLRScheduler, FusedAdam)):
                 optim.step()
-            terms = loss.guarded(lambda: rate_distortion(vae.model, vae.guide, evaluated))
+            terms = stepper.guarded(lambda: rate_distortion(vae.model, vae.guide, evaluated))
             history.add(train_elbo, terms, seconds, is_validation=held_out is not None)
             bar.set_postfix_str(_latest(history))
             bar.update()
     return history
+
+
+def _compiled(compile: bool | Literal["auto"], objective: ELBO, num_steps: int) -> ELBO:
+    """The objective to train by: the compiled one of the same options, where that is wanted."""
+    if compile not in (True, False, "auto"):
+        raise ValueError(f'compile: expected True, False or "auto"; got {compile!r}; pass one of these.')
+    counterpart = COMPILED.get(type(objective))
+    if compile is True and counterpart is None and not isinstance(objective, tuple(COMPILED.values())):
+        raise TypeError(
+            f"compile: expected an objective that can be compiled, {' or '.join(each.__name__ for each in COMPILED)}; "
+            f"got {type(objective).__name__}; leave compile out."
+        )
+    if not compile or counterpart is None or (compile == "auto" and num_steps < WORTH_COMPILING):
+        return objective
+    chosen = counterpart()
+    chosen.__dict__.update(objective.__dict__)
+    return chosen
 
 
 def _rehearse(vae: VAE, objective: ELBO, train: Dataset) -> None:
@@ -176,28 +205,74 @@ def _rehearse(vae: VAE, objective: ELBO, train: Dataset) -> None:
         )
 
 
-def _epoch(vae: VAE, svi: SVI, train: Dataset, batch_size: int) -> float:
+def _epoch(vae: VAE, stepper: _Stepper, train: Dataset, batch_size: int) -> float:
     """One pass over the data in a new order; the mean ELBO per datum."""
     order = torch.randperm(len(train)).to(train.device)
     vae.train()
     try:
-        return -sum(svi.step(train.batch(rows)) for rows in order.split(batch_size)) / len(train)
+        losses = [stepper.step(train.batch(rows)) for rows in order.split(batch_size)]
+        stepper.check()
+        return -sum(map(float, losses)) / len(train)
     finally:
         vae.eval()
 
 
-class _FiniteLoss:
-    """An objective that stops at a loss or a gradient that is no number, and goes back to where it was one."""
+class _Stepper:
+    """Takes steps; stops at a loss or a gradient that is no number, and goes back to where it was one.
 
-    def __init__(self, objective: ELBO, vae: VAE, history: History) -> None:
-        self.objective = objective
-        self.vae = vae
-        self.history = history
+    A step of Pyro's own is looked at before its update. A compiled one is an update too: it is looked at when there are
+    some, and nothing waits for its loss.
+    """
+
+    def __init__(self, vae: VAE, objective: ELBO, optim: PyroOptim, history: History) -> None:
+        self.vae, self.objective, self.optim, self.history = vae, objective, optim, history
+        self.svi = SVI(vae.model, vae.guide, optim, loss=objective.loss, loss_and_grads=self._loss_and_grads)
         self.num_steps = 0
+        self.waiting: list[Tensor] = []
         self.state = [*vae.parameters(), *vae.buffers()]
         self.last_good = [tensor.detach().clone() for tensor in self.state]
 
-    def loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], x: Tensor) -> float:
+    def step(self, x: Tensor) -> float | Tensor:
+        """One step; the loss."""
+        loss = self._compiled_step(x)
+        if loss is None:
+            self.check()
+            return float(self.svi.step(x))
+        self.num_steps += 1
+        self.waiting.append(loss)
+        if len(self.waiting) == CHECKED_TOGETHER:
+            self.check()
+        return loss
+
+    def check(self) -> None:
+        """Look at the losses of the compiled steps since the last look, and at what they have led to."""
+        if not self.waiting:
+            return
+        are_finite = torch.stack(self.waiting).isfinite()
+        first, self.waiting = self.num_steps - len(self.waiting), []
+        if not are_finite.all():
+            self.num_steps = first + 1 + int((~are_finite).nonzero()[0])
+            raise self._stopped("a loss that is no number", f"those after step {first}")
+        if not torch.stack([tensor.sum() for tensor in self.state]).isfinite().all():
+            raise self._stopped("a gradient of NaN or infinity", f"those after step {first}")
+        self._copy(self.state, self.last_good)
+
+    def guarded(self, compute: Callable[[], Any]) -> Any:
+        """What Pyro's validation refuses here, after a rehearsal, are parameters that are no numbers any more."""
+        try:
+            return compute()
+        except ValueError as error:
+            raise self._stopped("parameters that Pyro refuses") from error
+
+    def _compiled_step(self, x: Tensor) -> Tensor | None:
+        if (
+            isinstance(self.objective, (CompiledTrace_ELBO, CompiledTraceMeanField_ELBO))
+            and type(self.optim) is FusedAdam
+        ):
+            return self.objective.update(self.vae.model, self.vae.guide, self.optim, x)
+        return None
+
+    def _loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], x: Tensor) -> float:
         self.num_steps += 1
         loss: float = self.guarded(lambda: self.objective.loss_and_grads(model, guide, x))
         if not math.isfinite(loss):
@@ -207,20 +282,13 @@ class _FiniteLoss:
             raise self._stopped("a gradient of NaN or infinity")
         return loss
 
-    def guarded(self, compute: Callable[[], Any]) -> Any:
-        """What Pyro's validation refuses here, after a rehearsal, are parameters that are no numbers any more."""
-        try:
-            return compute()
-        except ValueError as error:
-            raise self._stopped("parameters that Pyro refuses") from error
-
-    def _stopped(self, found: str) -> DivergedError:
+    def _stopped(self, found: str, kept: str = "the last that had a finite loss") -> DivergedError:
         self._copy(self.last_good, self.state)
         self.vae.zero_grad()
         return DivergedError(
             f"objective: expected finite numbers; got {found} at step {self.num_steps}, in epoch "
-            f"{len(self.history) + 1}; the parameters are the last that had a finite loss: lower the learning rate, or "
-            "bound the scale of the likelihood.",
+            f"{len(self.history) + 1}; the parameters are {kept}: lower the learning rate, or bound the scale of the "
+            "likelihood.",
             self.history,
         )
 

@@ -71,7 +71,7 @@ MAY_IMPORT = {
             *("reciprocal", "result"),
         )
     },
-    "training": {"_checks", "_structure", "data", "diagnostics", "vae"},
+    "training": {"_checks", "_structure", "compiled", "data", "diagnostics", "optim", "vae"},
 }
 ONLY_IN = {"torchvision": "data", "matplotlib": "plots", "mlxtend": None, "arviz": "evidence.storage"}
 

@@ -5,11 +5,12 @@ import math
 import pyro
 import pytest
 import torch
-from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from torch import nn
 from truths import draws_of, small_vae
 
 import pyro_vae as pv
+from pyro_vae.training import WORTH_COMPILING, _compiled
 
 
 @pytest.fixture
@@ -171,3 +172,43 @@ def test_fit_takes_tensors_and_arrays():
 def test_what_fit_cannot_use_is_refused_at_the_start(digits, argument, value, message):
     with pytest.raises(TypeError, match=message):
         fitted(digits, **{argument: value})
+
+
+@pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO])
+def test_compiled_it_is_the_same_training(digits, elbo, float64):
+    (one, plain), (other, graphs) = (fitted(digits, objective=elbo(), compile=c, num_epochs=4) for c in (False, True))
+    assert plain.train_elbo == pytest.approx(graphs.train_elbo, rel=1e-9)
+    assert plain.rate == pytest.approx(graphs.rate, rel=1e-6)
+    for param, its_twin in zip(one.parameters(), other.parameters(), strict=True):
+        assert torch.allclose(param, its_twin, rtol=1e-5, atol=1e-8)
+
+
+def test_compiled_it_stops_and_goes_back(digits):
+    vae = small_vae()
+    with pytest.raises(pv.DivergedError, match=r"at step \d+, in epoch \d+; the parameters are those after step") as e:
+        pv.fit(
+            vae, digits, optim=pv.FusedAdam({"lr": 1e20}), num_epochs=50, batch_size=60, compile=True, progress=False
+        )
+    assert len(e.value.history) < 50
+    assert all(param.isfinite().all() for param in vae.parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"compile": "always"}, ValueError, "compile: expected True, False or \"auto\"; got 'always'"),
+        ({"compile": True, "objective": TraceGraph_ELBO()}, TypeError, "compile: expected an objective that can be"),
+    ],
+)
+def test_what_cannot_be_compiled(digits, options, error, message):
+    with pytest.raises(error, match=message):
+        fitted(digits, **options)
+
+
+def test_by_itself_it_compiles_what_is_long():
+    objective = Trace_ELBO(num_particles=3)
+    assert _compiled("auto", objective, WORTH_COMPILING - 1) is objective
+    chosen = _compiled("auto", objective, WORTH_COMPILING)
+    assert type(chosen) is pv.CompiledTrace_ELBO and chosen.num_particles == 3
+    other = TraceGraph_ELBO()
+    assert _compiled("auto", other, WORTH_COMPILING) is other and _compiled(False, objective, 10**9) is objective

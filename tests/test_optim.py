@@ -1,0 +1,145 @@
+"""`FusedAdam` takes the steps of Pyro's Adam, and hands its state over."""
+
+import functools
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import SVI, Trace_ELBO
+from torch.optim.lr_scheduler import ExponentialLR
+
+import pyro_vae as pv
+
+
+def model(x):
+    loc = pyro.param("loc", torch.zeros(3))
+    scale = pyro.param("scale", torch.ones(3), constraint=dist.constraints.positive)
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(loc, scale).to_event(1), obs=x)
+
+
+def guide(x):
+    pass
+
+
+def rates(name):
+    return {"lr": 0.01} if "loc" in name else {"lr": 0.003, "betas": (0.8, 0.9)}
+
+
+X = torch.tensor([[1.0, 2.0, 3.0], [0.0, 1.0, 5.0]])
+OPTIONS = {
+    "a rate": {"lr": 0.01},
+    "all options": {"lr": 0.01, "betas": (0.8, 0.99), "eps": 1e-4, "weight_decay": 0.1},
+    "by name": rates,
+}
+
+
+def values():
+    return torch.cat([pyro.param(name).detach() for name in ("loc", "scale")])
+
+
+def steps(optim, num_steps):
+    svi = SVI(model, guide, optim, Trace_ELBO())
+    for _ in range(num_steps):
+        svi.step(X)
+    return values()
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_steps_of_pyros_adam(name, float64):
+    expected = steps(pyro.optim.Adam(OPTIONS[name]), 20)
+    pyro.clear_param_store()
+    assert torch.allclose(steps(pv.FusedAdam(OPTIONS[name]), 20), expected, rtol=1e-6)
+
+
+def test_a_schedule(float64):
+    theirs = pyro.optim.ExponentialLR({"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.01}, "gamma": 0.5})
+    ours = pv.FusedAdam({"lr": 0.01}, lr_scheduler=functools.partial(ExponentialLR, gamma=0.5))
+    found = []
+    for optim in (theirs, ours):
+        pyro.clear_param_store()
+        for _ in range(3):
+            steps(optim, 5)
+            optim.step()
+        found.append(values())
+    assert torch.allclose(*found, rtol=1e-6)
+    pyro.clear_param_store()
+    assert not torch.allclose(steps(pv.FusedAdam({"lr": 0.01}), 15), found[0], rtol=1e-3)
+
+
+@pytest.mark.parametrize("by_file", [False, True])
+@pytest.mark.parametrize(("first", "second"), [(pv.FusedAdam,) * 2, (pyro.optim.Adam, pv.FusedAdam)])
+def test_it_goes_on_from_a_state(first, second, by_file, tmp_path, float64):
+    expected = steps(first({"lr": 0.01}), 20)
+    pyro.clear_param_store()
+    before = first({"lr": 0.01})
+    steps(before, 12)
+    after = second({"lr": 0.5})  # the rate is part of the state
+    if by_file:
+        before.save(tmp_path / "optim.pt")
+        after.load(tmp_path / "optim.pt")
+    else:
+        after.set_state(before.get_state())
+    assert torch.allclose(steps(after, 8), expected, rtol=1e-6)
+
+
+def test_its_state_is_read_by_pyros_adam(float64):
+    expected = steps(pv.FusedAdam({"lr": 0.01}), 20)
+    pyro.clear_param_store()
+    before, after = pv.FusedAdam({"lr": 0.01}), pyro.optim.Adam({"lr": 0.5})
+    steps(before, 12)
+    after.set_state(before.get_state())
+    assert torch.allclose(steps(after, 8), expected, rtol=1e-6)
+
+
+def test_a_state_is_set_at_once_for_parameters_in_training(float64):
+    optim = pv.FusedAdam({"lr": 0.01})
+    steps(optim, 5)
+    state = optim.get_state()
+    params = [pyro.param(name).unconstrained() for name in ("loc", "scale")]
+    start = [param.detach().clone() for param in params]
+    expected = steps(optim, 5)
+    with torch.no_grad():
+        for param, value in zip(params, start, strict=True):
+            param.copy_(value)
+    optim.set_state(state)
+    assert torch.allclose(steps(optim, 5), expected, rtol=1e-12)
+
+
+def test_only_the_parameters_of_the_step_move():
+    optim = pv.FusedAdam({"lr": 0.1})
+    params = [pyro.param(name, torch.zeros(2)).unconstrained() for name in "ab"]
+    for param in params:
+        param.grad = torch.ones(2)
+    optim(params)
+    params[0].grad, params[1].grad = torch.ones(2), torch.ones(2)
+    before = params[1].detach().clone()
+    optim([params[0]])
+    assert torch.equal(params[1], before) and torch.equal(params[1].grad, torch.ones(2))
+
+
+def test_a_parameter_without_gradient_stays():
+    optim = pv.FusedAdam({"lr": 0.1})
+    param = pyro.param("a", torch.zeros(2)).unconstrained()
+    optim([param])
+    assert torch.equal(param, torch.zeros(2))
+
+
+@pytest.mark.parametrize(
+    ("optim_args", "error", "message"),
+    [
+        ({"lr": -1.0}, ValueError, "lr, the learning rate: expected a finite number above 0; got -1.0"),
+        ({"lr": "fast"}, TypeError, "lr, the learning rate: expected a positive number"),
+        ({"lr": 1e-3, "amsgrad": True}, TypeError, "optim_args: expected a dictionary of .*; got .*amsgrad"),
+        (1e-3, TypeError, "optim_args: expected a dictionary of .*; got 0.001"),
+    ],
+)
+def test_bad_options(optim_args, error, message):
+    with pytest.raises(error, match=message):
+        pv.FusedAdam(optim_args)
+
+
+def test_bad_options_by_name():
+    with pytest.raises(TypeError, match="optim_args: expected a dictionary"):
+        steps(pv.FusedAdam(lambda name: {"momentum": 0.9}), 1)
