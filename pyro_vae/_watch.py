@@ -171,15 +171,28 @@ class TensorWatch:
     """Tensors that a graph reads: another shape, type, place or need of a gradient makes it another graph's."""
 
     def __init__(self, tensors: tuple[Tensor, ...]) -> None:
-        self.tensors = tensors
-        self.seen = [describe(tensor) for tensor in tensors]
+        self._tensors = tensors
+        self._seen = [describe(tensor) for tensor in tensors]
+        self._look()
 
     def change(self) -> str | None:
         """Which tensor is not as it was; None if all are."""
-        for tensor, seen in zip(self.tensors, self.seen, strict=True):
+        if [*map(_POINTER, self._tensors)] == self._pointers and [*map(_NEEDS, self._tensors)] == self._needs:
+            return None
+        for tensor, seen in zip(self._tensors, self._seen, strict=True):
             if describe(tensor) != seen:
                 return f"the kind of a tensor of shape {tuple(seen[0])}"
+        self._look()
         return None
+
+    def _look(self) -> None:
+        """At what is quick to look at again: a tensor that is elsewhere may be another in all."""
+        self._pointers = [*map(_POINTER, self._tensors)]
+        self._needs = [*map(_NEEDS, self._tensors)]
+
+
+_POINTER = operator.methodcaller("data_ptr")
+_NEEDS = operator.attrgetter("requires_grad")
 
 
 def describe(tensor: Tensor) -> tuple[Any, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 import types
 import warnings
@@ -85,7 +86,7 @@ class _CompiledELBO(ELBO):
         if graph is None:
             return None
         optim.prepare()
-        (loss,) = graph()
+        (loss,) = graph.graph.run(*graph.tensors)  # who updates needs no parameters handed over
         return loss
 
     def _graph(
@@ -271,7 +272,7 @@ class _Graph:
         store = pyro.get_param_store()
         self.params = {name: store._params[name] for name in capture.trace.nodes}
         self.optim = optim
-        self.options = self._options()
+        self.optimizer_parts = [] if optim is None else optim.parts()
         self.run = graph.compiled(*call.tensors)
 
     def change(self) -> str | None:
@@ -280,13 +281,14 @@ class _Graph:
         for name, param in self.params.items():
             if store.get(name) is not param:
                 return f"parameter {name!r}"
-        options = self._options()
-        if len(options) != len(self.options) or any(a is not b for a, b in zip(options, self.options, strict=True)):
+        if self.optim is not None and not self._optimizer_is_as_it_was(self.optim):
             return "the optimizer"
         return self.watch.change() or self.tensors.change()
 
-    def _options(self) -> list[Any]:
-        return [] if self.optim is None else self.optim.tensors_and_options(self.leaves)
+    def _optimizer_is_as_it_was(self, optim: FusedAdam) -> bool:
+        now = optim.parts()
+        is_same = len(now) == len(self.optimizer_parts) and all(map(operator.is_, now, self.optimizer_parts))
+        return is_same and all(leaf.grad is None for leaf in self.leaves)
 
     def hand_over_parameters(self) -> None:
         """To the handlers around the call, as Pyro's own run would: SVI's, which asks what to train."""
@@ -321,7 +323,8 @@ class _Call(NamedTuple):
 
     key: Any
     """The same for calls that one graph can stand for, all else being equal."""
-    spec: TreeSpec
+    spec: TreeSpec | None
+    """None for tensors alone, without names."""
     tensors: tuple[Tensor, ...]
     constants: tuple[Any, ...]
     """The arguments, with `_TENSOR` in the place of each tensor."""
@@ -330,6 +333,8 @@ class _Call(NamedTuple):
 
     @classmethod
     def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
+        if not kwargs and all(isinstance(arg, Tensor) for arg in args):
+            return cls._parted([*args], None, {})
         leaves, spec = tree_flatten((args, kwargs))
         numbers = {place: leaf for place, leaf in enumerate(leaves) if type(leaf) is float}
         for place, number in numbers.items():
@@ -337,7 +342,7 @@ class _Call(NamedTuple):
         return cls._parted(leaves, spec, numbers)
 
     @classmethod
-    def _parted(cls, leaves: list[Any], spec: TreeSpec, numbers: dict[int, float]) -> _Call:
+    def _parted(cls, leaves: list[Any], spec: TreeSpec | None, numbers: dict[int, float]) -> _Call:
         tensors = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
         if any(tensor.requires_grad for tensor in tensors):
             raise NotCompilable("an argument that needs a gradient")
@@ -354,7 +359,7 @@ class _Call(NamedTuple):
 
     def rebuilt(self, tensors: tuple[Tensor, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments, with other tensors."""
-        return tree_unflatten(self._leaves(tensors), self.spec)
+        return (tensors, {}) if self.spec is None else tree_unflatten(self._leaves(tensors), self.spec)
 
     def _leaves(self, tensors: tuple[Tensor, ...]) -> list[Any]:
         remaining = iter(tensors)

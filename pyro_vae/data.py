@@ -253,11 +253,11 @@ def _probabilities(grey: Tensor) -> Tensor:
 
 
 def _bernoulli(p: Tensor) -> Tensor:
-    """As `torch.bernoulli`, by uniform numbers of 24 bits; on a CPU, in a quarter of its time."""
-    num_words = (p.numel() + 1) // 2
-    words = torch.empty(num_words, dtype=torch.int64, device=p.device).random_(-(2**63), None)
-    uniform = (words.view(torch.int32)[: p.numel()].view(p.shape) >> 8) * 2.0**-24 + 0.5
-    return (uniform < p).to(p.dtype)
+    """As `torch.bernoulli`, from words of 32 bits: on a CPU in a quarter of its time."""
+    words = torch.empty((p.numel() + 1) // 2, dtype=torch.int64, device=p.device).random_(-(2**63), None)
+    uniform = words.view(torch.int32)[: p.numel()].view(p.shape)
+    # A float32 holds 24 of the bits, so 2^31 - 1 is rounded up to 2^31: certain pixels need a little more than that.
+    return (uniform < p * (2.0**32 + 2.0**9) - 2.0**31).to(p.dtype)
 
 
 def _binarized(grey: Tensor, binarization: Binarization, seed: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -169,15 +170,11 @@ class FusedAdam(PyroOptim):
         """After a recorded step: the call that follows has nothing left to do."""
         self._has_stepped = True
 
-    def tensors_and_options(self, params: Iterable[Tensor]) -> list[Any]:
-        """What a recorded step is made of, besides the learning rates."""
-        found: list[Any] = []
-        for param in params:
-            optimizer = self.optim_objs.get(param)
-            if optimizer is None or param.grad is not None:
-                return []
-            found += [*optimizer.state[param].values(), *_options(optimizer)]
-        return found
+    def parts(self) -> list[Any]:
+        """What a recorded step is made of, besides the learning rates: the same objects as long as it stands."""
+        states = [state for optimizer in self.optimizers for state in optimizer.state.values()]
+        options = [option for optimizer in self.optimizers for option in _options(optimizer)]
+        return [*states, *itertools.chain.from_iterable([state.values() for state in states]), *options]
 
 
 def _options(optimizer: Adam) -> tuple[Any, ...]:

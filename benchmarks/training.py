@@ -1,0 +1,411 @@
+"""The time of a training step, side by side: Pyro's SVI, PyTorch by hand, NumPyro, Pythae, and compiled ELBOs.
+
+    python benchmarks/training.py                       # about half an hour on two CPU cores, most of it compiling
+    python benchmarks/training.py --numpyro --pythae    # with these too, where they are installed
+    python benchmarks/training.py --device cuda
+
+The same networks, random data and Adam everywhere. All take turns, a block of steps each, in each repetition; the table
+has the median time of a step, and the median and the extremes of its ratio to PyTorch by hand, compiled, in the same
+repetition. The floor is the matrix products of the step and one update of Adam's state, and nothing else.
+"""
+
+import argparse
+import functools
+import itertools
+import json
+import os
+import statistics
+import time
+import warnings
+from pathlib import Path
+
+os.environ["TQDM_DISABLE"] = "1"  # Pythae's bars
+
+import pyro
+import torch
+import torch.nn.functional as F
+from pyro.infer import SVI, JitTraceMeanField_ELBO, TraceMeanField_ELBO
+from torch import nn
+
+import pyro_vae as pv
+
+BASE = "PyTorch by hand, compiled"
+
+
+class Dense:
+    """784 pixels of 0 and 1 and ReLU layers."""
+
+    event_shape = (784,)
+
+    def __init__(self, hidden_dims, latent_dim, num_particles=1):
+        self.hidden_dims, self.latent_dim, self.num_particles = hidden_dims, latent_dim, num_particles
+
+    def encoder(self):
+        return pv.nn.MLP(784, self.hidden_dims, 2 * self.latent_dim, activation=nn.ReLU)
+
+    def decoder(self):
+        return pv.nn.MLP(self.latent_dim, self.hidden_dims[::-1], 784, activation=nn.ReLU)
+
+    def jax_layers(self, stax):
+        hidden = [layer for dim in self.hidden_dims for layer in (stax.Dense(dim), stax.Relu)]
+        back = [layer for dim in self.hidden_dims[::-1] for layer in (stax.Dense(dim), stax.Relu)]
+        return stax.serial(*hidden, stax.Dense(2 * self.latent_dim)), stax.serial(*back, stax.Dense(784))
+
+
+class Convolutional:
+    """64x64 pixels of three colours, each 0 or 1, and four convolutions of stride 2 each way."""
+
+    event_shape = (3, 64, 64)
+    latent_dim, num_particles = 32, 1
+    channels = (16, 32, 64, 64)
+
+    def encoder(self):
+        widths = zip((3, *self.channels), self.channels, strict=False)
+        layers = [layer for i, o in widths for layer in (nn.Conv2d(i, o, 4, 2, 1), nn.ReLU())]
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 16, 2 * self.latent_dim))
+
+    def decoder(self):
+        channels = self.channels[::-1]
+        widths = zip(channels, (*channels[1:], 3), strict=True)
+        layers = [layer for i, o in widths for layer in (nn.ReLU(), nn.ConvTranspose2d(i, o, 4, 2, 1))]
+        return nn.Sequential(nn.Linear(self.latent_dim, 64 * 16), nn.Unflatten(-1, (64, 4, 4)), *layers)
+
+    def jax_layers(self, stax):
+        raise NotImplementedError("NumPyro's convolutions are left out")
+
+
+ARCHITECTURES = {
+    "784-400-20": Dense([400], 20),
+    "784-200-200-50, 50 particles": Dense([200, 200], 50, num_particles=50),
+    "convolutions, 64x64x3": Convolutional(),
+}
+
+
+def main() -> None:
+    args = parse_args()
+    warnings.filterwarnings("ignore")
+    device = torch.device(args.device)
+    print(f"{torch.get_num_threads()} threads, {device}, torch {torch.__version__}, pyro {pyro.__version__}")
+    table = []
+    for name in args.architectures:
+        for batch_size in args.batch_sizes:
+            if ARCHITECTURES[name].num_particles * batch_size <= args.max_pairs:
+                table += measure(name, batch_size, device, args)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    (args.output_dir / "training.json").write_text(json.dumps(table, indent=1) + "\n")
+    plot(table, args.output_dir / "training.png")
+    if device.type == "cpu":
+        whole_epochs(device)
+
+
+def measure(name: str, batch_size: int, device: torch.device, args: argparse.Namespace) -> list[dict]:
+    """Rows of the table: all contestants on one architecture and batch."""
+    architecture = ARCHITECTURES[name]
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+    x = torch.bernoulli(torch.full((batch_size, *architecture.event_shape), 0.2)).to(device)
+    runs, first = {}, {}
+    for contestant, make in contestants(args).items():
+        try:
+            runs[contestant] = make(architecture, x)
+            started = time.perf_counter()
+            runs[contestant](5)
+            synchronize(device)
+            first[contestant] = time.perf_counter() - started
+        except NotImplementedError as reason:
+            print(f"{contestant}: {reason}")
+            runs.pop(contestant, None)
+    seconds = {contestant: [] for contestant in runs}
+    num_steps = max(2, min(40, int(0.3 / timed(runs[BASE], 5, device))))
+    for _ in range(args.num_repetitions):
+        for contestant, run in runs.items():
+            seconds[contestant].append(timed(run, num_steps, device))
+    print(f"\n{name}, batches of {batch_size}")
+    print(f"{'':<44}{'ms a step':>10}{'ratio: median':>15}{'min':>7}{'max':>7}{'first 5 steps, s':>18}")
+    rows = []
+    for contestant, values in seconds.items():
+        ratios = [value / base for value, base in zip(values, seconds[BASE], strict=True)]
+        row = {
+            "architecture": name,
+            "batch_size": batch_size,
+            "contestant": contestant,
+            "milliseconds": 1e3 * statistics.median(values),
+            "ratio": statistics.median(ratios),
+            "ratio_min": min(ratios),
+            "ratio_max": max(ratios),
+            "seconds_of_the_first_5_steps": first[contestant],
+        }
+        rows.append(row)
+        print(
+            f"{contestant:<44}{row['milliseconds']:>10.2f}{row['ratio']:>15.2f}{row['ratio_min']:>7.2f}"
+            f"{row['ratio_max']:>7.2f}{first[contestant]:>18.1f}"
+        )
+    return rows
+
+
+def contestants(args: argparse.Namespace) -> dict:
+    """Each takes an architecture and a batch, and gives a function that takes so many steps."""
+    found = {
+        "the floor": floor,
+        BASE: functools.partial(by_hand, compile=True),
+        "PyTorch by hand": functools.partial(by_hand, compile=False),
+        "Pyro's SVI": functools.partial(svi, TraceMeanField_ELBO, pyro.optim.Adam),
+        "Pyro's SVI, no validation": functools.partial(svi, TraceMeanField_ELBO, pyro.optim.Adam, validation=False),
+        "Pyro's JitTraceMeanField_ELBO": functools.partial(svi, JitTraceMeanField_ELBO, pyro.optim.Adam),
+        "SVI, CompiledTraceMeanField_ELBO, Pyro's Adam": functools.partial(
+            svi, pv.CompiledTraceMeanField_ELBO, pyro.optim.Adam
+        ),
+        "SVI, CompiledTraceMeanField_ELBO, FusedAdam": functools.partial(
+            svi, pv.CompiledTraceMeanField_ELBO, pv.FusedAdam
+        ),
+    }
+    if args.numpyro:
+        found["NumPyro, a jitted loop"] = by_numpyro
+    if args.pythae:
+        found["Pythae's trainer"] = by_pythae
+    return found
+
+
+def build(architecture, device) -> pv.VAE:
+    torch.manual_seed(0)
+    prior = pv.StandardNormal(architecture.latent_dim)
+    return pv.VAE(prior, pv.Bernoulli(architecture.decoder()), pv.DiagonalNormal(architecture.encoder())).to(device)
+
+
+def svi(elbo, optim, architecture, x, validation=True):
+    vae = build(architecture, x.device)
+    num_particles = architecture.num_particles
+    objective = elbo(num_particles=num_particles, vectorize_particles=num_particles > 1)
+    one = SVI(vae.model, vae.guide, optim({"lr": 1e-3}), objective)
+
+    def run(num_steps):
+        with pyro.validation_enabled(validation):
+            for _ in range(num_steps):
+                one.step(x)
+
+    return run
+
+
+def by_hand(architecture, x, compile):
+    torch.manual_seed(0)
+    encoder, decoder = architecture.encoder().to(x.device), architecture.decoder().to(x.device)
+    params = [*encoder.parameters(), *decoder.parameters()]
+    adam = torch.optim.Adam(params, lr=1e-3, fused=True)
+    num_particles = architecture.num_particles
+
+    def loss_of(x):
+        loc, raw_scale = encoder(x).chunk(2, -1)
+        scale = F.softplus(raw_scale)
+        z = loc + scale * torch.randn(num_particles, *loc.shape, device=loc.device)
+        logits = decoder(z.flatten(0, 1)).unflatten(0, z.shape[:2])
+        distortion = F.binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="sum") / num_particles
+        return distortion + (0.5 * (loc**2 + scale**2 - 1) - scale.log()).sum()
+
+    if compile:
+        loss_of = torch.compile(loss_of, mode="max-autotune" if x.is_cuda else "default")
+
+    def run(num_steps):
+        for _ in range(num_steps):
+            adam.zero_grad()
+            loss_of(x).backward()
+            adam.step()
+
+    return run
+
+
+def floor(architecture, x):
+    """Of convolutions, the forward and backward passes of the networks."""
+    if not isinstance(architecture, Dense):
+        raise NotImplementedError("no floor is known for convolutions")
+    dims = [784, *architecture.hidden_dims, 2 * architecture.latent_dim]
+    back = [architecture.latent_dim, *architecture.hidden_dims[::-1], 784]
+    layers = []
+    for widths, rows in ((dims, len(x)), (back, len(x) * architecture.num_particles)):
+        for i, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
+            h, w, g = (
+                torch.randn(*shape, device=x.device) for shape in ((rows, inputs), (inputs, outputs), (rows, outputs))
+            )
+            layers.append((h, w, g, i > 0 or widths is back))
+    state = [torch.randn(sum(w.numel() for _, w, _, _ in layers), device=x.device) for _ in range(4)]
+
+    @torch.no_grad()
+    def run(num_steps):
+        for _ in range(num_steps):
+            for h, w, g, needs_gradient in layers:
+                torch.mm(h, w)
+                torch.mm(h.T, g)
+                if needs_gradient:
+                    torch.mm(g, w.T)
+            update(*state)
+
+    return run
+
+
+@torch.compile
+def update(param, gradient, mean, square):
+    mean.lerp_(gradient, 0.1)
+    square.lerp_(gradient * gradient, 0.001)
+    param.sub_(1e-3 * mean / (square.sqrt() + 1e-8))
+
+
+def by_numpyro(architecture, x):
+    import jax
+    import numpyro
+    import numpyro.distributions as dist
+    from jax import numpy as jnp
+    from jax.example_libraries import stax
+    from numpyro.infer import SVI as NumPyroSVI
+    from numpyro.infer import TraceMeanField_ELBO as NumPyroELBO
+
+    encoder, decoder = architecture.jax_layers(stax)
+    latent_dim, batch_size = architecture.latent_dim, len(x)
+
+    def model(x):
+        net = numpyro.module("decoder", decoder, (batch_size, latent_dim))
+        with numpyro.plate("data", batch_size):
+            z = numpyro.sample("z", dist.Normal(jnp.zeros(latent_dim), 1.0).to_event(1))
+            numpyro.sample("x", dist.Bernoulli(logits=net(z)).to_event(1), obs=x)
+
+    def guide(x):
+        net = numpyro.module("encoder", encoder, (batch_size, 784))
+        loc, raw_scale = jnp.split(net(x), 2, axis=-1)
+        with numpyro.plate("data", batch_size):
+            numpyro.sample("z", dist.Normal(loc, jax.nn.softplus(raw_scale)).to_event(1))
+
+    one = NumPyroSVI(model, guide, numpyro.optim.Adam(1e-3), NumPyroELBO(num_particles=architecture.num_particles))
+    data = jnp.asarray(x.cpu().numpy())
+    state = one.init(jax.random.PRNGKey(0), data)
+
+    @jax.jit
+    def loop(state, data, num_steps):
+        return jax.lax.fori_loop(0, num_steps, lambda _, state: one.update(state, data)[0], state)
+
+    def run(num_steps):
+        nonlocal state
+        state = jax.block_until_ready(loop(state, data, num_steps))
+
+    return run
+
+
+def by_pythae(architecture, x):
+    from pythae.data.datasets import BaseDataset
+    from pythae.models import VAE, VAEConfig
+    from pythae.models.base.base_utils import ModelOutput
+    from pythae.models.nn import BaseDecoder, BaseEncoder
+    from pythae.trainers import BaseTrainer, BaseTrainerConfig
+
+    if architecture.num_particles > 1:
+        raise NotImplementedError("its VAE has one particle")
+
+    class Encoder(BaseEncoder):
+        def __init__(self):
+            super().__init__()
+            self.net = architecture.encoder()
+
+        def forward(self, x):
+            loc, log_var = self.net(x).chunk(2, -1)
+            return ModelOutput(embedding=loc, log_covariance=log_var)
+
+    class Decoder(BaseDecoder):
+        def __init__(self):
+            super().__init__()
+            self.net = architecture.decoder()
+
+        def forward(self, z):
+            return ModelOutput(reconstruction=self.net(z).sigmoid())
+
+    config = VAEConfig(
+        input_dim=architecture.event_shape, latent_dim=architecture.latent_dim, reconstruction_loss="bce"
+    )
+    model = VAE(config, Encoder(), Decoder())
+
+    @functools.cache
+    def trainer(num_steps):
+        data = x.cpu().repeat(num_steps, *(1 for _ in architecture.event_shape))
+        options = BaseTrainerConfig(
+            output_dir="/tmp/pythae", per_device_train_batch_size=len(x), learning_rate=1e-3, no_cuda=not x.is_cuda
+        )
+        made = BaseTrainer(model, BaseDataset(data, torch.zeros(len(data))), training_config=options)
+        made.prepare_training()
+        return made
+
+    return lambda num_steps: trainer(num_steps).train_step(epoch=2)
+
+
+def whole_epochs(device) -> None:
+    """Epochs through `fit`, beside their steps alone, and what compiling costs and saves."""
+    grey = torch.randint(0, 256, (60_000, 784), dtype=torch.uint8)
+    data = pv.data.from_tensor(grey, binarization="dynamic")
+    print("\nepochs of 60,000 images through fit, 784-400-20, batches of 128, dynamic binarization")
+    architecture, seconds = ARCHITECTURES["784-400-20"], {}
+    for compile in (False, True):
+        pyro.clear_param_store()
+        history = pv.fit(
+            build(architecture, device), data, num_epochs=6, batch_size=128, compile=compile, progress=False
+        )
+        seconds[compile] = history.seconds
+        print(f"compile={compile}: " + " ".join(f"{each:.2f}" for each in history.seconds) + " s")
+    x = data.batch(torch.arange(128))
+    step = svi(pv.CompiledTraceMeanField_ELBO, pv.FusedAdam, architecture, x)
+    step(5)
+    alone = statistics.median(timed(step, 469, device) for _ in range(3)) * 469
+    epoch = statistics.median(seconds[True][2:])  # in the second, the smaller last batch is compiled
+    print(f"its 469 steps alone: {alone:.2f} s; an epoch is {epoch / alone:.2f} times that")
+    cost, gain = sum(seconds[True]) - len(seconds[True]) * epoch, statistics.median(seconds[False]) - epoch
+    print(
+        f"compiling takes {cost:.1f} s and is paid back after {cost / gain:.1f} epochs ({469 * cost / gain:.0f} steps)"
+    )
+
+
+def timed(run, num_steps: int, device) -> float:
+    """Seconds a step."""
+    synchronize(device)
+    started = time.perf_counter()
+    run(num_steps)
+    synchronize(device)
+    return (time.perf_counter() - started) / num_steps
+
+
+def synchronize(device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def plot(table: list[dict], path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    groups = list(dict.fromkeys((row["architecture"], row["batch_size"]) for row in table))
+    names = list(dict.fromkeys(row["contestant"] for row in table))
+    figure, axes = plt.subplots(1, len(groups), figsize=(2.1 * len(groups) + 2.5, 3.2), sharey=True, squeeze=False)
+    for ax, group in zip(axes[0], groups, strict=True):
+        rows = {row["contestant"]: row for row in table if (row["architecture"], row["batch_size"]) == group}
+        for place, name in enumerate(names):
+            if name in rows:
+                row = rows[name]
+                color = "C1" if "Compiled" in name else "0.6"
+                errors = [[row["ratio"] - row["ratio_min"]], [row["ratio_max"] - row["ratio"]]]
+                ax.barh(place, row["ratio"], color=color, xerr=errors, ecolor="0.3")
+        ax.axvline(1, color="black", linewidth=0.8)
+        ax.set_title(f"{group[0].replace(', ', chr(10))}\nbatches of {group[1]}", fontsize=8)
+    axes[0, 0].set_yticks(range(len(names)), names, fontsize=8)
+    axes[0, 0].invert_yaxis()
+    figure.supxlabel(f"time of a step, as a multiple of {BASE}", fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--numpyro", action="store_true")
+    parser.add_argument("--pythae", action="store_true")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--architectures", nargs="*", choices=ARCHITECTURES, default=list(ARCHITECTURES))
+    parser.add_argument("--batch-sizes", nargs="*", type=int, default=[20, 128, 1000])
+    parser.add_argument("--max-pairs", type=int, default=50_000, help="leave out larger batches times particles")
+    parser.add_argument("--num-repetitions", type=int, default=10)
+    parser.add_argument("--output-dir", type=Path, default=Path("results/training"))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
