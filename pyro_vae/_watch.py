@@ -19,6 +19,8 @@ from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import Transform
 
+from pyro_vae.graphs import kind_of
+
 __all__ = ["TensorWatch", "Watch"]
 
 MAX_OBJECTS = 20_000
@@ -172,7 +174,7 @@ class TensorWatch:
 
     def __init__(self, tensors: tuple[Tensor, ...]) -> None:
         self._tensors = tensors
-        self._seen = [describe(tensor) for tensor in tensors]
+        self._seen = [kind_of(tensor) for tensor in tensors]
         self._look()
 
     def change(self) -> str | None:
@@ -180,7 +182,7 @@ class TensorWatch:
         if [*map(_POINTER, self._tensors)] == self._pointers and [*map(_NEEDS, self._tensors)] == self._needs:
             return None
         for tensor, seen in zip(self._tensors, self._seen, strict=True):
-            if describe(tensor) != seen:
+            if kind_of(tensor) != seen:
                 return f"the kind of a tensor of shape {tuple(seen[0])}"
         self._look()
         return None
@@ -193,11 +195,6 @@ class TensorWatch:
 
 _POINTER = operator.methodcaller("data_ptr")
 _NEEDS = operator.attrgetter("requires_grad")
-
-
-def describe(tensor: Tensor) -> tuple[Any, ...]:
-    """What a graph takes for granted of a tensor."""
-    return tensor.shape, tensor.dtype, tensor.device, tensor.stride(), tensor.requires_grad
 
 
 def _changed_place(group: _Group) -> str | None:

@@ -23,8 +23,8 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from pyro_vae._watch import PLAIN, TensorWatch, Watch, describe
-from pyro_vae.graphs import reason_of, recorded
+from pyro_vae._watch import PLAIN, TensorWatch, Watch
+from pyro_vae.graphs import kind_of, reason_of, recorded
 from pyro_vae.optim import FusedAdam
 
 __all__ = ["CompiledTraceMeanField_ELBO", "CompiledTrace_ELBO"]
@@ -347,7 +347,7 @@ class _Call(NamedTuple):
         if any(tensor.requires_grad for tensor in tensors):
             raise NotCompilable("an argument that needs a gradient")
         constants = tuple(_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves)
-        key = spec, tuple(map(describe, tensors)), tuple(map(_key_of, constants))
+        key = spec, tuple(map(kind_of, tensors)), tuple(map(_key_of, constants))
         return cls(key, spec, tensors, constants, numbers)
 
     def with_constants(self) -> _Call:

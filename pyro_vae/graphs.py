@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from torch.utils._pytree import tree_map
 from pyro_vae import _checks
 from pyro_vae._structure import forked_generator
 
-__all__ = ["Graph", "compiled", "reason_of", "recorded"]
+__all__ = ["Graph", "compiled", "kind_of", "reason_of", "recorded"]
 
 aten = torch.ops.aten
 LITERALS = {aten.lift_fresh.default, aten.lift_fresh_copy.default}  # what torch.tensor(3.0) does inside of a function
@@ -30,6 +31,8 @@ LOOKING = {
     *(Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__bool__, Tensor.__float__, Tensor.__int__),
     *(Tensor.__index__, Tensor.__contains__),
 }
+MAX_KEPT = 128
+"""Of compiled graphs, in a process."""
 MAX_FACTORS = 16  # of a product of numbers between 1 and 2, so that it stays exact to rounding
 MIN_FACTORS = 4
 
@@ -42,19 +45,47 @@ class Graph(NamedTuple):
     """Tensors that the function closes over, such as parameters: read, and changed in place, at each call."""
 
     def compiled(self, *args: Tensor) -> Callable[..., tuple[Tensor, ...]]:
-        """The graph as machine code, on tensors of these shapes. It draws the numbers that the function would."""
-        device = _device_of(*self.tensors, *args)
-        if device.type == "cpu":
-            _rewrite(self.module)
-        # What the compiler draws to try out its code, nobody must miss.
-        with torch.no_grad(), forked_generator(device):
-            run = torch._inductor.compile(self.module, [*self.tensors, *args], options={"fallback_random": True})
+        """The graph as machine code, on tensors of these shapes. It draws the numbers that the function would.
+
+        Graphs that do the same to tensors of the same kinds share their code, whatever the tensors are.
+        """
+        inputs = [*self.tensors, *args]
+        key = self.module.code, tuple(map(kind_of, inputs)), tuple(_places(inputs))
+        if key not in _code:
+            _code[key] = _machine_code(self.module, inputs)
+            if len(_code) > MAX_KEPT:
+                _code.popitem(last=False)
+        run = _code[key]
 
         def call(*args: Tensor) -> tuple[Tensor, ...]:
             with torch.no_grad():
                 return tuple(run(*self.tensors, *args))
 
         return call
+
+
+_code: OrderedDict[Any, Callable[..., Any]] = OrderedDict()
+
+
+def kind_of(tensor: Tensor) -> tuple[Any, ...]:
+    """What a graph takes for granted of a tensor."""
+    return tensor.shape, tensor.dtype, tensor.device, tensor.stride(), tensor.requires_grad
+
+
+def _places(tensors: list[Tensor]) -> Iterator[int]:
+    """For each tensor the first that lies in the same memory: of such the compiler knows, where one is changed."""
+    firsts: dict[int, int] = {}
+    for place, tensor in enumerate(tensors):
+        yield firsts.setdefault(tensor.untyped_storage().data_ptr(), place)
+
+
+def _machine_code(module: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+    device = _device_of(*inputs)
+    if device.type == "cpu":
+        _rewrite(module)
+    # What the compiler draws to try out its code, nobody must miss.
+    with torch.no_grad(), forked_generator(device):
+        return torch._inductor.compile(module, inputs, options={"fallback_random": True})
 
 
 def recorded(fn: Callable[..., tuple[Tensor, ...]], *args: Tensor) -> Graph:

@@ -1,5 +1,7 @@
 """A compiled run gives the numbers of the plain one, or says why there is none."""
 
+from collections import OrderedDict
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -7,7 +9,8 @@ import torch
 from truths import LIKELIHOODS, draws_of, small_vae
 
 import pyro_vae as pv
-from pyro_vae.graphs import _bernoulli_log_prob_sum, _tanh, compiled
+from pyro_vae import graphs
+from pyro_vae.graphs import _bernoulli_log_prob_sum, _tanh, compiled, recorded
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Can't initialize NVML")
 
@@ -76,3 +79,33 @@ def test_compiling_draws_no_number():
     (found,) = run(torch.zeros(3))
     torch.manual_seed(0)
     assert torch.equal(found, torch.normal(torch.zeros(3), torch.ones(3)))
+
+
+def test_graphs_that_do_the_same_share_their_code(monkeypatch):
+    monkeypatch.setattr(graphs, "_code", OrderedDict())
+
+    def scaled(factor):
+        return lambda x: (x * factor,)
+
+    one, other = torch.tensor(2.0), torch.tensor(3.0)
+    runs = [recorded(scaled(factor), torch.ones(4)).compiled(torch.ones(4)) for factor in (one, other)]
+    assert len(graphs._code) == 1 and [run(torch.ones(4))[0][0].item() for run in runs] == [2.0, 3.0]
+    recorded(scaled(one.double()), torch.ones(4)).compiled(torch.ones(4))
+    recorded(lambda x: (x * one + 1,), torch.ones(4)).compiled(torch.ones(4))
+    assert len(graphs._code) == 3
+
+
+def test_a_number_in_a_tensor_is_no_constant():
+    count, x = torch.tensor(1.0), torch.zeros(2)
+
+    def counting(x):
+        count.add_(1)
+        return (x + count,)
+
+    graph = recorded(counting, x)
+    assert count == 1  # recording changes nothing
+    run = graph.compiled(x)
+    assert run(x)[0][0] == 2 and run(x)[0][0] == 3 and count == 3
+    for look in (lambda x: (x * count.item(),), lambda x: (x * float(count),), lambda x: (x if count > 0 else -x,)):
+        with pytest.raises(ValueError, match="a look at a number in a tensor"):
+            recorded(look, x)

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "tiling": {"_checks", "_structure", "program"},
     "unconstrained": {"_structure", "program"},
     "graphs": {"_checks", "_structure"},
-    "_watch": set(),
+    "_watch": {"graphs"},
     "optim": {"_checks"},
     "compiled": {"_watch", "graphs", "optim"},
     "diagnostics": {"_checks", "program", "tiling"},
