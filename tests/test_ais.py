@@ -121,8 +121,8 @@ def test_leapfrog_is_reversible_and_keeps_volume():
     u, momentum = torch.randn(1, 3, view.dim), torch.randn(1, 3, view.dim)
 
     def move(u, momentum):
-        state = hmc.init(u, path.density)
-        state, end = hmc._leapfrog(state, momentum, path.density, path.gaussian, beta, size, 4)
+        state = path.evaluate(u)
+        state, end = hmc._leapfrog(state, momentum, path.evaluate, path.gaussian, beta, size, 4)
         return state.position, end
 
     there, end = move(u, momentum)
@@ -153,11 +153,12 @@ def geweke(step_size, accept_all=False, num_rounds=15, num_data=3000):
         x = z[0] @ truth.weight.T + truth.bias + truth.scale * torch.randn(num_data, 4)
         view = Unconstrained.of(Program(vae.model, vae.guide, (x,), {}, STRUCTURE))
         density = lambda u, view=view: (gaussian.log_prob(u), torch.stack(view.log_joint(u)).sum(0))  # noqa: E731
-        state, momentum = hmc.init(z, density), numbers.normal(1)
+        evaluate = hmc.evaluating(density)
+        state, momentum = evaluate(z), numbers.normal(1)
         if accept_all:
-            z = hmc._leapfrog(state, momentum, density, gaussian, beta, size[None, :, None], 3)[0].position
+            z = hmc._leapfrog(state, momentum, evaluate, gaussian, beta, size[None, :, None], 3)[0].position
         else:
-            z = hmc.step(state, density, numbers, gaussian, beta, size, 3)[0].position
+            z = hmc.step(state, evaluate, numbers, gaussian, beta, size, 3)[0].position
     z = z[0]
     means = z.mean(0) * math.sqrt(num_data)
     variances = (z.square().mean(0) - 1) * math.sqrt(num_data / 2)
@@ -452,3 +453,12 @@ def test_guides_that_are_not_amortized():
         assert torch.allclose(evidence.log_evidence, exact, atol=0.2)
     with pytest.raises(ValueError, match="guide: expected a density of the model's latent sites"):
         pv.ais(vae.model, guide, x, start="guide", num_temperatures=5)
+
+
+@pytest.mark.parametrize("start", ["laplace", "guide", "prior"])
+def test_compiled_it_is_the_same(start):
+    """Few steps, after which rounding has not grown; and float64."""
+    vae, x, _ = approximate(num_data=20)
+    options = {"num_temperatures": 4, "num_leapfrog": 1, "start": start}
+    plain, graphs = (pv.ais(vae.model, vae.guide, x, compile=c, **options) for c in (False, True))
+    assert torch.allclose(plain.log_evidence, graphs.log_evidence, rtol=1e-7)

@@ -38,7 +38,7 @@ MAY_IMPORT = {
         *{"_checks", "graphs", "program", "tiling"},
         *(f"evidence.{name}" for name in ("proposals", "result", "weights")),
     },
-    "evidence.hmc": {"tiling"},
+    "evidence.hmc": {"graphs", "tiling"},
     "evidence.ais": {
         *{"_checks", "program", "tiling", "unconstrained"},
         *(f"evidence.{name}" for name in ("hmc", "importance", "laplace", "result", "weights")),

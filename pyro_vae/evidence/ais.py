@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -52,7 +52,7 @@ class Path:
 
     view: Unconstrained
     draw: Callable[[int], Tensor]
-    density: hmc.Density
+    evaluate: hmc.Evaluate
     start_precision: Tensor | None
     """Of the start where the metric must change along the path, `(N, D)`; None where the start is `gaussian`."""
     gaussian: Gaussian
@@ -108,7 +108,13 @@ def path_from(start: str, whole: Unconstrained, noise: Noise, chunk_size: int | 
         def from_guide(u: Tensor) -> tuple[Tensor, Tensor]:
             return view.log_guide(u), torch.stack(log_joint(u)).sum(0)
 
-        return Path(view, lambda num: whole.draw_guide(num)[0][:, columns], from_guide, 1 / variance[columns], *fit)
+        return Path(
+            view,
+            lambda num: whole.draw_guide(num)[0][:, columns],
+            hmc.evaluating(from_guide),
+            1 / variance[columns],
+            *fit,
+        )
 
     def draw(num_chains: int) -> Tensor:
         return whole.draw_prior(num_chains)[:, columns]
@@ -118,7 +124,7 @@ def path_from(start: str, whole: Unconstrained, noise: Noise, chunk_size: int | 
         return prior, prior + likelihood
 
     precision = 1 / draw(NUM_DRAWS).var(0)
-    return Path(view, draw, from_prior, precision, fit.gaussian, fit.num_evaluations + NUM_DRAWS, 1)
+    return Path(view, draw, hmc.evaluating(from_prior), precision, fit.gaussian, fit.num_evaluations + NUM_DRAWS, 1)
 
 
 def laplace_path(view: Unconstrained, fit: LaplaceFit, noise: Noise, chunk_size: int | None = None) -> Path:
@@ -127,7 +133,7 @@ def laplace_path(view: Unconstrained, fit: LaplaceFit, noise: Noise, chunk_size:
     return Path(
         view,
         lambda num_chains: fit.gaussian.rsample(noise.normal(num_chains)),
-        lambda u: (fit.gaussian.log_prob(u), torch.stack(log_joint(u)).sum(0)),
+        hmc.evaluating(lambda u: (fit.gaussian.log_prob(u), torch.stack(log_joint(u)).sum(0))),
         None,
         *fit,
     )
@@ -162,7 +168,7 @@ def anneal(path: Path, noise: Noise, settings: Settings, start: Tensor | None = 
         if number < len(betas) - 1:
             at = t - 1 if backwards else t
             state, accepted = hmc.step(
-                state, path.density, noise, path.metric(betas[at]), betas[at], step_sizes[at], num_leapfrog
+                state, path.evaluate, noise, path.metric(betas[at]), betas[at], step_sizes[at], num_leapfrog
             )
             acceptance = acceptance + accepted.mean(0) / (len(betas) - 2)
     return Trajectory(log_weights, state, acceptance)
@@ -210,7 +216,7 @@ def pilot(path: Path, noise: Noise, num_temperatures: int, num_chains: int, num_
         log_weights = log_weights + (betas[t] - betas[t - 1]) * difference
         spreads.append(difference.std(0))
         state, accepted = hmc.step(
-            state, path.density, noise, path.metric(betas[t]), betas[t], log_size.exp(), num_leapfrog
+            state, path.evaluate, noise, path.metric(betas[t]), betas[t], log_size.exp(), num_leapfrog
         )
         log_size = (log_size + accepted.mean(0) - TARGET_ACCEPTANCE).clamp(-8, longest)
         sizes.append(log_size)
@@ -220,7 +226,7 @@ def pilot(path: Path, noise: Noise, num_temperatures: int, num_chains: int, num_
 def _begin(path: Path, u: Tensor) -> tuple[State, Tensor]:
     """A state of the chains, and which of them lie in the support of the prior; the others have no weight."""
     inside = u.isfinite().all(-1)
-    return hmc.init(u.where(inside[..., None], 0.0), path.density), inside
+    return path.evaluate(u.where(inside[..., None], 0.0)), inside
 
 
 def _schedule(name: str, num_temperatures: int, num_data: int, device: torch.device) -> Tensor:
@@ -300,12 +306,14 @@ class Annealing:
     def num_pilot_evaluations(self) -> int:
         return PILOT_CHAINS * (1 + self.num_pilot_temperatures * self.num_leapfrog) if self.num_temperatures > 1 else 0
 
-    def prepared(self, block: Block, seed: int, chunk_size: int | None = None) -> Prepared:
+    def prepared(self, block: Block, seed: int, chunk_size: int | None = None, compile: bool = False) -> Prepared:
         """The path and the frozen settings for the data of a block; its noise is none of the measured run's."""
         whole = Unconstrained.of(block.program)
         numbers = Noise(block.program.num_data, block.asked_for, whole.dim)
         with noise(block.program, seed_for(seed, "where to start"), block.place):
             path = path_from(self.start, whole, numbers, chunk_size)
+        if compile:
+            path = replace(path, evaluate=hmc.compiled_evaluation(path.evaluate))
         with noise(block.program, seed_for(seed, "pilot"), block.place):
             return Prepared(path, numbers, self._settings(path, numbers), self._total(path))
 
@@ -345,6 +353,7 @@ def ais(
     first_index: int = 0,
     num_posterior_draws: int = 16,
     chunk_size: int | None = None,
+    compile: bool = False,
     progress: bool = False,
     **kwargs: Any,
 ) -> Evidence:
@@ -370,6 +379,9 @@ def ais(
             Gaussian, and for the others goes from that of the start to it.
         schedule: "linear"; "sigmoid", denser at both ends; "adaptive", from the spread that the pilot saw.
         seed: fixes the noise.
+        compile: whether densities and gradients run as a compiled graph, which takes seconds for each shape and then
+            about half the time. Rounding differs, and with it, after many steps, the chains: of one seed the numbers
+            are then others, as good.
         plate, first_index, num_posterior_draws, chunk_size, progress, kwargs: as of `importance_sampling`.
 
     Returns:
@@ -409,7 +421,7 @@ def ais(
     runs = []
     with tqdm(total=program.num_data, disable=not progress, unit="datum") as bar:
         for block in blocks(program, block_size(program, num_chains), first_index):
-            prepared = annealing.prepared(block, seed, chunk_size)
+            prepared = annealing.prepared(block, seed, chunk_size, compile)
             with noise(block.program, seed, block.place):
                 trajectory = anneal(prepared.path, prepared.noise, prepared.settings)
                 draws = end_draws(prepared.path.view, trajectory, prepared.noise, num_posterior_draws)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from pyro_vae.graphs import compiled
 from pyro_vae.tiling import Noise
 
-__all__ = ["Metric", "State", "init", "step"]
+__all__ = ["Evaluate", "Metric", "State", "compiled_evaluation", "evaluating", "step"]
 
 Density = Callable[[Tensor], tuple[Tensor, Tensor]]
 """log densities of the path's start and end, `(K, N)` each, at u `(K, N, D)`."""
@@ -42,13 +43,33 @@ class State(NamedTuple):
         return (1 - beta)[..., None] * self.gradient_start + beta[..., None] * self.gradient_end
 
 
-def init(position: Tensor, density: Density) -> State:
-    """A state at u `(K, N, D)`: one evaluation of the density and of both gradients."""
-    u = position.detach().requires_grad_()
-    with torch.enable_grad():
-        log_start, log_end = density(u)
-        gradients = [_gradient(each, u) for each in (log_start, log_end)]
-    return State(position, log_start.detach(), log_end.detach(), *gradients)
+Evaluate = Callable[[Tensor], State]
+"""A state at u `(K, N, D)`: one evaluation of the densities and of both gradients."""
+
+
+def evaluating(density: Density) -> Evaluate:
+    """The evaluation of a pair of densities."""
+
+    def evaluate(position: Tensor) -> State:
+        u = position.detach().requires_grad_()
+        with torch.enable_grad():
+            log_start, log_end = density(u)
+            gradients = [_gradient(each, u) for each in (log_start, log_end)]
+        return State(position, log_start.detach(), log_end.detach(), *gradients)
+
+    return evaluate
+
+
+def compiled_evaluation(evaluate: Evaluate) -> Evaluate:
+    """The same as a graph, one for each shape of u. All that it closes over must stay the same tensors."""
+    graphs: dict[torch.Size, Callable[..., Any]] = {}
+
+    def evaluate_compiled(u: Tensor) -> State:
+        if u.shape not in graphs:
+            graphs[u.shape] = compiled(lambda u: tuple(evaluate(u))[1:], u)
+        return State(u, *graphs[u.shape](u))
+
+    return evaluate_compiled
 
 
 def _gradient(value: Tensor, u: Tensor) -> Tensor:
@@ -60,7 +81,7 @@ def _gradient(value: Tensor, u: Tensor) -> Tensor:
 
 def step(
     state: State,
-    density: Density,
+    evaluate: Evaluate,
     noise: Noise,
     metric: Metric,
     beta: Tensor,
@@ -71,7 +92,7 @@ def step(
 
     Args:
         state: of K chains for each of N data.
-        density: of both ends of the path.
+        evaluate: both ends of the path.
         noise: where momenta and uniform numbers come from.
         metric: L of each datum; a fixed one, which must not depend on the chains.
         beta: where on the path, `(N,)`.
@@ -85,7 +106,7 @@ def step(
     num_chains = len(state.position)
     momentum = noise.normal(num_chains)
     size = (step_size * (0.8 + 0.4 * noise.uniform(num_chains)))[..., None]
-    proposed, end_momentum = _leapfrog(state, momentum, density, metric, beta, size, num_leapfrog)
+    proposed, end_momentum = _leapfrog(state, momentum, evaluate, metric, beta, size, num_leapfrog)
     log_ratio = proposed.log_density(beta) - state.log_density(beta)
     log_ratio = log_ratio + 0.5 * (momentum.square() - end_momentum.square()).sum(-1)
     # A density of +inf or NaN is rounding far out, such as a scale that has become zero: the chain must not stay there.
@@ -96,11 +117,11 @@ def step(
 
 
 def _leapfrog(
-    state: State, momentum: Tensor, density: Density, metric: Metric, beta: Tensor, size: Tensor, num_leapfrog: int
+    state: State, momentum: Tensor, evaluate: Evaluate, metric: Metric, beta: Tensor, size: Tensor, num_leapfrog: int
 ) -> tuple[State, Tensor]:
     for _ in range(num_leapfrog):
         momentum = momentum + 0.5 * size * metric.scaled_transposed(state.gradient(beta))
-        state = init(state.position + size * metric.scaled(momentum), density)
+        state = evaluate(state.position + size * metric.scaled(momentum))
         momentum = momentum + 0.5 * size * metric.scaled_transposed(state.gradient(beta))
     return state, momentum
 

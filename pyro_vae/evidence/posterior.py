@@ -168,11 +168,11 @@ def _chains(block: Block, annealing: Annealing, num_samples: int, seed: int) -> 
     with noise(block.program, seed_for(seed, "chains"), block.place):
         trajectory = anneal(path, numbers, prepared.settings)
         refuse_nan(trajectory.log_weights, block.rows)
-        state = hmc.init(end_positions(trajectory, numbers, annealing.num_chains), path.density)
+        state = path.evaluate(end_positions(trajectory, numbers, annealing.num_chains))
         beta, size = torch.ones_like(prepared.settings.betas[-1]), prepared.settings.step_sizes[-1]
         for _ in range(num_samples):
             state, accepted = hmc.step(
-                state, path.density, numbers, path.metric(beta), beta, size, annealing.num_leapfrog
+                state, path.evaluate, numbers, path.metric(beta), beta, size, annealing.num_leapfrog
             )
             positions.append(state.position)
             acceptances.append(accepted.mean(0))
