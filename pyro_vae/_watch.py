@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import array
+import collections
+import enum
 import functools
 import itertools
 import operator
 import random
+import re
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,17 +24,28 @@ from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import Transform
 
-from pyro_vae.graphs import kind_of
-
-__all__ = ["TensorWatch", "Watch"]
+__all__ = ["PLAIN", "TensorWatch", "Watch"]
 
 MAX_OBJECTS = 20_000
 """More than this is no program but its data; to look at it again at each step would cost more than the step."""
+MAX_ARRAY = 1_000_000
+"""Bytes of an array of numpy's that are compared at each step."""
 
 # The functions and classes of these do not change; what a program keeps in instances of their classes does.
 FIXED_PACKAGES = {*sys.stdlib_module_names, "torch", "pyro", "numpy", "pyro_vae"} - {"__main__"}
-OPAQUE = (Tensor, torch.Generator, torch.dtype, torch.device, type, types.ModuleType, Trace, ParamStoreDict)
-PLAIN = (int, float, complex, bool, str, bytes, type(None))
+PLAIN = (
+    *(int, float, complex, bool, str, bytes, type(None), type(Ellipsis), type(NotImplemented), range, slice),
+    *(enum.Enum, np.generic, np.dtype, torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format),
+)
+"""What cannot change."""
+OPAQUE = (
+    *(Tensor, Trace, ParamStoreDict, weakref.ReferenceType, types.BuiltinFunctionType, types.CodeType, np.ufunc),
+    *(types.UnionType, types.GenericAlias, re.Pattern, operator.itemgetter, operator.attrgetter, operator.methodcaller),
+)
+"""What is not looked into: graphs read tensors anew, and the others are Pyro's, or Python's, affair."""
+UNREAD = {"__annotations__", "_abc_impl"}
+SEQUENCES = (list, tuple, set, frozenset, collections.deque, array.array)
+_MISSING = object()
 
 Found = tuple[str, Any]
 """Where something was found, and what it is."""
@@ -39,10 +55,11 @@ class _Group(NamedTuple):
     """Some places that are read together, and what was in them."""
 
     path: str
-    names: tuple[str, ...]
+    names: tuple[Any, ...]
     read: Callable[[], Iterable[Any]]
-    values: tuple[Any, ...]
+    values: tuple[Any, ...] = ()
     container: Any = None
+    restore: Callable[[], None] | None = None
 
 
 class Watch:
@@ -52,18 +69,19 @@ class Watch:
     what is in a tensor, which a graph reads anew at each call.
 
     Raises:
-        ValueError: if there is too much to look at.
+        ValueError: if there is too much to look at, or something that cannot be looked into.
     """
 
     def __init__(self, *roots: Found) -> None:
         self._groups: list[_Group] = []
         self._states: list[tuple[str, Callable[[], Any], Any]] = []
+        self._instances: list[Any] = []
         self._scratch: list[tuple[dict[str, Any], str, Any]] = []
         self._seen: dict[int, Any] = {}  # keeps what it has seen alive, so that no other gets its id
         waiting = list(roots)
         while waiting:
             path, value = waiting.pop()
-            if id(value) in self._seen or isinstance(value, (*PLAIN, *OPAQUE)):
+            if id(value) in self._seen or value is _MISSING or isinstance(value, (*PLAIN, *OPAQUE)):
                 continue
             self._seen[id(value)] = value
             if len(self._seen) > MAX_OBJECTS:
@@ -71,8 +89,9 @@ class Watch:
             waiting.extend(self._look_into(path, value))
         # What follows is asked at each step, so it is laid out to run in C.
         self._empty = [group.container for group in self._groups if group.container is not None and not group.values]
-        self._reads = [group.read for group in self._groups if group.values]
+        self._reads = [group.read for group in self._groups if group.values or group.container is None]
         self._values = [*itertools.chain.from_iterable(group.values for group in self._groups)]
+        self._types = [*map(type, self._instances)]
 
     def change(self) -> str | None:
         """Where something is not what it was; None if nothing is."""
@@ -81,92 +100,146 @@ class Watch:
             for place in map(_changed_place, self._groups):
                 if place is not None:
                     return place
+        if [*map(type, self._instances)] != self._types:
+            return "the class of an object"
         for path, read, before in self._states:
-            if read() != before:
+            if not np.array_equal(read(), before):
                 return path
         return None
 
     def undo(self) -> None:
-        """Put back what was where, in dictionaries and lists."""
+        """Put back what was where."""
         for container, name, value in self._scratch:
             container[name] = value
         for group in self._groups:
-            if isinstance(group.container, dict) and _changed_place(group) is not None:
-                group.container.clear()
-                group.container.update(zip(group.names, group.values, strict=True))
-            elif isinstance(group.container, list):
-                group.container[:] = group.values
+            if group.restore is not None and _changed_place(group) is not None:
+                group.restore()
 
     def _look_into(self, path: str, value: Any) -> Iterator[Found]:
+        kind = type(value)
+        if issubclass(kind, type):
+            if not _is_fixed(value):
+                yield from self._look_into_mapping(f"class {value.__name__}", vars(value))
+                yield from ((f"class {base.__name__}", base) for base in value.__mro__[1:])
+        elif kind is types.ModuleType:
+            if not _is_fixed_package(value.__name__):
+                yield from self._look_into_mapping(f"module {value.__name__}", vars(value))
+        elif kind is types.FunctionType:
+            if not _is_fixed(value):
+                yield from self._look_into_function(path, value)
+        elif kind is types.MethodType:
+            yield from ((path, value.__self__), (path, value.__func__))
+        elif isinstance(value, functools.partial):
+            yield from ((path, part) for part in (value.func, value.args, value.keywords))
+        elif kind in (staticmethod, classmethod):
+            yield path, value.__func__
+        elif kind is property:
+            yield path, value.fget
+        else:
+            yield from self._look_into_instance(path, value)
+
+    def _look_into_instance(self, path: str, value: Any) -> Iterator[Found]:
+        self._instances.append(value)
+        is_open = True
         if isinstance(value, np.ndarray):
-            self._states.append((path, value.tobytes, value.tobytes()))
+            self._look_at_array(path, value)
         elif isinstance(value, random.Random):
             self._states.append((path, value.getstate, value.getstate()))
         elif isinstance(value, np.random.Generator):
             self._states.append((path, lambda: repr(value.bit_generator.state), repr(value.bit_generator.state)))
-        elif isinstance(value, types.FunctionType):
-            if not _is_fixed(value):
-                yield from self._look_into_function(path, value)
-        elif isinstance(value, functools.partial):
-            yield from ((path, part) for part in (value.func, value.args, value.keywords))
-        elif isinstance(value, (dict, list)):
-            yield from self._look_into_items(path, value)
-        elif isinstance(value, (tuple, set, frozenset)):
-            yield from ((path, item) for item in value)
+        elif isinstance(value, dict):
+            yield from self._look_into_dict(path, value)
+        elif isinstance(value, types.MappingProxyType):
+            yield from self._look_into_mapping(path, value)
+        elif isinstance(value, SEQUENCES):
+            yield from self._look_into_sequence(path, value)
         else:
-            yield from ((path, getattr(value, name, None)) for name in ("__self__", "__func__", "fget"))
-            yield from self._look_into_instance(path, value)
-
-    def _look_into_instance(self, path: str, value: Any) -> Iterator[Found]:
-        if hasattr(value, "__dict__"):
+            is_open = False
+        slots = tuple(name for cls in type(value).__mro__ if not _is_fixed(cls) for name in _slots(cls))
+        if slots:
+            yield from self._look_at(
+                _Group(path, slots, lambda: [getattr(value, name, _MISSING) for name in slots], ())
+            )
+        if hasattr(type(value), "__dict__") and isinstance(getattr(value, "__dict__", None), dict):
             yield from self._look_into_attributes(path, value)
-        for cls in type(value).__mro__:
-            if not _is_fixed(cls) and id(cls) not in self._seen:
-                self._seen[id(cls)] = cls
-                yield from self._look_into_items(f"class {cls.__name__}", vars(cls))
+        elif not slots and not is_open and not _is_fixed_descriptor(value):
+            raise ValueError(f"{path}, of type {type(value).__name__}, whose state cannot be seen")
+        if isinstance(value, functools._lru_cache_wrapper) and not _is_fixed(value):
+            raise ValueError(f"{path}, a cached function, whose state cannot be seen")
+        yield f"class {type(value).__name__}", type(value)
 
     def _look_into_attributes(self, path: str, owner: Any) -> Iterator[Found]:
         attributes = vars(owner)
         scratch = {name for name in attributes if _is_scratch(owner, name)}
         if not scratch:
-            yield from self._look_into_items(path, attributes)
+            yield from self._look_into_mapping(path, attributes)
             return
         self._scratch += [(attributes, name, attributes[name]) for name in scratch]
         names = tuple(name for name in attributes if name not in scratch)
-        yield from self._look_at_variables(path, names, lambda: map(attributes.get, names))
+        yield from self._look_at(_Group(path, names, lambda: map(attributes.get, names)))
 
-    def _look_into_items(self, path: str, items: Any) -> Iterator[Found]:
-        is_mapping = isinstance(items, Mapping)
-        names = tuple(map(str, items)) if is_mapping else tuple(f"[{i}]" for i in range(len(items)))
-        read = items.values if is_mapping else functools.partial(iter, items)
-        yield from self._look_at(_Group(path, names, read, tuple(read()), items))
+    def _look_into_dict(self, path: str, items: dict[Any, Any]) -> Iterator[Found]:
+        """Keys too: where they are data, one may take the place of another."""
+        if items:
+            yield from self._look_at(_Group(path, tuple(items), items.keys))
+        yield from self._look_into_mapping(path, items)
+
+    def _look_into_mapping(self, path: str, items: Any) -> Iterator[Found]:
+        before = dict(items)
+
+        def restore() -> None:
+            items.clear()
+            items.update(before)
+
+        putting_back = restore if isinstance(items, dict) else None
+        yield from self._look_at(_Group(path, tuple(items), items.values, (), items, putting_back))
+
+    def _look_into_sequence(self, path: str, items: Any) -> Iterator[Found]:
+        if isinstance(items, array.array):
+            self._states.append((path, items.tobytes, items.tobytes()))
+            return
+        before = list(items)
+
+        def restore() -> None:
+            items[:] = before
+
+        putting_back = restore if isinstance(items, list) else None
+        names = tuple(range(len(items)))
+        yield from self._look_at(_Group(path, names, functools.partial(iter, items), (), items, putting_back))
 
     def _look_into_function(self, path: str, fn: types.FunctionType) -> Iterator[Found]:
-        cells = fn.__closure__ or ()
         path = f"{path}, function {fn.__name__}"
-        yield from self._look_at_variables(path, fn.__code__.co_freevars, lambda: map(_contents, cells))
+        parts = ("code", "defaults", "keyword defaults")
+        yield from self._look_at(_Group(path, parts, lambda: (fn.__code__, fn.__defaults__, fn.__kwdefaults__)))
+        cells, names = fn.__closure__ or (), fn.__code__.co_freevars
+        if cells:
+            yield from self._look_at(_Group(path, names, lambda: map(_contents, cells), restore=_putting_back(cells)))
         scope = fn.__globals__
-        names = tuple(sorted(_names(fn.__code__) & scope.keys()))
-        yield from self._look_at_variables(path, names, lambda: map(scope.get, names))
-        for module in map(scope.get, names):
-            if isinstance(module, types.ModuleType) and module.__name__.split(".")[0] not in FIXED_PACKAGES:
-                yield from self._look_into_module(module, fn.__code__)
-        yield from ((path, value) for value in (fn.__defaults__, fn.__kwdefaults__, vars(fn)))
+        names, missing = tuple(sorted(_names(fn.__code__))), itertools.repeat(_MISSING)
+        found = {name: scope.get(name, _MISSING) for name in names}
 
-    def _look_into_module(self, module: types.ModuleType, code: types.CodeType) -> Iterator[Found]:
-        """What a function reads of a module that it names."""
-        names = tuple(sorted(_names(code) & vars(module).keys()))
-        yield from self._look_at_variables(f"module {module.__name__}", names, lambda: map(vars(module).get, names))
+        def restore() -> None:
+            for name, value in found.items():
+                if value is _MISSING:
+                    scope.pop(name, None)
+                else:
+                    scope[name] = value
 
-    def _look_at_variables(
-        self, path: str, names: tuple[str, ...], read: Callable[[], Iterable[Any]]
-    ) -> Iterator[Found]:
-        yield from self._look_at(_Group(path, names, read, tuple(read())))
+        yield from self._look_at(_Group(path, names, lambda: map(scope.get, names, missing), restore=restore))
+        if vars(fn):
+            yield from self._look_into_mapping(path, vars(fn))
+
+    def _look_at_array(self, path: str, value: np.ndarray) -> None:
+        if value.nbytes > MAX_ARRAY:
+            raise ValueError(f"{path}, an array of {value.nbytes:,} bytes; make it a tensor")
+        self._states.append((path, lambda: value, value.copy()))
 
     def _look_at(self, group: _Group) -> Iterator[Found]:
+        group = group._replace(values=tuple(group.read()))
         self._groups.append(group)
         for name, value in zip(group.names, group.values, strict=True):
-            yield f"{group.path}.{name}", value
+            if name not in UNREAD:
+                yield f"{group.path}.{name}", value
 
 
 class TensorWatch:
@@ -174,56 +247,82 @@ class TensorWatch:
 
     def __init__(self, tensors: tuple[Tensor, ...]) -> None:
         self._tensors = tensors
-        self._seen = [kind_of(tensor) for tensor in tensors]
-        self._look()
+        self._kinds, self._strides = self._look()
 
     def change(self) -> str | None:
         """Which tensor is not as it was; None if all are."""
-        if [*map(_POINTER, self._tensors)] == self._pointers and [*map(_NEEDS, self._tensors)] == self._needs:
+        kinds, strides = self._look()
+        if kinds == self._kinds and strides == self._strides:
             return None
-        for tensor, seen in zip(self._tensors, self._seen, strict=True):
-            if kind_of(tensor) != seen:
-                return f"the kind of a tensor of shape {tuple(seen[0])}"
-        self._look()
-        return None
+        before, now = (zip(*both, strict=True) for both in ((self._kinds, self._strides), (kinds, strides)))
+        changed = next(one for one, other in zip(before, now, strict=True) if one != other)
+        return f"the kind of a tensor of shape {tuple(changed[0][0])}"
 
-    def _look(self) -> None:
-        """At what is quick to look at again: a tensor that is elsewhere may be another in all."""
-        self._pointers = [*map(_POINTER, self._tensors)]
-        self._needs = [*map(_NEEDS, self._tensors)]
+    def _look(self) -> tuple[list[Any], list[Any]]:
+        return [*map(_KIND, self._tensors)], [*map(_STRIDE, self._tensors)]
 
 
-_POINTER = operator.methodcaller("data_ptr")
-_NEEDS = operator.attrgetter("requires_grad")
+_KIND = operator.attrgetter("shape", "dtype", "device", "requires_grad")
+_STRIDE = operator.methodcaller("stride")
 
 
 def _changed_place(group: _Group) -> str | None:
     now = tuple(group.read())
-    for name, one, other in itertools.zip_longest(group.names, now, group.values, fillvalue=group):
+    for name, one, other in itertools.zip_longest(group.names, now, group.values, fillvalue=_MISSING):
         if one is not other and not (type(one) is type(other) and isinstance(one, PLAIN) and one == other):
-            return f"{group.path}.{name if isinstance(name, str) else 'a new item'}"
+            return f"{group.path}.{'a new item' if name is _MISSING else name}"
     return None
 
 
-def _is_scratch(owner: Any, name: str) -> bool:
-    """What a run writes before it reads it: the caches of transforms, and the plates of automatic guides."""
-    return (isinstance(owner, Transform) and name.startswith("_cached")) or (
-        isinstance(owner, AutoGuide) and name == "plates"
-    )
+def _putting_back(cells: tuple[types.CellType, ...]) -> Callable[[], None]:
+    before = [_contents(cell) for cell in cells]
 
+    def restore() -> None:
+        for cell, value in zip(cells, before, strict=True):
+            if value is not _MISSING:
+                cell.cell_contents = value
 
-def _is_fixed(fn: Any) -> bool:
-    return (getattr(fn, "__module__", None) or "").split(".")[0] in FIXED_PACKAGES
-
-
-def _names(code: types.CodeType) -> set[str]:
-    """Global names and attributes, in the function and in those that it defines."""
-    inner = (_names(constant) for constant in code.co_consts if isinstance(constant, types.CodeType))
-    return set(code.co_names).union(*inner)
+    return restore
 
 
 def _contents(cell: types.CellType) -> Any:
     try:
         return cell.cell_contents
     except ValueError:  # not bound yet
-        return None
+        return _MISSING
+
+
+def _slots(cls: type) -> Iterator[str]:
+    slots = vars(cls).get("__slots__", ())
+    for name in (slots,) if isinstance(slots, str) else slots:
+        if name not in ("__dict__", "__weakref__"):
+            yield f"_{cls.__name__.lstrip('_')}{name}" if name.startswith("__") and not name.endswith("__") else name
+
+
+def _is_scratch(owner: Any, name: str) -> bool:
+    """What a run writes before it reads it: caches of transforms, plates of automatic guides; and the graphs' own."""
+    return (
+        (isinstance(owner, Transform) and name.startswith("_cache"))
+        or (isinstance(owner, AutoGuide) and name == "plates")
+        or name == "_programs"
+    )
+
+
+def _is_fixed(fn: Any) -> bool:
+    return _is_fixed_package(getattr(fn, "__module__", None) or "")
+
+
+def _is_fixed_package(name: str) -> bool:
+    return name.split(".", maxsplit=1)[0] in FIXED_PACKAGES
+
+
+def _is_fixed_descriptor(value: Any) -> bool:
+    """Methods and the like of classes written in C, which keep nothing, and plain objects."""
+    kind = type(value)
+    return hasattr(kind, "__get__") or kind is object
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """Global names and attributes, in the function and in those that it defines."""
+    inner = (_names(constant) for constant in code.co_consts if isinstance(constant, types.CodeType))
+    return set(code.co_names).union(*inner)

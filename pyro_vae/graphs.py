@@ -50,7 +50,7 @@ class Graph(NamedTuple):
         Graphs that do the same to tensors of the same kinds share their code, whatever the tensors are.
         """
         inputs = [*self.tensors, *args]
-        key = self.module.code, tuple(map(kind_of, inputs)), tuple(_places(inputs))
+        key = self.module.code, torch.get_default_dtype(), tuple(map(kind_of, inputs)), tuple(_places(inputs))
         if key not in _code:
             _code[key] = _machine_code(self.module, inputs)
             if len(_code) > MAX_KEPT:
@@ -63,13 +63,38 @@ class Graph(NamedTuple):
 
         return call
 
+    def check(self, run: Callable[[], tuple[Tensor, ...]], fn: Callable[[], tuple[Tensor, ...]]) -> None:
+        """Run the compiled graph and, from the same numbers and the same state of the generator, `fn`; undo both.
+
+        Raises:
+            ValueError: if they differ: in what they return, in what they do to tensors, or in the numbers they draw.
+        """
+        device = _device_of(*self.tensors)
+        before = [tensor.detach().clone() for tensor in self.tensors]
+        found = []
+        for each in (run, fn):
+            with forked_generator(device), _without_checks():
+                outputs = [tensor.detach() for tensor in each()]
+                found.append(
+                    [*outputs, *(tensor.detach().clone() for tensor in self.tensors), _generator_state(device)]
+                )
+            with torch.no_grad():
+                for tensor, value in zip(self.tensors, before, strict=True):
+                    if not torch.equal(tensor, value):
+                        tensor.copy_(value)
+        if not torch.equal(found[0].pop(), found[1].pop()):
+            raise ValueError("random numbers that are others when compiled")
+        if not all(map(_is_close, *found)):
+            raise ValueError("results that are others when compiled")
+
 
 _code: OrderedDict[Any, Callable[..., Any]] = OrderedDict()
 
 
 def kind_of(tensor: Tensor) -> tuple[Any, ...]:
     """What a graph takes for granted of a tensor."""
-    return tensor.shape, tensor.dtype, tensor.device, tensor.stride(), tensor.requires_grad
+    is_marked = tensor.is_neg(), tensor.is_conj()
+    return tensor.shape, tensor.dtype, tensor.device, tensor.stride(), tensor.requires_grad, tensor.layout, is_marked
 
 
 def _places(tensors: list[Tensor]) -> Iterator[int]:
@@ -77,6 +102,19 @@ def _places(tensors: list[Tensor]) -> Iterator[int]:
     firsts: dict[int, int] = {}
     for place, tensor in enumerate(tensors):
         yield firsts.setdefault(tensor.untyped_storage().data_ptr(), place)
+
+
+def _generator_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _is_close(one: Tensor, other: Tensor) -> bool:
+    """To the rounding of a long sum. NaN and infinity are to be in the same places."""
+    if not other.is_floating_point():
+        return torch.equal(one, other)
+    tolerance = 1e-3 if other.dtype == torch.float32 else 1e-8 if other.dtype == torch.float64 else 0.1
+    size = other.nan_to_num(0.0, 0.0, 0.0).abs().max().item() if other.numel() else 0.0
+    return torch.allclose(one, other, rtol=tolerance, atol=tolerance * size, equal_nan=True)
 
 
 def _machine_code(module: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
@@ -269,8 +307,10 @@ def _num_factors(size: int) -> int:
 
 
 def _tanh(x: Tensor) -> Tensor:
-    """To an absolute error of float32's rounding, by one exponential."""
-    return 1 - 2 / (torch.exp(2 * x) + 1)
+    """To float32's rounding, by one exponential; near 0, where it would cancel, by the series."""
+    square = x * x
+    series = x * (1 - square * (1 / 3 - square * (2 / 15 - square * (17 / 315))))
+    return torch.where(x.abs() < 0.2, series, 1 - 2 / (torch.exp(2 * x) + 1))
 
 
 def _bernoulli_log_prob_sum(logits: Tensor, x: Tensor) -> Tensor:

@@ -82,6 +82,9 @@ class FusedAdam(PyroOptim):
         params = set(params)
         for param in sorted(params - self.optim_objs.keys(), key=_name):
             self._add(param)
+        for param in params:
+            if param.grad is None and self.optim_objs[param].state.get(param):
+                param.grad = torch.zeros_like(param)  # as Pyro's, it goes on by its momentum
         with _without_gradients(self.optim_objs.keys() - params):
             for optimizer in self.optimizers:
                 optimizer.step(*args, **kwargs)
@@ -111,9 +114,11 @@ class FusedAdam(PyroOptim):
     def _add(self, param: Tensor) -> None:
         options = self._get_optim_args(param)
         _check_options(options)
-        optimizer = next((each for each in self.optimizers if each.defaults.items() >= options.items()), None)
+        # The fused step is for real numbers.
+        defaults = Adam([torch.zeros(1)], **options, fused=param.is_floating_point()).defaults
+        optimizer = next((each for each in self.optimizers if each.defaults == defaults), None)
         if optimizer is None:
-            optimizer = Adam([param], **options, fused=True)
+            optimizer = Adam([param], **options, fused=param.is_floating_point())
             self.optimizers.append(optimizer)
             self._rates[optimizer] = torch.tensor(0.0, dtype=torch.float64, device=param.device)
             if self.lr_scheduler is not None:
@@ -145,6 +150,7 @@ class FusedAdam(PyroOptim):
         optimizer.param_groups[0].update(
             {name: value for name, value in group.items() if name in {*OPTIONS, "initial_lr"}}
         )
+        optimizer.state.pop(param, None)
         if state["state"]:
             tensors = _copied(state["state"][0])
             optimizer.state[param] = {name: value.to(param.device) for name, value in tensors.items()}
@@ -159,7 +165,10 @@ class FusedAdam(PyroOptim):
 
     def can_update(self, params: Iterable[Tensor]) -> bool:
         """Whether it has taken a step for each of these, and no gradient waits to be added."""
-        return all(p in self.optim_objs and self.optim_objs[p].state.get(p) and p.grad is None for p in params)
+        return all(
+            p in self.optim_objs and self.optim_objs[p].state.get(p) and p.grad is None and p.is_floating_point()
+            for p in params
+        )
 
     def prepare(self) -> None:
         """Before a recorded step: the learning rates of now."""
