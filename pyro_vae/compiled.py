@@ -154,17 +154,20 @@ class CompiledTrace_ELBO(_CompiledELBO, Trace_ELBO):
     value, gradient and update are one graph.
 
     The first call with arguments of new shapes is Pyro's own, with its validation; the second records a run of model
-    and guide and compiles it, which takes seconds. The numbers that are drawn are Pyro's, so the values are the same to
-    rounding. Parameters and buffers are read at each call. So is what else the program reads, attributes, closures,
-    globals: after a change the next call is Pyro's own again, and a graph of the changed program follows.
+    and guide and compiles it, which takes seconds, and checks it: the graph and the program are run from the same
+    random numbers, and must agree. From then on nothing is validated, and each value is what Pyro's own would be for
+    the same random numbers, to rounding. Parameters and buffers are read at each call. So is what else the program
+    reads, attributes, items, closures, globals: after a change the next call is Pyro's own again, and a graph of the
+    changed program follows.
 
     Any model and guide of static structure with reparametrized latents will do: plates, subsampling, `poutine.scale`
     and `mask` inside of the model, further arguments (of which tensors and floats may change from call to call),
     buffers, dropout. Where there is no graph, because of a branch on a value, a discrete latent, a handler around the
-    call, autocast, or more than 16 kinds of call, a warning says so once, with the reason, and the call is Pyro's own.
+    call, autocast, state that cannot be seen, or more than 16 kinds of call, a warning says so once, with the reason,
+    and the call is Pyro's own.
 
-    Not seen are changes of what a program reads past these ways: a file, the clock, an attribute of a class of torch's.
-    A gradient of the gradient is an error.
+    Not seen are changes of what a program reads past these ways: a file, the clock, an attribute of a tensor or of a
+    class of torch's. A gradient of the gradient is an error. An objective keeps the last 16 pairs of model and guide.
 
     Examples:
         >>> import pyro, torch
@@ -340,18 +343,21 @@ def _undoing(watch: Watch) -> Iterator[Watch]:
     """Leave nothing of a run without values: what it changed is put back, and refused."""
     store = pyro.get_param_store()
     tables = [(table, dict(table)) for table in (store._params, store._param_to_name, store._constraints)]
-    change = None
+    error, change = None, None
     try:
         yield watch
         change = watch.change()
-    finally:
-        makes_params = len(store._params) != len(tables[0][1])
-        watch.undo()
-        for table, before in tables:
-            table.clear()
-            table.update(before)
+    except Exception as found:
+        error = found
+    makes_params = store._params.keys() != tables[0][1].keys()
+    watch.undo()
+    for table, before in tables:
+        table.clear()
+        table.update(before)
     if makes_params:
-        raise NotNow
+        raise NotNow from error
+    if error is not None:
+        raise error
     if change is not None:
         raise NotCompilable(f"a program that changes {change} in its run")
 

@@ -42,6 +42,8 @@ def test_the_sum_over_bernoulli_pixels(size):
 def test_tanh():
     x = torch.linspace(-100, 100, 100_001)
     assert (_tanh(x) - torch.tanh(x)).abs().max() < 5e-7
+    small = torch.logspace(-20, 0, 2001)
+    assert ((_tanh(small) - torch.tanh(small)) / torch.tanh(small)).abs().max() < 2e-6
 
 
 def test_a_model_that_looks_at_values_runs_as_it_is():
@@ -109,3 +111,8 @@ def test_a_number_in_a_tensor_is_no_constant():
     for look in (lambda x: (x * count.item(),), lambda x: (x * float(count),), lambda x: (x if count > 0 else -x,)):
         with pytest.raises(ValueError, match="a look at a number in a tensor"):
             recorded(look, x)
+
+
+def test_a_minus_sign_that_is_only_noted_is_another_kind():
+    y = torch.randn(4, dtype=torch.complex64)
+    assert graphs.kind_of(y.imag) != graphs.kind_of(y.conj().imag)

@@ -119,6 +119,15 @@ def test_only_the_parameters_of_the_step_move():
     assert torch.equal(params[1], before) and torch.equal(params[1].grad, torch.ones(2))
 
 
+def test_options_of_some_are_not_those_of_others():
+    optim = pv.FusedAdam(lambda name: {"lr": 0.1, "weight_decay": 0.5} if name == "a" else {"lr": 0.1})
+    params = [pyro.param(name, torch.ones(1)).unconstrained() for name in "ab"]
+    for param in params:
+        param.grad = torch.zeros(1)
+    optim(params)
+    assert params[0] < 0.95 and params[1] == 1.0
+
+
 def test_a_parameter_without_gradient_stays():
     optim = pv.FusedAdam({"lr": 0.1})
     param = pyro.param("a", torch.zeros(2)).unconstrained()
