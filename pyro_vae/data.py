@@ -253,11 +253,15 @@ def _probabilities(grey: Tensor) -> Tensor:
 
 
 def _bernoulli(p: Tensor) -> Tensor:
-    """As `torch.bernoulli`, from words of 32 bits: on a CPU in a quarter of its time."""
-    words = torch.empty((p.numel() + 1) // 2, dtype=torch.int64, device=p.device).random_(-(2**63), None)
-    uniform = words.view(torch.int32)[: p.numel()].view(p.shape)
-    # A float32 holds 24 of the bits, so 2^31 - 1 is rounded up to 2^31: certain pixels need a little more than that.
-    return (uniform < p * (2.0**32 + 2.0**9) - 2.0**31).to(p.dtype)
+    """As `torch.bernoulli` for rows of p, in a fraction of its time on a CPU.
+
+    Each entry's uniform number has 24 bits, of which the last 8, on which one entry in 65,536 turns, are its row's.
+    """
+    words = torch.empty((p.numel() + 3) // 4, dtype=torch.int64, device=p.device).random_(-(2**63), None)
+    high = words.view(torch.int16)[: p.numel()].view(p.shape)
+    low = torch.randint(256, (len(p), *(1,) * (p.ndim - 1)), device=p.device)
+    uniform = torch.add(0.5 + 2.0**-24 * low, high, alpha=2.0**-16)
+    return (uniform < p).to(p.dtype)
 
 
 def _binarized(grey: Tensor, binarization: Binarization, seed: int) -> Tensor:
