@@ -382,9 +382,13 @@ def plot(table: list[dict], path: Path) -> None:
         for place, name in enumerate(names):
             if name in rows:
                 row = rows[name]
-                color = "C1" if "Compiled" in name else "0.6"
+                color = "C1" if "Compiled" in name else "0.4"
                 errors = [[row["ratio"] - row["ratio_min"]], [row["ratio_max"] - row["ratio"]]]
-                ax.barh(place, row["ratio"], color=color, xerr=errors, ecolor="0.3")
+                ax.errorbar(row["ratio"], place, xerr=errors, fmt="o", color=color, markersize=4)
+        ax.set_xscale("log")
+        ax.set_xticks([0.5, 1, 2, 5, 10], ["0.5", "1", "2", "5", "10"])
+        ax.minorticks_off()
+        ax.grid(axis="x", color="0.9")
         ax.axvline(1, color="black", linewidth=0.8)
         ax.set_title(f"{group[0].replace(', ', chr(10))}\nbatches of {group[1]}", fontsize=8)
     axes[0, 0].set_yticks(range(len(names)), names, fontsize=8)

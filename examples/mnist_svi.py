@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     num_epochs = args.num_epochs or max(1, round(12_000 * args.batch_size / len(train)))
     history = pv.fit(
-        vae, train, objective=objective, optim=pyro.optim.Adam({"lr": 1e-3}), num_epochs=num_epochs,
+        vae, train, objective=objective, num_epochs=num_epochs,
         batch_size=args.batch_size, seed=args.seed, validation=validation,
     )  # fmt: skip
     print(history)

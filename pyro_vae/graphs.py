@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 import warnings
@@ -122,8 +123,22 @@ def _machine_code(module: fx.GraphModule, inputs: list[Any]) -> Callable[..., An
     if device.type == "cpu":
         _rewrite(module)
     # What the compiler draws to try out its code, nobody must miss.
-    with torch.no_grad(), forked_generator(device):
+    with torch.no_grad(), forked_generator(device), _without_asides():
         return torch._inductor.compile(module, inputs, options={"fallback_random": True})
+
+
+@contextmanager
+def _without_asides() -> Iterator[None]:
+    """What the compiler says of itself, such as that it found no GPU, or of its own use of old names."""
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def recorded(fn: Callable[..., tuple[Tensor, ...]], *args: Tensor) -> Graph:
