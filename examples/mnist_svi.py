@@ -60,10 +60,8 @@ def main(argv: list[str] | None = None) -> None:
         num_particles=args.num_particles, vectorize_particles=True, max_plate_nesting=1
     )
     num_epochs = args.num_epochs or max(1, round(12_000 * args.batch_size / len(train)))
-    history = pv.fit(
-        vae, train, objective=objective, num_epochs=num_epochs,
-        batch_size=args.batch_size, seed=args.seed, validation=validation,
-    )  # fmt: skip
+    options = {"num_epochs": num_epochs, "batch_size": args.batch_size, "seed": args.seed}
+    history = pv.fit(vae, train, objective=objective, validation=validation, **options)
     print(history)
 
     # 4. How good is it? The ELBO is a lower bound; importance sampling says how far log p(x) lies above it.
