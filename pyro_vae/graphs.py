@@ -7,7 +7,7 @@ import math
 import random
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -64,29 +64,58 @@ class Graph(NamedTuple):
 
         return call
 
-    def check(self, run: Callable[[], tuple[Tensor, ...]], fn: Callable[[], tuple[Tensor, ...]]) -> None:
+    def check(
+        self,
+        run: Callable[[], tuple[Tensor, ...]],
+        fn: Callable[[], tuple[Tensor, ...]],
+        together: Sequence[Sequence[Tensor]] = (),
+        unchecked: Sequence[Tensor] = (),
+    ) -> None:
         """Run the compiled graph and, from the same numbers and the same state of the generator, `fn`; undo both.
+
+        The outputs after the first, and each group of tensors in `together`, are compared to the rounding of the
+        largest number among them.
 
         Raises:
             ValueError: if they differ: in what they return, in what they do to tensors, or in the numbers they draw.
         """
-        device = _device_of(*self.tensors)
         before = [tensor.detach().clone() for tensor in self.tensors]
-        found = []
-        for each in (run, fn):
-            with forked_generator(device), _without_checks():
-                outputs = [tensor.detach() for tensor in each()]
-                found.append(
-                    [*outputs, *(tensor.detach().clone() for tensor in self.tensors), _generator_state(device)]
-                )
-            with torch.no_grad():
-                for tensor, value in zip(self.tensors, before, strict=True):
-                    if not torch.equal(tensor, value):
-                        tensor.copy_(value)
-        if not torch.equal(found[0].pop(), found[1].pop()):
+        one, other = (self._outcome(each, before) for each in (run, fn))
+        if not torch.equal(one.generator, other.generator):
             raise ValueError("random numbers that are others when compiled")
-        if not all(map(_is_close, *found)):
+        places = {id(tensor): place for place, tensor in enumerate(self.tensors)}
+        groups = [[places.pop(id(tensor)) for tensor in group if id(tensor) in places] for group in together]
+        for tensor in unchecked:
+            places.pop(id(tensor), None)
+        pairs = [
+            (one.outputs[:1], other.outputs[:1]),
+            (one.outputs[1:], other.outputs[1:]),
+            *(
+                ([one.tensors[place] for place in group], [other.tensors[place] for place in group])
+                for group in (*groups, *([place] for place in places.values()))
+            ),
+        ]
+        if not all(_are_close(*pair) for pair in pairs):
             raise ValueError("results that are others when compiled")
+
+    def _outcome(self, run: Callable[[], tuple[Tensor, ...]], before: list[Tensor]) -> _Outcome:
+        """What a run returns and leaves behind, which is then undone."""
+        device = _device_of(*self.tensors)
+        with forked_generator(device), _without_checks():
+            outputs = [tensor.detach() for tensor in run()]
+            tensors = [tensor.detach().clone() for tensor in self.tensors]
+            state = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+        with torch.no_grad():
+            for tensor, value in zip(self.tensors, before, strict=True):
+                if not torch.equal(tensor, value):
+                    tensor.copy_(value)
+        return _Outcome(outputs, tensors, state)
+
+
+class _Outcome(NamedTuple):
+    outputs: list[Tensor]
+    tensors: list[Tensor]
+    generator: Tensor
 
 
 _code: OrderedDict[Any, Callable[..., Any]] = OrderedDict()
@@ -105,17 +134,17 @@ def _places(tensors: list[Tensor]) -> Iterator[int]:
         yield firsts.setdefault(tensor.untyped_storage().data_ptr(), place)
 
 
-def _generator_state(device: torch.device) -> Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
-def _is_close(one: Tensor, other: Tensor) -> bool:
+def _are_close(some: list[Tensor], others: list[Tensor]) -> bool:
     """To the rounding of a long sum. NaN and infinity are to be in the same places."""
-    if not other.is_floating_point():
-        return torch.equal(one, other)
-    tolerance = 1e-3 if other.dtype == torch.float32 else 1e-8 if other.dtype == torch.float64 else 0.1
-    size = other.nan_to_num(0.0, 0.0, 0.0).abs().max().item() if other.numel() else 0.0
-    return torch.allclose(one, other, rtol=tolerance, atol=tolerance * size, equal_nan=True)
+    largest = max((other.abs().nan_to_num(0, 0, 0).max().item() for other in others if other.numel()), default=0)
+    for one, other in zip(some, others, strict=True):
+        tolerance = TOLERANCES.get(other.dtype, 0.1 if other.is_floating_point() else 0.0)
+        if not torch.allclose(one, other, rtol=tolerance, atol=tolerance * largest, equal_nan=True):
+            return False
+    return True
+
+
+TOLERANCES = {torch.float32: 1e-3, torch.complex64: 1e-3, torch.float64: 1e-8, torch.complex128: 1e-8}
 
 
 def _machine_code(module: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:

@@ -179,6 +179,11 @@ class FusedAdam(PyroOptim):
         """After a recorded step: the call that follows has nothing left to do."""
         self._has_stepped = True
 
+    def moments(self) -> list[list[Tensor]]:
+        """The running means of all gradients, and those of their squares."""
+        states = [state for optimizer in self.optimizers for state in optimizer.state.values()]
+        return [[state[name] for state in states] for name in ("exp_avg", "exp_avg_sq")]
+
     def parts(self) -> list[Any]:
         """What a recorded step is made of, besides the learning rates: the same objects as long as it stands."""
         states = [state for optimizer in self.optimizers for state in optimizer.state.values()]

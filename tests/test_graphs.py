@@ -1,6 +1,7 @@
 """A compiled run gives the numbers of the plain one, or says why there is none."""
 
 from collections import OrderedDict
+from contextlib import nullcontext
 
 import pyro
 import pyro.distributions as dist
@@ -116,3 +117,22 @@ def test_a_number_in_a_tensor_is_no_constant():
 def test_a_minus_sign_that_is_only_noted_is_another_kind():
     y = torch.randn(4, dtype=torch.complex64)
     assert graphs.kind_of(y.imag) != graphs.kind_of(y.conj().imag)
+
+
+@pytest.mark.parametrize(
+    ("planted", "found"),
+    [
+        (lambda x, count: (x * 2,), None),
+        (lambda x, count: (x * 2.01,), "results that are others"),
+        (lambda x, count: (x * 2 + 0 * torch.rand(4),), "random numbers that are others"),
+        (lambda x, count: (count.add_(1), (x * 2,))[1], "results that are others"),
+    ],
+    ids=["nothing", "a result", "a random number", "a change of a tensor"],
+)
+def test_a_graph_is_checked_against_its_function(planted, found):
+    count, x = torch.zeros(()), torch.ones(4)
+    graph = recorded(lambda x: (x * 2 + 0 * count,), x)
+    run = graph.compiled(x)
+    with pytest.raises(ValueError, match=found) if found else nullcontext():
+        graph.check(lambda: run(x), lambda: planted(x, count))
+    assert count == 0  # what the check does is undone
