@@ -21,6 +21,7 @@ from programs import PROGRAMS, Case, bernoulli_vae, binary, data, with_modules
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
+from truths import needs_compiler
 
 import pyro_vae as pv
 from pyro_vae import compiled
@@ -112,6 +113,7 @@ def test_same_steps_as_pyro(name, elbo, optim, interpreted, float64):
 @pytest.mark.parametrize(
     "name", ["a Bernoulli VAE", *(pytest.param(name, marks=pytest.mark.slow) for name in list(PROGRAMS)[1:])]
 )
+@needs_compiler
 def test_same_steps_by_the_compiler(name, float64):
     elbo = TraceMeanField_ELBO if PROGRAMS[name]().analytic else Trace_ELBO
     assert not differences(both(PROGRAMS[name], elbo, (adam, fused_adam)))
@@ -394,6 +396,7 @@ def test_state_that_cannot_be_seen_is_refused(name, interpreted, float64):
     assert not said if reason is None else said and all(reason in message for message in said)
 
 
+@needs_compiler
 def test_what_the_compiler_draws_otherwise_is_refused(float64):
     """Its Bernoulli draws are others than torch's: seen when the graph is checked."""
 
@@ -728,6 +731,7 @@ def test_no_new_parameters(interpreted):
 
 
 @pytest.mark.slow
+@needs_compiler
 def test_memory_stays_flat():
     case = bernoulli_vae()
     svi = SVI(case.model, case.guide, fused_adam(), pv.CompiledTraceMeanField_ELBO())

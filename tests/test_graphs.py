@@ -7,7 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from truths import LIKELIHOODS, draws_of, small_vae
+from truths import LIKELIHOODS, draws_of, needs_compiler, small_vae
 
 import pyro_vae as pv
 from pyro_vae import graphs
@@ -84,6 +84,7 @@ def test_compiling_draws_no_number():
     assert torch.equal(found, torch.normal(torch.zeros(3), torch.ones(3)))
 
 
+@needs_compiler
 def test_graphs_that_do_the_same_share_their_code(monkeypatch):
     monkeypatch.setattr(graphs, "_code", OrderedDict())
 
@@ -98,6 +99,7 @@ def test_graphs_that_do_the_same_share_their_code(monkeypatch):
     assert len(graphs._code) == 3
 
 
+@needs_compiler
 def test_a_number_in_a_tensor_is_no_constant():
     count, x = torch.tensor(1.0), torch.zeros(2)
 
@@ -129,6 +131,7 @@ def test_a_minus_sign_that_is_only_noted_is_another_kind():
     ],
     ids=["nothing", "a result", "a random number", "a change of a tensor"],
 )
+@needs_compiler
 def test_a_graph_is_checked_against_its_function(planted, found):
     count, x = torch.zeros(()), torch.ones(4)
     graph = recorded(lambda x: (x * 2 + 0 * count,), x)

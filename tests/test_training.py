@@ -7,7 +7,7 @@ import pytest
 import torch
 from pyro.infer import Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from torch import nn
-from truths import draws_of, small_vae
+from truths import draws_of, needs_compiler, small_vae
 
 import pyro_vae as pv
 from pyro_vae.training import WORTH_COMPILING, _compiled
@@ -183,6 +183,7 @@ def test_compiled_it_is_the_same_training(digits, elbo, float64):
         assert torch.allclose(param, its_twin, rtol=1e-5, atol=1e-8)
 
 
+@needs_compiler
 def test_compiled_it_stops_and_goes_back(digits):
     vae = small_vae()
     with pytest.raises(pv.DivergedError, match=r"at step \d+, in epoch \d+; the parameters are those after step") as e:
