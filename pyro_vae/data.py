@@ -253,7 +253,7 @@ def _probabilities(grey: Tensor) -> Tensor:
 
 
 def _bernoulli(p: Tensor) -> Tensor:
-    """As `torch.bernoulli` for rows of p, in a fraction of its time on a CPU.
+    """As `torch.bernoulli` for rows of p, which on a CPU draws a word for each entry; four entries share one here.
 
     Each entry's uniform number has 24 bits, of which the last 8, on which one entry in 65,536 turns, are its row's.
     """

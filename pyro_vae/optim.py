@@ -159,8 +159,9 @@ class FusedAdam(PyroOptim):
         """One step of Adam in plain tensor operations, which a graph can record."""
         gradient_of = dict(zip(params, gradients, strict=True))
         for optimizer in self.optimizers:
-            updated = [param for param in params if self.optim_objs[param] is optimizer]
-            if updated:
+            own = [param for param in params if self.optim_objs[param] is optimizer]
+            for dtype in dict.fromkeys(param.dtype for param in own):
+                updated = [param for param in own if param.dtype == dtype]
                 _update(optimizer, updated, [gradient_of[param] for param in updated], self._rates[optimizer])
 
     def can_update(self, params: Iterable[Tensor]) -> bool:

@@ -48,6 +48,8 @@ class LogDensities(NamedTuple):
 
 
 class ObservedSite(NamedTuple):
+    """What was observed at a site of the model."""
+
     value: Tensor
     """`(N, ...)`."""
     kind: str

@@ -31,7 +31,7 @@ NUM_EVALUATED = 1000
 CHECKED_TOGETHER = 100
 """Compiled steps whose losses are looked at together, so that none waits for a number."""
 WORTH_COMPILING = 5000
-"""Steps that repay the seconds of compiling on two CPU cores (benchmarks/training.py)."""
+"""Steps; some times those that repay the seconds of compiling on two CPU cores (benchmarks/training.py)."""
 
 
 @dataclass

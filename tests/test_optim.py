@@ -152,3 +152,26 @@ def test_bad_options(optim_args, error, message):
 def test_bad_options_by_name():
     with pytest.raises(TypeError, match="optim_args: expected a dictionary"):
         steps(pv.FusedAdam(lambda name: {"momentum": 0.9}), 1)
+
+
+@pytest.mark.parametrize("order", [("single", "double"), ("double", "single")])
+def test_parameters_of_two_precisions_in_one_recorded_step(order):
+    """Each is updated in its own precision, whichever comes first."""
+    dtypes = {"single": torch.float32, "double": torch.float64}
+    found = []
+    for is_recorded in (False, True):
+        pyro.clear_param_store()
+        params = [pyro.param(name, torch.ones(3, dtype=dtypes[name])).unconstrained() for name in order]
+        gradients = [torch.linspace(0.1, 0.7, 3, dtype=param.dtype) for param in params]
+        optim = pv.FusedAdam({"lr": 0.01})
+        for step in range(3):
+            if is_recorded and step:
+                optim.prepare()
+                with torch.no_grad():
+                    optim.update(params, gradients)
+                continue
+            for param, gradient in zip(params, gradients, strict=True):
+                param.grad = gradient.clone()
+            optim(params)
+        found.append(pyro.param("double").detach().clone())
+    assert torch.allclose(*found, rtol=1e-13, atol=0)

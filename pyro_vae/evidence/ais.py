@@ -379,9 +379,9 @@ def ais(
             Gaussian, and for the others goes from that of the start to it.
         schedule: "linear"; "sigmoid", denser at both ends; "adaptive", from the spread that the pilot saw.
         seed: fixes the noise.
-        compile: whether densities and gradients run as a compiled graph, which takes seconds for each shape and then
-            about half the time. Rounding differs, and with it, after many steps, the chains: of one seed the numbers
-            are then others, as good.
+        compile: whether densities and gradients run as a compiled graph, which takes seconds for each shape
+            and pays where there are many steps. Rounding differs, and with it, after many steps, the chains: of one
+            seed the numbers are then others, as good.
         plate, first_index, num_posterior_draws, chunk_size, progress, kwargs: as of `importance_sampling`.
 
     Returns:

@@ -68,7 +68,7 @@ def importance_sampling(
         num_posterior_draws: how many draws from p(z|x) to keep of each datum, by importance resampling.
         chunk_size: how many (datum, draw) pairs the model is evaluated on at a time, if fewer than a tile must be.
         compile: whether to run guide and model as one compiled graph, which pays where there is much to do: each call
-            traces them anew, and the compiler takes some twenty seconds for a graph that is new to it. Numbers are the
+            records them anew, and a graph that is new to the process takes seconds to compile. Numbers are the
             same to float32 rounding. For the proposal "guide"; a model that cannot be compiled is run as it is, with a
             warning.
         progress: show a bar.

@@ -63,6 +63,8 @@ class Gaussian(NamedTuple):
 
 
 class LaplaceFit(NamedTuple):
+    """Laplace's Gaussian of each datum's posterior, and what it took to find it."""
+
     gaussian: Gaussian
     num_evaluations: int
 
