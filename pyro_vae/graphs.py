@@ -28,6 +28,7 @@ __all__ = ["Graph", "compiled", "kind_of", "reason_of", "recorded"]
 
 aten = torch.ops.aten
 LITERALS = {aten.lift_fresh.default, aten.lift_fresh_copy.default}  # what torch.tensor(3.0) does inside of a function
+CONVOLUTIONS = {aten.convolution.default, aten.convolution_backward.default}
 LOOKING = {
     *(Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__bool__, Tensor.__float__, Tensor.__int__),
     *(Tensor.__index__, Tensor.__contains__),
@@ -153,11 +154,14 @@ TOLERANCES = {
 
 def _machine_code(module: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
     device = _device_of(*inputs)
+    options = {"fallback_random": True}
     if device.type == "cpu":
+        module = _with_channels_last(module, inputs)
+        options["layout_optimization"] = False
         _rewrite(module)
     # What the compiler draws to try out its code, nobody must miss.
     with torch.no_grad(), forked_generator(device), _without_asides():
-        return torch._inductor.compile(module, inputs, options={"fallback_random": True})
+        return torch._inductor.compile(module, inputs, options=options)
 
 
 @contextmanager
@@ -318,6 +322,34 @@ def _lifted(module: fx.GraphModule, tensors: tuple[Tensor, ...]) -> Graph:
     return Graph(fx.GraphModule({}, graph), (*literals, *tensors))
 
 
+def _with_channels_last(module: fx.GraphModule, inputs: list[Any]) -> fx.GraphModule:
+    """The same graph, with the images of its convolutions in the layout in which a CPU is fast at them.
+
+    The compiler would do so itself, but it goes back and forth between layouts where a convolution and its gradient are
+    in one graph.
+    """
+    if not any(node.target in CONVOLUTIONS for node in module.graph.nodes):
+        return module
+    with torch.no_grad():
+        return make_fx(_ChannelsLast(module).run, tracing_mode="fake")(*inputs)
+
+
+class _ChannelsLast(fx.Interpreter):
+    """Runs a graph whose convolutions take and give channels last."""
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if target in CONVOLUTIONS:
+            args = tuple(map(_channels_last, args))
+        if target is aten.view.default:  # which needs the other layout
+            return torch.reshape(*args)
+        return super().call_function(target, args, kwargs)
+
+
+def _channels_last(arg: Any) -> Any:
+    is_image = isinstance(arg, Tensor) and arg.ndim == 4
+    return arg.contiguous(memory_format=torch.channels_last) if is_image else arg
+
+
 def _rewrite(module: fx.GraphModule) -> None:
     """Put cheaper forms in the place of two functions that are slow on a CPU."""
     for node in list(module.graph.nodes):
@@ -331,7 +363,7 @@ def _rewrite(module: fx.GraphModule) -> None:
 
 
 def _rewrite_bernoulli(node: Any) -> None:
-    """log p of Bernoulli pixels where only their sum is used: as Pyro writes it, the pixels in the last dimension."""
+    """log p of Bernoulli pixels where only their sum is used: as Pyro writes it, of a view in which they are a row."""
     end = node
     for target in (aten.neg.default, aten.view.default, aten.sum.dim_IntList):
         if len(end.users) != 1 or next(iter(end.users)).target is not target:
@@ -339,10 +371,12 @@ def _rewrite_bernoulli(node: Any) -> None:
         end = next(iter(end.users))
     logits, targets, *options = (*node.args, None, None, None)[:5]
     view, dims = end.args[0], end.args[1]
-    shapes = [each.meta["val"].shape for each in (node, view)]
-    is_plain = options[:2] == [None, None] and options[2] == 0 and len(end.args) == 2
-    if is_plain and list(dims) == [-1] and shapes[0] == shapes[1] and _num_factors(shapes[0][-1]) >= MIN_FACTORS:
-        _replace(end, node, _bernoulli_log_prob_sum, (logits, targets))
+    shape = node.meta["val"].shape
+    event_dim = len(shape) - len(view.meta["val"].shape) + 1
+    is_plain = options[:2] == [None, None] and options[2] == 0 and len(end.args) == 2 and list(dims) == [-1]
+    has_rows = event_dim > 0 and shape[:-event_dim] == view.meta["val"].shape[:-1]
+    if is_plain and has_rows and max(map(_num_factors, shape[-event_dim:])) >= MIN_FACTORS:
+        _replace(end, node, _bernoulli_log_prob_sum, (logits, targets, event_dim))
 
 
 def _replace(node: Any, before: Any, fn: Callable[..., Tensor], args: tuple[Any, ...]) -> None:
@@ -361,9 +395,10 @@ def _tanh(x: Tensor) -> Tensor:
     return torch.where(x.abs() < 0.2, series, 1 - 2 / (torch.exp(2 * x) + 1))
 
 
-def _bernoulli_log_prob_sum(logits: Tensor, x: Tensor) -> Tensor:
+def _bernoulli_log_prob_sum(logits: Tensor, x: Tensor, event_dim: int) -> Tensor:
     r"""$\sum_d x_d l_d - \max(l_d, 0) - \log(1 + e^{-|l_d|})$, with one logarithm for a product of up to 16 terms."""
-    size = logits.shape[-1]
-    terms = (1 + torch.exp(-logits.abs())).unflatten(-1, (_num_factors(size), -1))
-    product = math.prod(terms.unbind(-2))
-    return (x * logits - logits.clamp(min=0)).sum(-1) - product.log().sum(-1)
+    dims = list(range(-event_dim, 0))
+    along = max(dims, key=lambda dim: _num_factors(logits.shape[dim]))
+    terms = (1 + torch.exp(-logits.abs())).unflatten(along, (_num_factors(logits.shape[along]), -1))
+    product = math.prod(terms.unbind(along - 1))
+    return (x * logits - logits.clamp(min=0)).sum(dims) - product.log().sum(dims)

@@ -11,7 +11,15 @@ from truths import LIKELIHOODS, draws_of, needs_compiler, small_vae
 
 import pyro_vae as pv
 from pyro_vae import graphs
-from pyro_vae.graphs import _bernoulli_log_prob_sum, _tanh, compiled, recorded
+from pyro_vae.graphs import (
+    CONVOLUTIONS,
+    _bernoulli_log_prob_sum,
+    _rewrite,
+    _tanh,
+    _with_channels_last,
+    compiled,
+    recorded,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Can't initialize NVML")
 
@@ -32,12 +40,49 @@ def test_same_numbers(likelihood):
     assert not torch.allclose(changed.log_evidence, plain.log_evidence, atol=1e-2)
 
 
-@pytest.mark.parametrize("size", [16, 100, 784])
-def test_the_sum_over_bernoulli_pixels(size):
+@pytest.mark.parametrize("shape", [(16,), (100,), (784,), (28, 28), (3, 64, 64), (1, 13, 6)])
+def test_the_sum_over_bernoulli_pixels(shape):
     torch.manual_seed(0)
-    logits, x = 10 * torch.randn(5, 3, size), torch.bernoulli(torch.full((3, size), 0.3))
-    exact = dist.Bernoulli(logits=logits.double()).log_prob(x.double()).sum(-1)
-    assert torch.allclose(_bernoulli_log_prob_sum(logits, x).double(), exact, rtol=1e-6, atol=1e-4)
+    logits, x = 10 * torch.randn(5, 3, *shape), torch.bernoulli(torch.full((3, *shape), 0.3))
+    exact = dist.Bernoulli(logits=logits.double()).to_event(len(shape)).log_prob(x.double())
+    assert torch.allclose(_bernoulli_log_prob_sum(logits, x, len(shape)).double(), exact, rtol=1e-6, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(784,), (28, 28), (3, 16, 16), (1, 17)])
+def test_where_that_sum_takes_its_place(shape):
+    def log_prob(logits, x):
+        return (dist.Bernoulli(logits=logits, validate_args=False).to_event(len(shape)).log_prob(x),)
+
+    logits, x = torch.randn(2, *shape), torch.ones(2, *shape)
+    module = recorded(log_prob, logits, x).module
+    _rewrite(module)
+    targets = {node.target for node in module.graph.nodes}
+    assert (_bernoulli_log_prob_sum in targets) == (shape != (1, 17))
+    assert torch.allclose(module(logits, x)[0], log_prob(logits, x)[0], rtol=1e-5)
+
+
+def test_convolutions_are_laid_out_for_the_cpu():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        *(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.ConvTranspose2d(4, 2, 3, groups=2), torch.nn.Flatten()),
+        *(torch.nn.Linear(2 * 64, 5), torch.nn.Unflatten(1, (5, 1, 1)), torch.nn.Conv2d(5, 2, 1)),
+    )
+
+    def run(x):
+        value = net(x).square().sum()
+        return (value.detach(), *torch.autograd.grad(value, [*net.parameters()]))
+
+    x = torch.randn(6, 3, 8, 8)
+    graph = recorded(run, x)
+    module = _with_channels_last(graph.module, [*graph.tensors, x])
+    formats = [node.meta["val"] for node in module.graph.nodes if node.target in CONVOLUTIONS]
+    images = [value[0] if isinstance(value, (tuple, list)) else value for value in formats]
+    assert len(images) == 6
+    wide = [image for image in images if image is not None and min(image.shape[1:]) > 1]
+    assert wide
+    assert all(image.is_contiguous(memory_format=torch.channels_last) for image in wide)
+    for one, other in zip(module(*graph.tensors, x), run(x), strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-4 * other.abs().max().item())
 
 
 def test_tanh():
