@@ -43,7 +43,15 @@ OPAQUE = (
     *(types.UnionType, types.GenericAlias, re.Pattern, operator.itemgetter, operator.attrgetter, operator.methodcaller),
 )
 """What is not looked into: graphs read tensors anew, and the others are Pyro's, or Python's, affair."""
-UNREAD = {"__annotations__", "_abc_impl"}
+UNREAD = {
+    *("__annotations__", "_abc_impl"),
+    # Of modules: what is read only when a state_dict is, and what says how to call the hooks that others list.
+    *("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
+    *("_non_persistent_buffers_set", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+    "_forward_pre_hooks_with_kwargs",
+}
+HEAP_TYPE = 1 << 9
+"""Flag of classes written in Python: an object of one can be given another class."""
 SEQUENCES = (list, tuple, set, frozenset, collections.deque, array.array)
 _MISSING = object()
 
@@ -91,6 +99,7 @@ class Watch:
         self._empty = [group.container for group in self._groups if group.container is not None and not group.values]
         self._reads = [group.read for group in self._groups if group.values or group.container is None]
         self._values = [*itertools.chain.from_iterable(group.values for group in self._groups)]
+        self._instances = [value for value in self._instances if type(value).__flags__ & HEAP_TYPE]
         self._types = [*map(type, self._instances)]
 
     def change(self) -> str | None:
@@ -140,7 +149,7 @@ class Watch:
 
     def _look_into_instance(self, path: str, value: Any) -> Iterator[Found]:
         self._instances.append(value)
-        is_open = True
+        kind, is_open = type(value), True
         if isinstance(value, np.ndarray):
             self._look_at_array(path, value)
         elif isinstance(value, random.Random):
@@ -160,7 +169,9 @@ class Watch:
             yield from self._look_at(
                 _Group(path, slots, lambda: [getattr(value, name, _MISSING) for name in slots], ())
             )
-        if hasattr(type(value), "__dict__") and isinstance(getattr(value, "__dict__", None), dict):
+        if kind is collections.OrderedDict:
+            pass  # it has attributes, which nobody sets, and there are many in each module
+        elif hasattr(kind, "__dict__") and isinstance(getattr(value, "__dict__", None), dict):
             yield from self._look_into_attributes(path, value)
         elif not slots and not is_open and not _is_fixed_descriptor(value):
             raise ValueError(f"{path}, of type {type(value).__name__}, whose state cannot be seen")
@@ -246,24 +257,24 @@ class TensorWatch:
     """Tensors that a graph reads: another shape, type, place or need of a gradient makes it another graph's."""
 
     def __init__(self, tensors: tuple[Tensor, ...]) -> None:
+        from torch._C._dynamo.guards import TensorGuards  # here, as a later torch may keep it elsewhere
+
         self._tensors = tensors
-        self._kinds, self._strides = self._look()
+        self._kinds = [*map(_kind, tensors)]
+        sizes, strides = ([list(kind[place]) for kind in self._kinds] for place in (0, 1))
+        self._guards = TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides)
 
     def change(self) -> str | None:
         """Which tensor is not as it was; None if all are."""
-        kinds, strides = self._look()
-        if kinds == self._kinds and strides == self._strides:
+        if self._guards.check(*self._tensors):
             return None
-        before, now = (zip(*both, strict=True) for both in ((self._kinds, self._strides), (kinds, strides)))
-        changed = next(one for one, other in zip(before, now, strict=True) if one != other)
-        return f"the kind of a tensor of shape {tuple(changed[0][0])}"
-
-    def _look(self) -> tuple[list[Any], list[Any]]:
-        return [*map(_KIND, self._tensors)], [*map(_STRIDE, self._tensors)]
+        now = [*map(_kind, self._tensors)]
+        changed = [before for before, kind in zip(self._kinds, now, strict=True) if before != kind]
+        return f"the kind of a tensor of shape {tuple(changed[0][0])}" if changed else None
 
 
-_KIND = operator.attrgetter("shape", "dtype", "device", "requires_grad")
-_STRIDE = operator.methodcaller("stride")
+def _kind(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad
 
 
 def _changed_place(group: _Group) -> str | None:
