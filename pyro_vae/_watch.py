@@ -261,7 +261,8 @@ class TensorWatch:
 
         self._tensors = tensors
         self._kinds = [*map(_kind, tensors)]
-        sizes, strides = ([list(kind[place]) for kind in self._kinds] for place in (0, 1))
+        sizes: Any = [list(tensor.shape) for tensor in tensors]
+        strides: Any = [list(tensor.stride()) for tensor in tensors]
         self._guards = TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides)
 
     def change(self) -> str | None:

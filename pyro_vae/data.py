@@ -83,7 +83,10 @@ class Dataset:
 
     def batch(self, rows: Tensor) -> Tensor:
         """The data of some rows, as they are trained on: a dynamic binarization is drawn anew by torch's generator."""
-        return self.x[rows] if self.grey is None else _bernoulli(_probabilities(self.grey[rows]))
+        if self.grey is None:
+            return self.x.index_select(0, rows)
+        grey = self.grey.index_select(0, rows)
+        return _bernoulli_255(grey) if grey.dtype == torch.uint8 else torch.bernoulli(_probabilities(grey))
 
     def hold_out(self, num_data: int, seed: int = 0) -> tuple[Dataset, Dataset]:
         """Split at random: all but `num_data` of the data, and these."""
@@ -252,16 +255,18 @@ def _probabilities(grey: Tensor) -> Tensor:
     return grey / 255 if grey.dtype == torch.uint8 else grey.to(torch.get_default_dtype())
 
 
-def _bernoulli(p: Tensor) -> Tensor:
-    """As `torch.bernoulli` for rows of p, which on a CPU draws a word for each entry; four entries share one here.
+def _bernoulli_255(grey: Tensor) -> Tensor:
+    """0 or 1 for each of some rows of bytes, 1 with probability grey / 255: `torch.bernoulli`, in bytes.
 
-    Each entry's uniform number has 24 bits, of which the last 8, on which one entry in 65,536 turns, are its row's.
+    A uniform byte below grey has probability grey / 256; where it is the same as grey, which leaves 1 / 256, a second
+    number decides, with probability grey / 255. That one is its row's: it is needed now and then.
     """
-    words = torch.empty((p.numel() + 3) // 4, dtype=torch.int64, device=p.device).random_(-(2**63), None)
-    high = words.view(torch.int16)[: p.numel()].view(p.shape)
-    low = torch.randint(256, (len(p), *(1,) * (p.ndim - 1)), device=p.device)
-    uniform = torch.add(0.5 + 2.0**-24 * low, high, alpha=2.0**-16)
-    return (uniform < p).to(p.dtype)
+    words = torch.empty((grey.numel() + 7) // 8, dtype=torch.int64, device=grey.device).random_(-(2**63), None)
+    uniform = words.view(torch.uint8)[: grey.numel()].view(grey.shape)
+    row = torch.randint(255, (len(grey), *(1,) * (grey.ndim - 1)), dtype=torch.uint8, device=grey.device)
+    second = row.expand(grey.shape).contiguous()
+    is_tie_won = (uniform == grey) & (second < grey)
+    return torch.lt(uniform - is_tie_won.view(torch.uint8), grey, out=torch.empty(grey.shape, device=grey.device))
 
 
 def _binarized(grey: Tensor, binarization: Binarization, seed: int) -> Tensor:

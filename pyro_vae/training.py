@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -30,6 +30,8 @@ NUM_EVALUATED = 1000
 """How many training data rate and distortion are taken on, where there are no validation data."""
 CHECKED_TOGETHER = 100
 """Compiled steps whose losses are looked at together, so that none waits for a number."""
+DRAWN_TOGETHER = 1_000_000
+"""Numbers in the batches that are drawn at a time, if there is more than one."""
 WORTH_COMPILING = 5000
 """Steps; some times those that repay the seconds of compiling on two CPU cores (benchmarks/training.py)."""
 
@@ -210,11 +212,18 @@ def _epoch(vae: VAE, stepper: _Stepper, train: Dataset, batch_size: int) -> floa
     order = torch.randperm(len(train)).to(train.device)
     vae.train()
     try:
-        losses = [stepper.step(train.batch(rows)) for rows in order.split(batch_size)]
+        losses = [stepper.step(x) for x in _batches(train, order, batch_size)]
         stepper.check()
         return -sum(map(float, losses)) / len(train)
     finally:
         vae.eval()
+
+
+def _batches(train: Dataset, order: Tensor, batch_size: int) -> Iterator[Tensor]:
+    """The data in an order; some batches are drawn at a time, which takes less time than to draw each."""
+    num_together = max(1, DRAWN_TOGETHER // (batch_size * train.x[0].numel()))
+    for rows in order.split(num_together * batch_size):
+        yield from train.batch(rows).split(batch_size)
 
 
 class _Stepper:

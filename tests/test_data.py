@@ -1,7 +1,6 @@
 """Data: real loading code on small files made here, on the digits that a package carries, and on MNIST where it is."""
 
 import gzip
-import math
 import struct
 import warnings
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 import torch
 
 import pyro_vae as pv
-from pyro_vae.data import _bernoulli
+from pyro_vae.data import _bernoulli_255
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 needs_mnist = pytest.mark.skipif(not (SHARED / "MNIST").is_dir(), reason="the files of MNIST are not on this machine")
@@ -232,10 +231,14 @@ def test_bad_arguments(case):
 
 def test_draws_of_pixels():
     """Within 4.5 standard errors each (a false failure in 30,000 runs); black and white are certain."""
-    p = torch.tensor([0.0, 1.0, 1 / 255, 0.3, 0.5, 254 / 255])
-    mean = _bernoulli(p.expand(400_001, 6)).double().mean(0)
+    num_rows, grey = 400_001, torch.tensor([0, 255, 1, 77, 128, 254], dtype=torch.uint8)
+    p = grey / 255
+    mean = _bernoulli_255(grey.expand(num_rows, 6).contiguous()).double().mean(0)
     assert mean[0] == 0 and mean[1] == 1
-    errors = (mean - p)[2:] / (p * (1 - p) / 400_001).sqrt()[2:]
-    assert errors.abs().max() < 4.5
-    wrong = (mean[3] - 0.31) / math.sqrt(0.31 * 0.69 / 400_001)
-    assert abs(wrong) > 4.5
+
+    def error_of(p):
+        return ((mean - p) / (p * (1 - p) / num_rows).sqrt())[2:].abs()
+
+    assert error_of(p).max() < 4.5
+    assert error_of(0.99 * p)[2] > 4.5
+    assert error_of(grey / 256)[-1] > 4.5  # as without the second number
