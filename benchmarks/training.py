@@ -71,7 +71,22 @@ class Convolutional:
         return nn.Sequential(nn.Linear(self.latent_dim, 64 * 16), nn.Unflatten(-1, (64, 4, 4)), *layers)
 
     def jax_layers(self, stax):
-        raise NotImplementedError("NumPyro's convolutions are left out")
+        """Channels last, as JAX has them."""
+        options = {"filter_shape": (4, 4), "strides": (2, 2), "padding": "SAME"}
+        down = [layer for channels in self.channels for layer in (stax.Conv(channels, **options), stax.Relu)]
+        up = [
+            layer
+            for channels in (*self.channels[-2::-1], 3)
+            for layer in (stax.Relu, stax.ConvTranspose(channels, **options))
+        ]
+        unflatten = (
+            lambda rng, shape: ((*shape[:-1], 4, 4, 64), ()),
+            lambda _, x, **kw: x.reshape(*x.shape[:-1], 4, 4, 64),
+        )
+        return (
+            stax.serial(*down, stax.Flatten, stax.Dense(2 * self.latent_dim)),
+            stax.serial(stax.Dense(64 * 16), unflatten, *up),
+        )
 
 
 ARCHITECTURES = {
@@ -94,7 +109,10 @@ def main() -> None:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     (args.output_dir / "training.json").write_text(json.dumps(table, indent=1) + "\n")
     plot(table, args.output_dir / "training.png")
-    if device.type == "cpu":
+    if device.type == "cpu" and "784-400-20" in args.architectures:
+        if args.numpyro:
+            for batch_size in args.batch_sizes:
+                beside_numpyro(batch_size, args.num_repetitions)
         whole_epochs(device)
 
 
@@ -160,7 +178,7 @@ def contestants(args: argparse.Namespace) -> dict:
         ),
     }
     if args.numpyro:
-        found["NumPyro, a jitted loop"] = by_numpyro
+        found["NumPyro, jitted"] = by_numpyro
     if args.pythae:
         found["Pythae's trainer"] = by_pythae
     return found
@@ -214,9 +232,21 @@ def by_hand(architecture, x, compile):
 
 
 def floor(architecture, x):
-    """Of convolutions, the forward and backward passes of the networks."""
     if not isinstance(architecture, Dense):
         raise NotImplementedError("no floor is known for convolutions")
+    layers = products_of(architecture, x)
+    state = [torch.randn(sum(w.numel() for _, w, _, _ in layers), device=x.device) for _ in range(4)]
+
+    def run(num_steps):
+        for _ in range(num_steps):
+            multiply(layers)
+            update(*state)
+
+    return run
+
+
+def products_of(architecture, x):
+    """Inputs, weights and gradients of the outputs of each layer, and whether the inputs need a gradient."""
     dims = [784, *architecture.hidden_dims, 2 * architecture.latent_dim]
     back = [architecture.latent_dim, *architecture.hidden_dims[::-1], 784]
     layers = []
@@ -226,19 +256,16 @@ def floor(architecture, x):
                 torch.randn(*shape, device=x.device) for shape in ((rows, inputs), (inputs, outputs), (rows, outputs))
             )
             layers.append((h, w, g, i > 0 or widths is back))
-    state = [torch.randn(sum(w.numel() for _, w, _, _ in layers), device=x.device) for _ in range(4)]
+    return layers
 
-    @torch.no_grad()
-    def run(num_steps):
-        for _ in range(num_steps):
-            for h, w, g, needs_gradient in layers:
-                torch.mm(h, w)
-                torch.mm(h.T, g)
-                if needs_gradient:
-                    torch.mm(g, w.T)
-            update(*state)
 
-    return run
+@torch.no_grad()
+def multiply(layers):
+    for h, w, g, needs_gradient in layers:
+        torch.mm(h, w)
+        torch.mm(h.T, g)
+        if needs_gradient:
+            torch.mm(g, w.T)
 
 
 @torch.compile
@@ -258,33 +285,91 @@ def by_numpyro(architecture, x):
     from numpyro.infer import TraceMeanField_ELBO as NumPyroELBO
 
     encoder, decoder = architecture.jax_layers(stax)
-    latent_dim, batch_size = architecture.latent_dim, len(x)
+    latent_dim = architecture.latent_dim
+    data = jnp.asarray((x.movedim(1, -1) if x.ndim == 4 else x).cpu().numpy())
+    batch_size, *event_shape = data.shape
 
     def model(x):
         net = numpyro.module("decoder", decoder, (batch_size, latent_dim))
         with numpyro.plate("data", batch_size):
             z = numpyro.sample("z", dist.Normal(jnp.zeros(latent_dim), 1.0).to_event(1))
-            numpyro.sample("x", dist.Bernoulli(logits=net(z)).to_event(1), obs=x)
+            numpyro.sample("x", dist.Bernoulli(logits=net(z)).to_event(len(event_shape)), obs=x)
 
     def guide(x):
-        net = numpyro.module("encoder", encoder, (batch_size, 784))
+        net = numpyro.module("encoder", encoder, (batch_size, *event_shape))
         loc, raw_scale = jnp.split(net(x), 2, axis=-1)
         with numpyro.plate("data", batch_size):
             numpyro.sample("z", dist.Normal(loc, jax.nn.softplus(raw_scale)).to_event(1))
 
     one = NumPyroSVI(model, guide, numpyro.optim.Adam(1e-3), NumPyroELBO(num_particles=architecture.num_particles))
-    data = jnp.asarray(x.cpu().numpy())
     state = one.init(jax.random.PRNGKey(0), data)
 
     @jax.jit
     def loop(state, data, num_steps):
         return jax.lax.fori_loop(0, num_steps, lambda _, state: one.update(state, data)[0], state)
 
+    step = jax.jit(lambda state, data: one.update(state, data)[0])
+
     def run(num_steps):
         nonlocal state
-        state = jax.block_until_ready(loop(state, data, num_steps))
+        if isinstance(architecture, Dense):
+            state = loop(state, data, num_steps)
+        else:  # XLA's convolutions take several times as long inside of a loop
+            for _ in range(num_steps):
+                state = step(state, data)
+        jax.block_until_ready(state)
 
     return run
+
+
+def beside_numpyro(batch_size: int, num_repetitions: int) -> None:
+    """Where the time of a step goes, beside NumPyro's."""
+    import jax
+
+    device, architecture = torch.device("cpu"), ARCHITECTURES["784-400-20"]
+    x = torch.bernoulli(torch.full((batch_size, 784), 0.2))
+    layers = products_of(architecture, x)
+    arrays = [[jax.numpy.asarray(each.numpy()) for each in layer[:3]] for layer in layers]
+    needs_gradient = [layer[3] for layer in layers]
+
+    @jax.jit
+    def loop(arrays, num_steps):
+        def body(_, total):
+            for (inputs, w, gradient), needed in zip(arrays, needs_gradient, strict=True):
+                # So that no product is the same in each turn:
+                h, g = inputs.at[0, 0].set(total), gradient.at[0, 0].set(total)
+                found = [h @ w, h.T @ g, *([g @ w.T] if needed else [])]
+                total = sum((product[0, 0] for product in found), 1e-6 * total)
+            return total
+
+        return jax.lax.fori_loop(0, num_steps, body, 0.0)
+
+    vae, elbo, optim = build(architecture, device), pv.CompiledTraceMeanField_ELBO(), pv.FusedAdam({"lr": 1e-3})
+    one = SVI(vae.model, vae.guide, optim, elbo)
+    for _ in range(3):
+        one.step(x)
+    (program,) = elbo._programs.values()
+    ((graph,),) = program.graphs.values()
+    runs = {
+        "NumPyro's step": by_numpyro(architecture, x),
+        "SVI's step with FusedAdam": lambda num_steps: [one.step(x) for _ in range(num_steps)],
+        "its graph alone": lambda num_steps: [graph.run(x) for _ in range(num_steps)],
+        "its matrix products alone": lambda num_steps: [multiply(layers) for _ in range(num_steps)],
+        "the same products by XLA": lambda num_steps: jax.block_until_ready(loop(arrays, num_steps)),
+    }
+    for run in runs.values():
+        run(5)
+    num_steps = max(2, min(100, int(0.3 / timed(runs["its graph alone"], 5, device))))
+    seconds = {name: [] for name in runs}
+    for _ in range(3 * num_repetitions):
+        for name, run in runs.items():
+            seconds[name].append(timed(run, num_steps, device))
+    print(f"\n784-400-20, batches of {batch_size}: where the time goes")
+    print(f"{'':<44}{'ms':>10}{'of NumPyro: median':>20}{'quartiles':>14}")
+    for name, values in seconds.items():
+        ratios = [value / base for value, base in zip(values, seconds["NumPyro's step"], strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        print(f"{name:<44}{1e3 * statistics.median(values):>10.2f}{middle:>20.2f}{low:>7.2f}{high:>7.2f}")
 
 
 def by_pythae(architecture, x):

@@ -462,3 +462,5 @@ def test_compiled_it_is_the_same(start):
     options = {"num_temperatures": 4, "num_leapfrog": 1, "start": start}
     plain, graphs = (pv.ais(vae.model, vae.guide, x, compile=c, **options) for c in (False, True))
     assert torch.allclose(plain.log_evidence, graphs.log_evidence, rtol=1e-7)
+    one, other = (pv.bdmc(vae.model, vae.guide, num_data=20, compile=c, **options) for c in (False, True))
+    assert torch.allclose(one.lower, other.lower, rtol=1e-7) and torch.allclose(one.upper, other.upper, rtol=1e-7)

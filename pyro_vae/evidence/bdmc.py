@@ -106,6 +106,7 @@ def bdmc(
     schedule: str = "adaptive",
     seed: int = 0,
     plate: str | None = None,
+    compile: bool = False,
     **kwargs: Any,
 ) -> Sandwich:
     r"""log p(x) of simulated data between two bounds, by AIS in both directions: a test of its settings.
@@ -120,7 +121,7 @@ def bdmc(
         args: rows as the model takes them, x first: as many data are made, and further tensors, such as covariates,
             are used as they are. Without them, `model(num_data=...)` is called, as a VAE's can be.
         num_data: how many data to make where no `args` are given; 100 by default.
-        num_temperatures, num_chains, num_leapfrog, start, schedule: as of `ais`.
+        num_temperatures, num_chains, num_leapfrog, start, schedule, compile: as of `ais`.
         seed: fixes data and noise.
         plate, kwargs: as of `importance_sampling`.
 
@@ -156,7 +157,7 @@ def bdmc(
     lower: list[Tensor] = []
     upper: list[Tensor] = []
     for block in blocks(program, block_size(program, num_chains)):
-        prepared = annealing.prepared(block, seed)
+        prepared = annealing.prepared(block, seed, compile=compile)
         rows = torch.tensor(block.rows, device=x.device)
         exact = prepared.path.view.pack(_as_one_draw(block.program, latents, rows)).expand(num_chains, -1, -1)
         for bounds, origin in ((lower, None), (upper, exact)):
