@@ -466,27 +466,37 @@ def synchronize(device) -> None:
 
 
 def plot(table: list[dict], path: Path) -> None:
+    """A panel for each architecture and batch."""
     import matplotlib.pyplot as plt
 
-    groups = list(dict.fromkeys((row["architecture"], row["batch_size"]) for row in table))
-    names = list(dict.fromkeys(row["contestant"] for row in table))
-    figure, axes = plt.subplots(1, len(groups), figsize=(2.1 * len(groups) + 2.5, 3.2), sharey=True, squeeze=False)
-    for ax, group in zip(axes[0], groups, strict=True):
-        rows = {row["contestant"]: row for row in table if (row["architecture"], row["batch_size"]) == group}
-        for place, name in enumerate(names):
-            if name in rows:
-                row = rows[name]
-                color = "C1" if "Compiled" in name else "0.4"
-                errors = [[row["ratio"] - row["ratio_min"]], [row["ratio_max"] - row["ratio"]]]
-                ax.errorbar(row["ratio"], place, xerr=errors, fmt="o", color=color, markersize=4)
+    architectures, batch_sizes, names = (
+        list(dict.fromkeys(row[key] for row in table)) for key in ("architecture", "batch_size", "contestant")
+    )
+    figure, grid = plt.subplots(
+        len(architectures),
+        len(batch_sizes),
+        figsize=(2.3 * len(batch_sizes) + 2.8, 2.2 * len(architectures) + 0.6),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+    )
+    for ax, (architecture, batch_size) in zip(grid.flat, itertools.product(architectures, batch_sizes), strict=True):
+        rows = [row for row in table if (row["architecture"], row["batch_size"]) == (architecture, batch_size)]
+        for row in rows:
+            errors = [[row["ratio"] - row["ratio_min"]], [row["ratio_max"] - row["ratio"]]]
+            color = "C1" if "Compiled" in row["contestant"] else "0.4"
+            place = names.index(row["contestant"])
+            ax.errorbar(row["ratio"], place, xerr=errors, fmt="o", color=color, markersize=4)
         ax.set_xscale("log")
         ax.set_xticks([0.5, 1, 2, 5, 10], ["0.5", "1", "2", "5", "10"])
         ax.minorticks_off()
         ax.grid(axis="x", color="0.9")
         ax.axvline(1, color="black", linewidth=0.8)
-        ax.set_title(f"{group[0].replace(', ', chr(10))}\nbatches of {group[1]}", fontsize=8)
-    axes[0, 0].set_yticks(range(len(names)), names, fontsize=8)
-    axes[0, 0].invert_yaxis()
+        ax.set_title(f"{architecture}\nbatches of {batch_size:,}", fontsize=8)
+    grid[0, 0].set_yticks(range(len(names)), names)
+    grid[0, 0].invert_yaxis()
+    for ax in grid[:, 0]:
+        ax.tick_params(axis="y", labelsize=7)
     figure.supxlabel(f"time of a step, as a multiple of {BASE}", fontsize=9)
     figure.tight_layout()
     figure.savefig(path, dpi=120)

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 import sys
 import types
-import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
-import pyro
 import torch
-from pyro import poutine
 from pyro.infer import ELBO, SVI, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.util import is_identically_zero
 from pyro.poutine.runtime import _PYRO_STACK
@@ -22,30 +16,14 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from pyro_vae._watch import PLAIN, TensorWatch, Watch
-from pyro_vae.graphs import kind_of, reason_of, recorded
+from pyro_vae._runs import GRADIENT, UPDATE, VALUE, Call, Kind, NotCompilable, Program, Ready
 from pyro_vae.optim import FusedAdam
 
 __all__ = ["CompiledTraceMeanField_ELBO", "CompiledTrace_ELBO"]
 
-MAX_GRAPHS = 16
-"""Of one model and guide. Each takes seconds to compile: a program that needs more of them is better run as it is."""
-MAX_CHANGES = 16
-"""As often, what a program reads may change between two calls, before it counts as a program that always changes."""
 MAX_PROGRAMS = 16
 """Pairs of a model and a guide, with their graphs, that an objective keeps: the last."""
-MAX_STATES = 4
-"""In which a program may take turns, such as training and evaluation mode."""
-
-
-class NotCompilable(Exception):
-    """Why a program has no graph that would stand for it."""
-
-
-class NotNow(Exception):
-    """Pyro has to run once more before: to make parameters, or to take the optimizer's first step."""
 
 
 class _CompiledELBO(ELBO):
@@ -57,7 +35,7 @@ class _CompiledELBO(ELBO):
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """-ELBO, nats, summed over the data: a number, without gradients."""
-        graph = self._graph(_value, model, guide, args, kwargs)
+        graph = self._graph(VALUE, model, guide, args, kwargs)
         if graph is None:
             return super().loss(model, guide, *args, **kwargs)
         (loss,) = graph()
@@ -71,7 +49,7 @@ class _CompiledELBO(ELBO):
             number = _number(loss)
             optim.has_stepped()
             return number
-        graph = self._graph(_gradient, model, guide, args, kwargs) if torch.is_grad_enabled() else None
+        graph = self._graph(GRADIENT, model, guide, args, kwargs) if torch.is_grad_enabled() else None
         if graph is None:
             return super().loss_and_grads(model, guide, *args, **kwargs)
         loss, *gradients = graph()
@@ -82,7 +60,7 @@ class _CompiledELBO(ELBO):
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """-ELBO, nats, summed over the data, as a tensor that can be differentiated, once."""
-        graph = self._graph(_gradient if torch.is_grad_enabled() else _value, model, guide, args, kwargs)
+        graph = self._graph(GRADIENT if torch.is_grad_enabled() else VALUE, model, guide, args, kwargs)
         if graph is None:
             return super().differentiable_loss(model, guide, *args, **kwargs)
         loss, *gradients = graph()
@@ -91,7 +69,7 @@ class _CompiledELBO(ELBO):
 
     def update(self, model: Any, guide: Any, optim: FusedAdam, *args: Any, **kwargs: Any) -> Tensor | None:
         """Loss, gradient and the optimizer's step in one graph; None, and nothing done, while there is none."""
-        graph = self._graph(_update, model, guide, args, kwargs, optim) if torch.is_grad_enabled() else None
+        graph = self._graph(UPDATE, model, guide, args, kwargs, optim) if torch.is_grad_enabled() else None
         if graph is None:
             return None
         optim.prepare()
@@ -106,23 +84,23 @@ class _CompiledELBO(ELBO):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         optim: FusedAdam | None = None,
-    ) -> _Ready | None:
+    ) -> Ready | None:
         """The graph that stands for this call; None if the call is to be Pyro's own."""
         program = self._program_of(model, guide)
         if kind in program.refused:
             return None
         try:
             _refuse_surroundings()
-            return program.graph(kind, _Call.of(args, kwargs), optim)
+            return program.graph(kind, Call.of(args, kwargs), optim)
         except NotCompilable as reason:
             program.say(type(self).__name__, str(reason), kind.instead)
         return None
 
-    def _program_of(self, model: Any, guide: Any) -> _Program:
-        programs: OrderedDict[Any, _Program] = self.__dict__.setdefault("_programs", OrderedDict())
+    def _program_of(self, model: Any, guide: Any) -> Program:
+        programs: OrderedDict[Any, Program] = self.__dict__.setdefault("_programs", OrderedDict())
         key = _identity(model), _identity(guide), self.num_particles, self.vectorize_particles
         if key not in programs:
-            programs[key] = _Program(self, model, guide)
+            programs[key] = Program(self, model, guide)
             if len(programs) > MAX_PROGRAMS:
                 programs.popitem(last=False)
         programs.move_to_end(key)
@@ -188,319 +166,6 @@ class CompiledTraceMeanField_ELBO(_CompiledELBO, TraceMeanField_ELBO):
 
     All else is as in `CompiledTrace_ELBO`.
     """
-
-
-class _Program:
-    """A model and guide under an objective, with the graphs of their runs."""
-
-    def __init__(self, elbo: _CompiledELBO, model: Any, guide: Any) -> None:
-        self.elbo, self.model, self.guide = elbo, model, guide
-        self.graphs: dict[Any, list[_Graph]] = {}
-        self.seen: OrderedDict[Any, list[Watch]] = OrderedDict()
-        """As what the program was seen at calls of each kind that had no graph."""
-        self.num_changes = 0
-        self.refused: set[Kind] = set()
-        self.said: set[str] = set()
-        self.takes_numbers = True
-
-    def graph(self, kind: Kind, call: _Call, optim: FusedAdam | None) -> _Ready | None:
-        """The graph of a call, compiled if one of its kind was seen before; None if none was."""
-        if not self.takes_numbers:
-            call = call.with_constants()
-        key = kind, optim, call.key
-        for graph in self.graphs.get(key, ()):
-            if graph.change() is None:
-                return _Ready(graph, call.tensors)
-        if not self._was_seen_as_it_is(kind, key, call):
-            return None
-        if sum(map(len, self.graphs.values())) >= MAX_GRAPHS:
-            raise self._refusal(kind, f"calls of more than {MAX_GRAPHS} kinds, such as other shapes")
-        try:
-            graph = _Graph(self, kind, call, optim)
-        except NotNow:
-            self.num_changes += 1
-            return None
-        except Exception as error:  # whatever a compiler may stumble over, Pyro can still run it
-            if not call.numbers:
-                raise self._refusal(
-                    kind, str(error) if isinstance(error, NotCompilable) else reason_of(error)
-                ) from error
-            self.takes_numbers = False
-            return self.graph(kind, call, optim)
-        del self.seen[key]
-        self.graphs.setdefault(key, []).append(graph)
-        return _Ready(graph, call.tensors)
-
-    def say(self, objective: str, reason: str, instead: str) -> None:
-        """Warn, once for each reason."""
-        if reason not in self.said:
-            self.said.add(reason)
-            message = f"{objective}: expected a program that can be compiled; got {reason}; {instead}."
-            warnings.warn(message, stacklevel=4)
-
-    def _was_seen_as_it_is(self, kind: Kind, key: Any, call: _Call) -> bool:
-        """Whether the program was what it is at another call of this kind; if not, it is looked at."""
-        states = self.seen.setdefault(key, [])
-        changes = [state.change() for state in states]
-        if None in changes:
-            return True
-        is_change = bool(changes) or len(self.seen) > MAX_GRAPHS
-        self.num_changes += is_change
-        if is_change and self.num_changes > MAX_CHANGES:
-            what = f"a program of which {changes[-1]} is another" if changes else "arguments that are others"
-            raise self._refusal(kind, f"{what} at each call")
-        try:
-            states.append(self.watch(call))
-        except Exception as error:  # of attributes that run code, say
-            raise self._refusal(kind, str(error) or type(error).__name__) from error
-        del states[:-MAX_STATES]
-        if len(self.seen) > MAX_GRAPHS:
-            self.seen.popitem(last=False)
-        return False
-
-    def _refusal(self, kind: Kind, reason: str) -> NotCompilable:
-        self.refused.add(kind)
-        self.seen.clear()
-        return NotCompilable(reason)
-
-    def watch(self, call: _Call) -> Watch:
-        roots = {"model": self.model, "guide": self.guide, "objective": self.elbo, "an argument": call.constants}
-        return Watch(*roots.items())
-
-
-class _Graph:
-    """One kind of run, compiled, with what it takes for granted."""
-
-    def __init__(self, program: _Program, kind: Kind, call: _Call, optim: FusedAdam | None) -> None:
-        with _undoing(program.watch(call)) as self.watch, poutine.block(), pyro.validation_enabled(False):
-            graph = recorded(self._run_by(program, kind, call, optim), *call.tensors)
-            if any(tensor.grad_fn is not None for tensor in graph.tensors):
-                raise NotCompilable("a tensor that is computed outside of the program and needs a gradient")
-            self.run = graph.compiled(*call.tensors)
-            original = call.with_constants()  # numbers as they were given
-            run = self._run_by(program, kind, original, optim)
-            if optim is not None:
-                optim.prepare()
-            # Adam makes steps of full size of gradients that are nothing but rounding, which nobody can compare.
-            moments = [] if optim is None else optim.moments()
-            updated = [] if optim is None else self.leaves
-            graph.check(lambda: self.run(*call.tensors), lambda: run(*original.tensors), moments, updated)
-        self.tensors = TensorWatch(graph.tensors)
-        self.store = _store_entries(graph.tensors, self.params)
-        self.optim = optim
-        self.optimizer_parts = [] if optim is None else optim.parts()
-        if self._has_hooks():
-            raise NotCompilable("a hook on the gradient of a parameter")
-
-    def change(self) -> str | None:
-        """What is not any more as it was when the run was recorded; None if all is."""
-        store = pyro.get_param_store()._params
-        for name, param in self.store.items():
-            if store.get(name) is not param:
-                return f"parameter {name!r}"
-        if self.optim is not None and not self._optimizer_is_as_it_was(self.optim):
-            return "the optimizer"
-        if self._has_hooks():
-            return "a hook on the gradient of a parameter"
-        return self.watch.change() or self.tensors.change()
-
-    def hand_over_parameters(self) -> None:
-        """To the handlers around the call, as Pyro's own run would: SVI's, which asks what to train."""
-        store = pyro.get_param_store()
-        for handler in _PYRO_STACK:
-            for name in self.params:
-                handler.trace.add_node(name, name=name, type="param", value=store[name])
-
-    def _run_by(
-        self, program: _Program, kind: Kind, call: _Call, optim: FusedAdam | None
-    ) -> Callable[..., tuple[Tensor, ...]]:
-        """What the graph is to do, as a function of tensors; it notes parameters and leaves."""
-
-        def run(*tensors: Tensor) -> tuple[Tensor, ...]:
-            args, kwargs = call.rebuilt(tensors)
-            store = pyro.get_param_store()._params
-            self.params: dict[str, Tensor] = {}
-
-            def loss() -> Tensor:
-                with poutine.trace(param_only=True) as capture:
-                    value = program.elbo._loss_tensor(program.model, program.guide, args, kwargs)
-                self.params.update((name, store[name]) for name in capture.trace.nodes)
-                return value
-
-            outputs, self.leaves = kind.run(loss, optim, self.params)
-            return outputs
-
-        return run
-
-    def _has_hooks(self) -> bool:
-        return any(leaf._backward_hooks or leaf._post_accumulate_grad_hooks for leaf in self.leaves)
-
-    def _optimizer_is_as_it_was(self, optim: FusedAdam) -> bool:
-        now = optim.parts()
-        is_same = len(now) == len(self.optimizer_parts) and all(map(operator.is_, now, self.optimizer_parts))
-        return is_same and all(param.grad is None for param in self.params.values())
-
-
-@contextmanager
-def _undoing(watch: Watch) -> Iterator[Watch]:
-    """Leave nothing of a run without values: what it changed is put back, and refused."""
-    store = pyro.get_param_store()
-    tables = [(table, dict(table)) for table in (store._params, store._param_to_name, store._constraints)]
-    error, change = None, None
-    try:
-        yield watch
-        change = watch.change()
-    except Exception as found:
-        error = found
-    makes_params = store._params.keys() != tables[0][1].keys()
-    watch.undo()
-    for table, before in tables:
-        table.clear()
-        table.update(before)
-    if makes_params:
-        raise NotNow from error
-    if error is not None:
-        raise error
-    if change is not None:
-        raise NotCompilable(f"a program that changes {change} in its run")
-
-
-def _store_entries(tensors: tuple[Tensor, ...], params: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Of the parameter store, what a graph stands on: what the program asked for, and what it read unasked."""
-    names = pyro.get_param_store()._param_to_name
-    return {**{names[tensor]: tensor for tensor in tensors if tensor in names}, **params}
-
-
-class _Ready(NamedTuple):
-    """A graph with the tensors of a call."""
-
-    graph: _Graph
-    tensors: tuple[Tensor, ...]
-
-    def __call__(self) -> tuple[Tensor, ...]:
-        if _PYRO_STACK:
-            self.graph.hand_over_parameters()
-        return self.graph.run(*self.tensors)
-
-    @property
-    def leaves(self) -> list[Tensor]:
-        return self.graph.leaves
-
-    @property
-    def params(self) -> dict[str, Tensor]:
-        return self.graph.params
-
-
-class _Call(NamedTuple):
-    """The arguments of a call, parted into tensors and what is no tensor."""
-
-    key: Any
-    """The same for calls that one graph can stand for, all else being equal."""
-    spec: TreeSpec | None
-    """None for tensors alone, without names."""
-    tensors: tuple[Tensor, ...]
-    constants: tuple[Any, ...]
-    """The arguments, with `_TENSOR` in the place of each tensor."""
-    numbers: dict[int, float]
-    """Those of the tensors that were given as numbers, by their place among the arguments."""
-
-    @classmethod
-    def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
-        if not kwargs and all(isinstance(arg, Tensor) for arg in args):
-            return cls._parted([*args], None, {})
-        leaves, spec = tree_flatten((args, kwargs))
-        numbers = {place: leaf for place, leaf in enumerate(leaves) if type(leaf) is float}
-        for place, number in numbers.items():
-            leaves[place] = torch.tensor(number)
-        return cls._parted(leaves, spec, numbers)
-
-    @classmethod
-    def _parted(cls, leaves: list[Any], spec: TreeSpec | None, numbers: dict[int, float]) -> _Call:
-        tensors = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
-        if any(tensor.requires_grad for tensor in tensors):
-            raise NotCompilable("an argument that needs a gradient")
-        constants = tuple(_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves)
-        key = spec, torch.get_default_dtype(), tuple(map(kind_of, tensors)), tuple(map(_key_of, constants))
-        return cls(key, spec, tensors, constants, numbers)
-
-    def with_constants(self) -> _Call:
-        """The call with its numbers as they were given."""
-        leaves = self._leaves(self.tensors)
-        for place, number in self.numbers.items():
-            leaves[place] = number
-        return self._parted(leaves, self.spec, {})
-
-    def rebuilt(self, tensors: tuple[Tensor, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments, with other tensors."""
-        return (tensors, {}) if self.spec is None else tree_unflatten(self._leaves(tensors), self.spec)
-
-    def _leaves(self, tensors: tuple[Tensor, ...]) -> list[Any]:
-        remaining = iter(tensors)
-        return [next(remaining) if leaf is _TENSOR else leaf for leaf in self.constants]
-
-
-_TENSOR = object()
-
-
-def _key_of(constant: Any) -> Any:
-    is_value = isinstance(constant, PLAIN) and not isinstance(constant, slice)
-    return (type(constant), constant) if is_value else id(constant)
-
-
-class Kind(NamedTuple):
-    """What is computed in a graph."""
-
-    run: Callable[[Callable[[], Tensor], FusedAdam | None, dict[str, Tensor]], tuple[tuple[Tensor, ...], list[Tensor]]]
-    """From the function that takes the loss, and notes parameters: the outputs, and the leaves with a gradient."""
-    instead: str
-    """What happens where it has no graph."""
-
-
-def _run_value(loss: Callable[[], Tensor], *_: Any) -> tuple[tuple[Tensor, ...], list[Tensor]]:
-    with torch.no_grad():
-        return (loss(),), []
-
-
-def _run_gradient(loss: Callable[[], Tensor], *_: Any) -> tuple[tuple[Tensor, ...], list[Tensor]]:
-    with torch.enable_grad():
-        value = loss()
-        leaves = _leaves(value)
-        gradients = torch.autograd.grad(value, leaves) if leaves else ()
-    return (value.detach(), *gradients), leaves
-
-
-def _run_update(
-    loss: Callable[[], Tensor], optim: FusedAdam | None, params: dict[str, Tensor]
-) -> tuple[tuple[Tensor, ...], list[Tensor]]:
-    assert optim is not None
-    (value, *gradients), leaves = _run_gradient(loss)
-    if {*leaves} != {*params.values()}:
-        raise NotCompilable("parameters with a gradient that are not those of the store")
-    if not optim.can_update(leaves):
-        raise NotNow
-    with torch.no_grad():
-        optim.update(leaves, gradients)
-    return (value,), leaves
-
-
-_value = Kind(_run_value, "it runs as it is")
-_gradient = Kind(_run_gradient, "it runs as it is")
-_update = Kind(_run_update, "gradient and update are run apart")
-
-
-def _leaves(loss: Tensor) -> list[Tensor]:
-    """The tensors on which a loss depends, and which need its gradient."""
-    found: dict[Tensor, None] = {}
-    seen = set()
-    waiting = [loss.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            if hasattr(node, "variable"):
-                found[node.variable] = None
-            waiting.extend(function for function, _ in node.next_functions)
-    return list(found)
 
 
 class _NumbersStayTensors(TorchFunctionMode):

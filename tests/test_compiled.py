@@ -123,13 +123,13 @@ def test_same_steps_by_the_compiler(name, float64):
 
 @pytest.mark.parametrize("error", [0.0, 1e-3])
 def test_a_planted_wrong_gradient_is_caught(error, interpreted, float64, monkeypatch):
-    right = compiled._run_gradient
+    right = compiled.GRADIENT.run
 
     def wrong(*args):
         (value, *gradients), leaves = right(*args)
         return (value, *((1 + error) * gradient for gradient in gradients)), leaves
 
-    monkeypatch.setattr(compiled, "_gradient", compiled._gradient._replace(run=wrong))
+    monkeypatch.setattr(compiled, "GRADIENT", compiled.GRADIENT._replace(run=wrong))
     sgd = lambda: pyro.optim.SGD({"lr": 1e-3})  # noqa: E731  (Adam's steps do not depend on a gradient's scale)
     assert bool(differences(both(bernoulli_vae, Trace_ELBO, (sgd, sgd)))) == (error > 0)
 
