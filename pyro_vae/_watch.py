@@ -50,6 +50,7 @@ UNREAD = {
     *("_non_persistent_buffers_set", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
     "_forward_pre_hooks_with_kwargs",
 }
+MODULE_FIELDS = frozenset(vars(torch.nn.Module()))
 HEAP_TYPE = 1 << 9
 """Flag of classes written in Python: an object of one can be given another class."""
 SEQUENCES = (list, tuple, set, frozenset, collections.deque, array.array)
@@ -169,8 +170,8 @@ class Watch:
             yield from self._look_at(
                 _Group(path, slots, lambda: [getattr(value, name, _MISSING) for name in slots], ())
             )
-        if kind is collections.OrderedDict:
-            pass  # it has attributes, which nobody sets, and there are many in each module
+        if kind is collections.OrderedDict and path.rpartition(".")[2] in MODULE_FIELDS:
+            pass  # it has attributes too, which nobody sets, and there are many in each module
         elif hasattr(kind, "__dict__") and isinstance(getattr(value, "__dict__", None), dict):
             yield from self._look_into_attributes(path, value)
         elif not slots and not is_open and not _is_fixed_descriptor(value):

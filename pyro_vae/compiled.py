@@ -145,7 +145,8 @@ class CompiledTrace_ELBO(_CompiledELBO, Trace_ELBO):
     and the call is Pyro's own.
 
     Not seen are changes of what a program reads past these ways: a file, the clock, an attribute of a tensor or of a
-    class of torch's. A gradient of the gradient is an error. An objective keeps the last 16 pairs of model and guide.
+    class of torch's, a hook on all modules. A gradient of the gradient is an error. An objective keeps the last 16
+    pairs of model and guide.
 
     Examples:
         >>> import pyro, torch

@@ -82,7 +82,10 @@ class Dataset:
         return (self.x if self.grey is None else _probabilities(self.grey)).to(torch.get_default_dtype()).mean(0)
 
     def batch(self, rows: Tensor) -> Tensor:
-        """The data of some rows, as they are trained on: a dynamic binarization is drawn anew by torch's generator."""
+        """The data of some rows `(B,)`, counted from 0, as they are trained on.
+
+        A dynamic binarization is drawn anew by torch's generator.
+        """
         if self.grey is None:
             return self.x.index_select(0, rows)
         grey = self.grey.index_select(0, rows)
@@ -256,17 +259,19 @@ def _probabilities(grey: Tensor) -> Tensor:
 
 
 def _bernoulli_255(grey: Tensor) -> Tensor:
-    """0 or 1 for each of some rows of bytes, 1 with probability grey / 255: `torch.bernoulli`, in bytes.
+    """0 or 1 for each of some rows of bytes, 1 with probability grey / 255: `torch.bernoulli`, in whole numbers.
 
-    A uniform byte below grey has probability grey / 256; where it is the same as grey, which leaves 1 / 256, a second
-    number decides, with probability grey / 255. That one is its row's: it is needed now and then.
+    A uniform number of 16 bits is below 257 grey with probability 257 grey / 65,536. Where it is 257 grey itself, a
+    second number decides, with probability grey / 255, which makes grey / 255 of both. The second number is its row's:
+    one pixel in 65,536 needs it.
     """
-    words = torch.empty((grey.numel() + 7) // 8, dtype=torch.int64, device=grey.device).random_(-(2**63), None)
-    uniform = words.view(torch.uint8)[: grey.numel()].view(grey.shape)
+    words = torch.empty((grey.numel() + 3) // 4, dtype=torch.int64, device=grey.device).random_(-(2**63), None)
+    uniform = words.view(torch.int16)[: grey.numel()].view(grey.shape)
+    threshold = (grey.to(torch.int16) - 128) * 257 + 128  # 257 grey - 2^15, as the uniform number begins at -2^15
     row = torch.randint(255, (len(grey), *(1,) * (grey.ndim - 1)), dtype=torch.uint8, device=grey.device)
-    second = row.expand(grey.shape).contiguous()
-    is_tie_won = (uniform == grey) & (second < grey)
-    return torch.lt(uniform - is_tie_won.view(torch.uint8), grey, out=torch.empty(grey.shape, device=grey.device))
+    is_tie_won = (uniform == threshold) & (row.expand(grey.shape).contiguous() < grey)
+    x = torch.empty(grey.shape, device=grey.device)
+    return torch.logical_or(uniform < threshold, is_tie_won, out=x)
 
 
 def _binarized(grey: Tensor, binarization: Binarization, seed: int) -> Tensor:

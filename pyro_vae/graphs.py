@@ -29,6 +29,11 @@ __all__ = ["Graph", "compiled", "kind_of", "reason_of", "recorded"]
 aten = torch.ops.aten
 LITERALS = {aten.lift_fresh.default, aten.lift_fresh_copy.default}  # what torch.tensor(3.0) does inside of a function
 CONVOLUTIONS = {aten.convolution.default, aten.convolution_backward.default}
+FRESH = {aten.empty.memory_format, aten.empty_strided.default, aten.zeros.default, aten.ones.default, aten.full.default}
+READING_STRIDES = {
+    *(aten.as_strided.default, aten.view.dtype, aten.view_as_complex.default, aten.view_as_real.default),
+    *(aten.empty_like.default, aten._reshape_alias.default),
+}
 LOOKING = {
     *(Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__bool__, Tensor.__float__, Tensor.__int__),
     *(Tensor.__index__, Tensor.__contains__),
@@ -204,7 +209,10 @@ def compiled(fn: Callable[..., tuple[Tensor, ...]], *example: Tensor) -> Callabl
     Tensors that the function closes over are read at each call, but must stay the same tensors.
     """
     try:
-        return recorded(fn, *example).compiled(*example)
+        graph = recorded(fn, *example)
+        run = graph.compiled(*example)
+        graph.check(lambda: run(*example), lambda: fn(*example))
+        return run
     except Exception as error:  # whatever a compiler may stumble over, the function itself still runs
         warnings.warn(
             f"compile: expected a model that can be compiled; got {reason_of(error)}; it runs as it is.", stacklevel=2
@@ -326,12 +334,25 @@ def _with_channels_last(module: fx.GraphModule, inputs: list[Any]) -> fx.GraphMo
     """The same graph, with the images of its convolutions in the layout in which a CPU is fast at them.
 
     The compiler would do so itself, but it goes back and forth between layouts where a convolution and its gradient are
-    in one graph.
+    in one graph. What the graph returns keeps the layout that it had.
     """
-    if not any(node.target in CONVOLUTIONS for node in module.graph.nodes):
+    nodes = [node for node in module.graph.nodes if node.op == "call_function"]
+    if not any(node.target in CONVOLUTIONS for node in nodes) or any(map(_depends_on_layout, nodes)):
         return module
     with torch.no_grad():
         return make_fx(_ChannelsLast(module).run, tracing_mode="fake")(*inputs)
+
+
+def _depends_on_layout(node: fx.Node) -> bool:
+    """Whether a node would do something else to the same numbers in another order, or may write through a view."""
+    target: Any = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    draws_an_image = torch.Tag.nondeterministic_seeded in target.tags and node.meta["val"].ndim > 2
+    pairs: Any = zip(node.args, target._schema.arguments, strict=False)
+    written = [arg for arg, expected in pairs if expected.alias_info is not None and expected.alias_info.is_write]
+    writes_elsewhere = any(arg.op != "placeholder" and arg.target not in FRESH for arg in written)
+    return draws_an_image or writes_elsewhere or target in READING_STRIDES
 
 
 class _ChannelsLast(fx.Interpreter):
@@ -344,10 +365,23 @@ class _ChannelsLast(fx.Interpreter):
             return torch.reshape(*args)
         return super().call_function(target, args, kwargs)
 
+    def output(self, target: Any, args: Any, kwargs: Any) -> Any:
+        graph: Any = self.module.graph
+        (outputs,) = graph.output_node().args
+        return tuple(
+            _with_stride(tensor, node.meta["val"].stride()) for tensor, node in zip(args[0], outputs, strict=True)
+        )
+
 
 def _channels_last(arg: Any) -> Any:
     is_image = isinstance(arg, Tensor) and arg.ndim == 4
     return arg.contiguous(memory_format=torch.channels_last) if is_image else arg
+
+
+def _with_stride(tensor: Tensor, stride: tuple[int, ...]) -> Tensor:
+    if tensor.stride() == stride:
+        return tensor
+    return torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
 
 def _rewrite(module: fx.GraphModule) -> None:
@@ -373,7 +407,9 @@ def _rewrite_bernoulli(node: Any) -> None:
     view, dims = end.args[0], end.args[1]
     shape = node.meta["val"].shape
     event_dim = len(shape) - len(view.meta["val"].shape) + 1
-    is_plain = options[:2] == [None, None] and options[2] == 0 and len(end.args) == 2 and list(dims) == [-1]
+    is_plain = (
+        options[:2] == [None, None] and options[2] == 0 and len(end.args) == 2 and not end.kwargs and list(dims) == [-1]
+    )
     has_rows = event_dim > 0 and shape[:-event_dim] == view.meta["val"].shape[:-1]
     if is_plain and has_rows and max(map(_num_factors, shape[-event_dim:])) >= MIN_FACTORS:
         _replace(end, node, _bernoulli_log_prob_sum, (logits, targets, event_dim))

@@ -85,11 +85,21 @@ class FusedAdam(PyroOptim):
         for param in params:
             if param.grad is None and self.optim_objs[param].state.get(param):
                 param.grad = torch.zeros_like(param)  # as Pyro's, it goes on by its momentum
+            self._lay_out(param)
         with _without_gradients(self.optim_objs.keys() - params):
             for optimizer in self.optimizers:
                 optimizer.step(*args, **kwargs)
         for param in params:
             param.grad = None
+
+    def _lay_out(self, param: Tensor) -> None:
+        """Gradient and moments as the parameter is laid out in memory: torch's fused step takes that for granted."""
+        if param.grad is not None and param.grad.stride() != param.stride():
+            param.grad = torch.empty_like(param).copy_(param.grad)
+        state = self.optim_objs[param].state.get(param, {})
+        for name, value in state.items():
+            if value.shape == param.shape and value.stride() != param.stride():
+                state[name] = torch.empty_like(param).copy_(value)
 
     def step(self, *args: Any) -> None:
         """Go on by one step of the learning-rate schedule, if there is one."""

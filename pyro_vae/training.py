@@ -221,7 +221,7 @@ def _epoch(vae: VAE, stepper: _Stepper, train: Dataset, batch_size: int) -> floa
 
 def _batches(train: Dataset, order: Tensor, batch_size: int) -> Iterator[Tensor]:
     """The data in an order; some batches are drawn at a time, which takes less time than to draw each."""
-    num_together = max(1, DRAWN_TOGETHER // (batch_size * train.x[0].numel()))
+    num_together = max(1, DRAWN_TOGETHER // max(1, batch_size * train.x[0].numel()))
     for rows in order.split(num_together * batch_size):
         yield from train.batch(rows).split(batch_size)
 

@@ -13,6 +13,7 @@ import tracemalloc
 import types
 import warnings
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pyro
@@ -779,6 +780,12 @@ def test_no_new_parameters(interpreted):
     assert set(pyro.get_param_store()) == names
 
 
+def resident_memory():
+    """Bytes; 0 where the system does not say."""
+    statm = Path("/proc/self/statm")
+    return resource.getpagesize() * int(statm.read_text().split()[1]) if statm.exists() else 0
+
+
 @pytest.mark.slow
 @needs_compiler
 def test_memory_stays_flat():
@@ -789,8 +796,8 @@ def test_memory_stays_flat():
     for _ in range(3):
         for _ in range(5000):
             svi.step(*case.calls[0])
-        used.append((tracemalloc.get_traced_memory()[0], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+        used.append((tracemalloc.get_traced_memory()[0], resident_memory()))
     tracemalloc.stop()
     (traced, resident), (traced_at_end, resident_at_end) = used[0], used[2]
     assert traced_at_end < traced + 50_000
-    assert resident_at_end < 1.02 * resident
+    assert resident_at_end < resident + 20_000_000

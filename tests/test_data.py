@@ -241,4 +241,20 @@ def test_draws_of_pixels():
 
     assert error_of(p).max() < 4.5
     assert error_of(0.99 * p)[2] > 4.5
-    assert error_of(grey / 256)[-1] > 4.5  # as without the second number
+    assert error_of(257 * grey / 65536)[-1] < 4.5  # what the second number adds shows in no sample of this size
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_pixels_are_drawn_each_for_itself(shared):
+    """The variance of a row's sum is binomial, within 4.5 standard errors (a false failure in 150,000 runs).
+
+    The twin has a number for each pair of pixels.
+    """
+    num_rows, num_pixels = 40_000, 3000
+    grey = torch.full((1, num_pixels // 2 if shared else num_pixels), 128, dtype=torch.uint8)
+    sums = torch.cat(
+        [_bernoulli_255(grey.expand(4000, -1).contiguous()).double().sum(1) for _ in range(num_rows // 4000)]
+    )
+    sums = 2 * sums if shared else sums
+    ratio = sums.var() / (num_pixels * (128 / 255) * (127 / 255))
+    assert (abs(ratio - 1) < 4.5 * (2 / num_rows) ** 0.5) == (not shared)

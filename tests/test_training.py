@@ -10,7 +10,7 @@ from torch import nn
 from truths import draws_of, needs_compiler, small_vae
 
 import pyro_vae as pv
-from pyro_vae.training import WORTH_COMPILING, _compiled
+from pyro_vae.training import WORTH_COMPILING, _batches, _compiled
 
 
 @pytest.fixture
@@ -47,6 +47,16 @@ def test_history(digits):
     _, alone = fitted(digits)
     assert alone.validation_elbo == [] and len(alone.rate) == 3
     assert "3 epochs" in repr(alone) and "validation" in repr(history)
+
+
+@pytest.mark.parametrize("num_together", [1, 250, 10**6])
+def test_batches_come_in_the_order(num_together, monkeypatch):
+    monkeypatch.setattr("pyro_vae.training.DRAWN_TOGETHER", num_together)
+    x = torch.arange(46.0).view(23, 2)
+    order = torch.randperm(23)
+    batches = [*_batches(pv.data.from_tensor(x), order, 5)]
+    assert [len(batch) for batch in batches] == [5, 5, 5, 5, 3]
+    assert torch.equal(torch.cat(batches), x[order])
 
 
 def test_each_datum_is_seen_once_an_epoch(digits):
