@@ -76,11 +76,12 @@ class Graph(NamedTuple):
         fn: Callable[[], tuple[Tensor, ...]],
         together: Sequence[Sequence[Tensor]] = (),
         unchecked: Sequence[Tensor] = (),
+        rounding: float = 0.0,
     ) -> None:
         """Run the compiled graph and, from the same numbers and the same state of the generator, `fn`; undo both.
 
         The outputs after the first, and each group of tensors in `together`, are compared to the rounding of the
-        largest number among them.
+        largest number among them: that of their type, or `rounding` if that is more.
 
         Raises:
             ValueError: if they differ: in what they return, in what they do to tensors, or in the numbers they draw.
@@ -101,7 +102,7 @@ class Graph(NamedTuple):
                 for group in (*groups, *([place] for place in places.values()))
             ),
         ]
-        if not all(_are_close(*pair) for pair in pairs):
+        if not all(_are_close(*pair, rounding) for pair in pairs):
             raise ValueError("results that are others when compiled")
 
     def _outcome(self, run: Callable[[], tuple[Tensor, ...]], before: list[Tensor]) -> _Outcome:
@@ -140,12 +141,12 @@ def _places(tensors: list[Tensor]) -> Iterator[int]:
         yield firsts.setdefault(tensor.untyped_storage().data_ptr(), place)
 
 
-def _are_close(some: list[Tensor], others: list[Tensor]) -> bool:
+def _are_close(some: list[Tensor], others: list[Tensor], rounding: float) -> bool:
     """To the rounding of a long sum. NaN and infinity are to be in the same places."""
     inexact = [other for other in others if other.dtype in TOLERANCES and other.numel()]
     largest = max((other.abs().nan_to_num(0, 0, 0).max().item() for other in inexact), default=0)
     for one, other in zip(some, others, strict=True):
-        tolerance = TOLERANCES.get(other.dtype, 0.0)
+        tolerance = max(TOLERANCES[other.dtype], rounding) if other.dtype in TOLERANCES else 0.0
         if not torch.allclose(one, other, rtol=tolerance, atol=tolerance * largest, equal_nan=tolerance > 0):
             return False
     return True
@@ -211,7 +212,8 @@ def compiled(fn: Callable[..., tuple[Tensor, ...]], *example: Tensor) -> Callabl
     try:
         graph = recorded(fn, *example)
         run = graph.compiled(*example)
-        graph.check(lambda: run(*example), lambda: fn(*example))
+        rounding = max(TOLERANCES.get(tensor.dtype, 0.0) for tensor in (*graph.tensors, *example))
+        graph.check(lambda: run(*example), lambda: fn(*example), rounding=rounding)
         return run
     except Exception as error:  # whatever a compiler may stumble over, the function itself still runs
         warnings.warn(

@@ -318,6 +318,11 @@ HOLDERS = {
     "slots": (Slotted, lambda o: o.scale, lambda o: setattr(o, "scale", 2.0)),
     "a set": (set, lambda o: 2.0 if "b" in o else 1.0, lambda o: o.add("b")),
     "a key": (lambda: {"a": True}, lambda o: 2.0 if "b" in o else 1.0, lambda o: (o.clear(), o.update(b=True))),
+    "an attribute of an ordered dictionary": (
+        collections.OrderedDict,
+        lambda o: getattr(o, "scale", 1.0),
+        lambda o: setattr(o, "scale", 2.0),
+    ),
     "a deque": (lambda: collections.deque([1.0]), lambda o: o[0], lambda o: o.__setitem__(0, 2.0)),
     "an array": (lambda: array.array("d", [1.0]), lambda o: o[0], lambda o: o.__setitem__(0, 2.0)),
     "a module": (_module_of_settings, lambda o: o.scale, lambda o: setattr(o, "scale", 2.0)),

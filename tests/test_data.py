@@ -241,7 +241,9 @@ def test_draws_of_pixels():
 
     assert error_of(p).max() < 4.5
     assert error_of(0.99 * p)[2] > 4.5
-    assert error_of(257 * grey / 65536)[-1] < 4.5  # what the second number adds shows in no sample of this size
+    assert (
+        error_of(257 * grey.double() / 65536)[-1] < 4.5
+    )  # what the second number adds shows in no sample of this size
 
 
 @pytest.mark.parametrize("shared", [False, True])

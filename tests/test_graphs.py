@@ -101,8 +101,10 @@ def test_convolutions_are_laid_out_for_the_cpu(middle):
     torch.manual_seed(1)
     found = module(*inputs)
     torch.manual_seed(1)
-    for one, other in zip(found, run(x), strict=True):
-        assert torch.allclose(one, other, rtol=1e-4, atol=1e-4 * other.abs().max().item())
+    expected = run(x)
+    largest = max(gradient.abs().max().item() for gradient in expected[1:])  # some are nothing but rounding
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-4 * largest)
         assert one.stride() == other.stride()
 
 

@@ -175,3 +175,28 @@ def test_parameters_of_two_precisions_in_one_recorded_step(order):
             optim(params)
         found.append(pyro.param("double").detach().clone())
     assert torch.allclose(*found, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("changed", ["the parameter", "the gradient", "a loaded state"])
+def test_layouts_in_memory_do_not_matter(changed, float64):
+    """torch's fused step takes gradients and moments for laid out as the parameter is."""
+    start, gradients = torch.randn(3, 4, 5, 5), torch.randn(6, 3, 4, 5, 5)
+    ends = []
+    for optim, layout in ((pyro.optim.Adam, torch.contiguous_format), (pv.FusedAdam, torch.channels_last)):
+        pyro.clear_param_store()
+        param, optim = pyro.param("p", start.clone()).unconstrained(), optim({"lr": 0.1})
+        for i, gradient in enumerate(gradients):
+            if i == 3 and changed == "the parameter":
+                param.data = param.data.contiguous(memory_format=layout)
+            if i == 3 and changed == "a loaded state":
+                state = optim.get_state()
+                moments = state["p"]["state"][0]
+                for name in ("exp_avg", "exp_avg_sq"):
+                    moments[name] = moments[name].contiguous(memory_format=layout)
+                optim.set_state(state)
+            param.grad = gradient.contiguous(
+                memory_format=layout if changed == "the gradient" else torch.contiguous_format
+            )
+            optim({param})
+        ends.append(param.detach())
+    assert torch.allclose(*ends)
