@@ -182,9 +182,9 @@ def test_layouts_in_memory_do_not_matter(changed, float64):
     """torch's fused step takes gradients and moments for laid out as the parameter is."""
     start, gradients = torch.randn(3, 4, 5, 5), torch.randn(6, 3, 4, 5, 5)
     ends = []
-    for optim, layout in ((pyro.optim.Adam, torch.contiguous_format), (pv.FusedAdam, torch.channels_last)):
+    for make, layout in ((pyro.optim.Adam, torch.contiguous_format), (pv.FusedAdam, torch.channels_last)):
         pyro.clear_param_store()
-        param, optim = pyro.param("p", start.clone()).unconstrained(), optim({"lr": 0.1})
+        param, optim = pyro.param("p", start.clone()).unconstrained(), make({"lr": 0.1})
         for i, gradient in enumerate(gradients):
             if i == 3 and changed == "the parameter":
                 param.data = param.data.contiguous(memory_format=layout)
