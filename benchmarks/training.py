@@ -2,6 +2,7 @@
 
     python benchmarks/training.py                       # about half an hour on two CPU cores, most of it compiling
     python benchmarks/training.py --numpyro --pythae    # with these too, where they are installed
+    python benchmarks/training.py --only-epochs         # a few minutes
     python benchmarks/training.py --device cuda
 
 The same networks, random data and Adam everywhere. All take turns, a block of steps each, in each repetition; the table
@@ -101,6 +102,8 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     device = torch.device(args.device)
     print(f"{torch.get_num_threads()} threads, {device}, torch {torch.__version__}, pyro {pyro.__version__}")
+    if args.only_epochs:
+        return whole_epochs(device)
     table = []
     for name in args.architectures:
         for batch_size in args.batch_sizes:
@@ -510,6 +513,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--architectures", nargs="*", choices=ARCHITECTURES, default=list(ARCHITECTURES))
     parser.add_argument("--batch-sizes", nargs="*", type=int, default=[20, 128, 1000])
     parser.add_argument("--max-pairs", type=int, default=50_000, help="leave out larger batches times particles")
+    parser.add_argument("--only-epochs", action="store_true", help="of `fit`, beside their steps")
     parser.add_argument("--num-repetitions", type=int, default=10)
     parser.add_argument("--output-dir", type=Path, default=Path("results/training"))
     return parser.parse_args()
