@@ -259,19 +259,25 @@ def _probabilities(grey: Tensor) -> Tensor:
 
 
 def _bernoulli_255(grey: Tensor) -> Tensor:
-    """0 or 1 for each of some rows of bytes, 1 with probability grey / 255: `torch.bernoulli`, in whole numbers.
-
-    A uniform number of 16 bits is below 257 grey with probability 257 grey / 65,536. Where it is 257 grey itself, a
-    second number decides, with probability grey / 255, which makes grey / 255 of both. The second number is its row's:
-    one pixel in 65,536 needs it.
-    """
+    """0 or 1 for each of some rows of bytes, 1 with probability grey / 255: `torch.bernoulli`, in whole numbers."""
     words = torch.empty((grey.numel() + 3) // 4, dtype=torch.int64, device=grey.device).random_(-(2**63), None)
     uniform = words.view(torch.int16)[: grey.numel()].view(grey.shape)
-    threshold = (grey.to(torch.int16) - 128) * 257 + 128  # 257 grey - 2^15, as the uniform number begins at -2^15
     row = torch.randint(255, (len(grey), *(1,) * (grey.ndim - 1)), dtype=torch.uint8, device=grey.device)
-    is_tie_won = (uniform == threshold) & (row.expand(grey.shape).contiguous() < grey)
+    return _decided(grey, uniform, row.expand(grey.shape))
+
+
+def _decided(grey: Tensor, uniform: Tensor, second: Tensor) -> Tensor:
+    """Whether a uniform number of 16 bits, which begins at -2^15, gives 1; it is used up.
+
+    It is below 257 grey with probability 257 grey / 65,536. Where it is 257 grey itself, a second number from 0 to 254
+    decides, with probability grey / 255, which makes grey / 255 of both. One pixel in 65,536 needs the second number,
+    so that a row may share one.
+    """
+    threshold = grey.to(torch.int16).sub_(128).mul_(257).add_(128)
+    uniform.clamp_(min=1 - 2**15)  # the two lowest decide the same; from the lowest no 1 could be taken
+    wins_ties = second.contiguous() < grey
     x = torch.empty(grey.shape, device=grey.device)
-    return torch.logical_or(uniform < threshold, is_tie_won, out=x)
+    return torch.lt(uniform.sub_(wins_ties.view(torch.uint8)), threshold, out=x)
 
 
 def _binarized(grey: Tensor, binarization: Binarization, seed: int) -> Tensor:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import pyro_vae as pv
-from pyro_vae.data import _bernoulli_255
+from pyro_vae.data import _bernoulli_255, _decided
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 needs_mnist = pytest.mark.skipif(not (SHARED / "MNIST").is_dir(), reason="the files of MNIST are not on this machine")
@@ -244,6 +244,16 @@ def test_draws_of_pixels():
     assert (
         error_of(257 * grey.double() / 65536)[-1] < 4.5
     )  # what the second number adds shows in no sample of this size
+
+
+@pytest.mark.parametrize("second", [0, 1, 100, 253, 254])
+def test_each_number_that_a_pixel_can_draw(second):
+    """For each second number, 257 grey of all 65,536, and one more where it is below grey: grey / 255 of all together."""
+    grey = torch.arange(256, dtype=torch.uint8).expand(2**16, 256).contiguous()
+    uniform = torch.arange(-(2**15), 2**15).to(torch.int16)[:, None].expand(2**16, 256).contiguous()
+    ones = _decided(grey, uniform, torch.full_like(grey, second)).sum(0)
+    levels = torch.arange(256)
+    assert torch.equal(ones.long(), 257 * levels + (second < levels))
 
 
 @pytest.mark.parametrize("shared", [False, True])
