@@ -24,6 +24,8 @@ from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import Transform
 
+from pyro_vae.graphs import kind_of
+
 __all__ = ["PLAIN", "TensorWatch", "Watch"]
 
 MAX_OBJECTS = 20_000
@@ -261,7 +263,7 @@ class TensorWatch:
         from torch._C._dynamo.guards import TensorGuards  # here, as a later torch may keep it elsewhere
 
         self._tensors = tensors
-        self._kinds = [*map(_kind, tensors)]
+        self._kinds = [*map(kind_of, tensors)]
         sizes: Any = [list(tensor.shape) for tensor in tensors]
         strides: Any = [list(tensor.stride()) for tensor in tensors]
         self._guards = TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides)
@@ -270,13 +272,9 @@ class TensorWatch:
         """Which tensor is not as it was; None if all are."""
         if self._guards.check(*self._tensors):
             return None
-        now = [*map(_kind, self._tensors)]
+        now = [*map(kind_of, self._tensors)]
         changed = [before for before, kind in zip(self._kinds, now, strict=True) if before != kind]
         return f"the kind of a tensor of shape {tuple(changed[0][0])}" if changed else None
-
-
-def _kind(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad
 
 
 def _changed_place(group: _Group) -> str | None:

@@ -19,7 +19,7 @@ from torch.distributions import Distribution
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from pyro_vae import _checks
 from pyro_vae._structure import forked_generator
@@ -212,7 +212,7 @@ def compiled(fn: Callable[..., tuple[Tensor, ...]], *example: Tensor) -> Callabl
     try:
         graph = recorded(fn, *example)
         run = graph.compiled(*example)
-        rounding = max(TOLERANCES.get(tensor.dtype, 0.0) for tensor in (*graph.tensors, *example))
+        rounding = max((TOLERANCES.get(tensor.dtype, 0.0) for tensor in (*graph.tensors, *example)), default=0.0)
         graph.check(lambda: run(*example), lambda: fn(*example), rounding=rounding)
         return run
     except Exception as error:  # whatever a compiler may stumble over, the function itself still runs
@@ -350,9 +350,12 @@ def _depends_on_layout(node: fx.Node) -> bool:
     target: Any = node.target
     if not isinstance(target, torch._ops.OpOverload):
         return False
-    draws_an_image = torch.Tag.nondeterministic_seeded in target.tags and node.meta["val"].ndim > 2
-    pairs: Any = zip(node.args, target._schema.arguments, strict=False)
-    written = [arg for arg, expected in pairs if expected.alias_info is not None and expected.alias_info.is_write]
+    drawn = tree_leaves(node.meta["val"]) if torch.Tag.nondeterministic_seeded in target.tags else []
+    draws_an_image = any(isinstance(each, Tensor) and each.ndim > 2 for each in drawn)
+    expected = target._schema.arguments
+    given = {**dict(zip([each.name for each in expected], node.args, strict=False)), **node.kwargs}
+    names = [each.name for each in expected if each.alias_info is not None and each.alias_info.is_write]
+    written = [arg for arg in tree_leaves([given.get(name) for name in names]) if isinstance(arg, fx.Node)]
     writes_elsewhere = any(arg.op != "placeholder" and arg.target not in FRESH for arg in written)
     return draws_an_image or writes_elsewhere or target in READING_STRIDES
 

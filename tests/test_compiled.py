@@ -671,7 +671,7 @@ def test_inside_a_handler_it_runs_as_it_is(interpreted, float64):
 def test_the_same_distribution_with_noise_of_its_own(compiled_scale):
     """Loss and gradient have their exact means, and the loss Pyro's spread.
 
-    Within 4.5 standard errors each, 5 of them: a false failure in 30,000 runs. The twin has a guide that is wider by a
+    Within 4.5 standard errors each, 4 of them: a false failure in 30,000 runs. The twin has a guide that is wider by a
     tenth.
     """
     x, loc, scale, num_draws = 1.3, 0.4, 0.6, 4000

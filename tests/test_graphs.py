@@ -76,7 +76,10 @@ class Dropout(torch.nn.Module):
         return image * torch.bernoulli(torch.full_like(image, 0.5))
 
 
-@pytest.mark.parametrize("middle", [torch.nn.ReLU(), torch.nn.BatchNorm2d(4), InPlace(), Dropout()], ids=repr)
+MIDDLES = [torch.nn.ReLU(), torch.nn.BatchNorm2d(4), torch.nn.RReLU(), InPlace(), Dropout()]
+
+
+@pytest.mark.parametrize("middle", MIDDLES, ids=lambda middle: type(middle).__name__)
 def test_convolutions_are_laid_out_for_the_cpu(middle):
     """The same numbers, and what is returned laid out as ever: torch's fused optimizers take that for granted."""
     torch.manual_seed(0)
@@ -93,7 +96,7 @@ def test_convolutions_are_laid_out_for_the_cpu(middle):
     graph = recorded(run, x)
     inputs = [*graph.tensors, x]
     module = _with_channels_last(graph.module, inputs)
-    assert (module is graph.module) == isinstance(middle, InPlace | Dropout)
+    assert (module is graph.module) == isinstance(middle, torch.nn.RReLU | InPlace | Dropout)
     if module is not graph.module:
         images = [node.meta["val"] for node in module.graph.nodes if node.target is torch.ops.aten.convolution.default]
         wide = [image for image in images if min(image.shape[1:]) > 1]
