@@ -2,6 +2,7 @@
 
 from pyro_vae import data, nn, plots
 from pyro_vae.compiled import CompiledTrace_ELBO, CompiledTraceMeanField_ELBO
+from pyro_vae.composition import check_program
 from pyro_vae.diagnostics import LatentUse, RateDistortion, latent_use, rate_distortion
 from pyro_vae.evidence import (
     Bound,
@@ -61,6 +62,7 @@ __all__ = [
     "StandardNormal",
     "ais",
     "bdmc",
+    "check_program",
     "compare",
     "data",
     "fit",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -129,25 +129,75 @@ def finite(name: str, x: Tensor) -> Tensor:
     )
 
 
-def batch_of(name: str, x: Tensor, event_shape: tuple[int, ...]) -> Tensor:
-    """`x` viewed as `(N, *event_shape)`: flat data and images are alike, as long as each datum has as many elements."""
-    given, expected = tuple(x.shape[1:]), f"(N, {', '.join(map(str, event_shape))})"
-    if _is_channels_last(given, event_shape):
+def batch_of(name: str, x: Tensor, event_shape: tuple[int, ...], plates: Mapping[int, int]) -> Tensor:
+    """`x` viewed as `(..., N, *event_shape)`: flat data and images are alike, if a datum has as many elements.
+
+    `plates` are the sizes of those around it by their (negative) dimension. That at -1 says what N is. Dimensions to
+    the left of N are those of plates; without such plates there are none.
+    """
+    rows = plates.get(-1, len(x))
+    is_flat = len(x) == rows and _is_same_layout(tuple(x.shape[1:]), event_shape)
+    is_in_plates = _is_in_plates(tuple(x.shape), event_shape, plates)
+    if is_flat and is_in_plates:
         raise ValueError(
-            f"{name}: expected channels first, {expected}; got {tuple(x.shape)}, whose channels look to be last; "
+            f"{name}: expected a shape that can be read in one way; got {tuple(x.shape)}, {len(x)} data or as many "
+            f"groups of one, in plates of sizes {plates}; reshape it to {_shape_of_rows(event_shape, plates)}, or put "
+            'the call into pyro.plate("data", ..., dim=-1).'
+        )
+    if is_in_plates:
+        return x
+    if is_flat and not _is_channels_last(tuple(x.shape[1:]), event_shape):
+        return x.reshape(len(x), *event_shape)
+    raise ValueError(_not_a_batch(name, x, event_shape, plates))
+
+
+def _is_in_plates(shape: tuple[int, ...], event_shape: tuple[int, ...], plates: Mapping[int, int]) -> bool:
+    """Whether there are two batch dimensions or more, each of which is that of a plate."""
+    batch, event = shape[: len(shape) - len(event_shape)], shape[len(shape) - len(event_shape) :]
+    if event != tuple(event_shape) or len(batch) < 2:
+        return False
+    if batch[-1] != plates.get(-1, batch[-1]):
+        return False
+    return all(size in (1, plates.get(-i)) for i, size in enumerate(reversed(batch[:-1]), start=2))
+
+
+def _not_a_batch(name: str, x: Tensor, event_shape: tuple[int, ...], plates: Mapping[int, int]) -> str:
+    """What is wrong with a shape, and what to do."""
+    shape, given, expected = tuple(x.shape), tuple(x.shape[1:]), _shape_of_rows(event_shape, plates)
+    batch = shape[: len(shape) - len(event_shape)]
+    if _is_channels_last(given, event_shape):
+        return (
+            f"{name}: expected channels first, {expected}; got {shape}, whose channels look to be last; "
             f"call {name}.permute(0, 3, 1, 2), or {name}.flatten(1) if the last dimension is no channel."
         )
-    if _is_same_layout(given, event_shape):
-        return x.reshape(len(x), *event_shape)
-    if x.numel() == math.prod(event_shape) and _is_same_layout(tuple(x.shape), event_shape):
-        raise ValueError(
-            f"{name}: expected a batch, {expected}; got one datum of shape {tuple(x.shape)} without a batch dimension; "
+    if _is_same_layout(given, event_shape) or (len(batch) > 1 and shape[len(batch) :] == tuple(event_shape)):
+        found = ", ".join(f"{size} at dim={dim}" for dim, size in sorted(plates.items(), reverse=True)) or "none"
+        return (
+            f"{name}: expected {expected}, its batch dimensions being those of the plates around it ({found}); got "
+            f"{shape}; pass the rows of the plates, or put the call into plates of these sizes, "
+            f'pyro.plate("groups", {shape[0]}, dim=-2) say; dim=-1 is the plate over data.'
+        )
+    if x.numel() == math.prod(event_shape) and _is_same_layout(shape, event_shape):
+        return (
+            f"{name}: expected a batch, {expected}; got one datum of shape {shape} without a batch dimension; "
             f"pass {name}[None]."
         )
-    raise ValueError(
-        f"{name}: expected {math.prod(event_shape)} numbers a datum, {expected}; got shape {tuple(x.shape)}, "
+    return (
+        f"{name}: expected {math.prod(event_shape)} numbers a datum, {expected}; got shape {shape}, "
         f"{math.prod(given)} a datum; resize or permute the data, or build the networks for them."
     )
+
+
+def _shape_of_rows(event_shape: tuple[int, ...], plates: Mapping[int, int]) -> str:
+    return f"({', '.join(map(str, [plates.get(-1, 'N'), *event_shape]))})"
+
+
+def ends_with(name: str, value: Tensor, event_shape: tuple[int, ...]) -> Tensor:
+    """`value`, if it is `(..., N, *event_shape)`."""
+    if value.ndim <= len(event_shape) or tuple(value.shape[value.ndim - len(event_shape) :]) != tuple(event_shape):
+        expected = f"(..., {', '.join(map(str, ['N', *event_shape]))})"
+        raise ValueError(f"{name}: expected shape {expected}; got {tuple(value.shape)}; reshape it.")
+    return value
 
 
 def _is_same_layout(given: tuple[int, ...], event_shape: tuple[int, ...]) -> bool:

@@ -78,7 +78,7 @@ def look_at(
     _refuse_densities_without_volume(model_sites, guide_sites)
     sites = [*model_sites.values(), *guide_sites.values()]
     data_dim = _data_frame(sites, len(args[0]), plate).dim
-    deepest = min(frame.dim for site in sites for frame in _plates(site))
+    deepest = min(frame.dim for site in sites for frame in plates_of(site))
     for site in sites:
         check_site_shape(site, -deepest)
     return Structure(data_dim, deepest - 1, amortized)
@@ -98,11 +98,24 @@ def sample_sites(trace: poutine.Trace) -> Iterator[tuple[str, dict[str, Any]]]:
             yield name, site
 
 
-def _plates(site: dict[str, Any]) -> list[Any]:
+def plates_of(site: dict[str, Any]) -> list[Any]:
+    """The frames of the plates that give a site its batch dimensions."""
     return [frame for frame in site["cond_indep_stack"] if frame.vectorized]
 
 
 def _refuse_mismatch(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> None:
+    refuse_other_names(model_sites, guide_sites)
+    observed = {name for name, site in model_sites.items() if site["is_observed"]}
+    for kind, found in {"latent": set(model_sites) - observed, "observed": observed}.items():
+        if not found:
+            raise ValueError(
+                f"model: expected at least one {kind} site; got none; log p(x) is the integral over latent sites of "
+                "the density of observed ones."
+            )
+
+
+def refuse_other_names(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> None:
+    """Stop unless the guide draws what the model leaves open, and nothing else."""
     latent = {name for name, site in model_sites.items() if not site["is_observed"]}
     drawn = {name for name, site in guide_sites.items() if not site["infer"].get("is_auxiliary")}
     for name in sorted(latent - drawn):
@@ -116,12 +129,6 @@ def _refuse_mismatch(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -
             f"guide: expected latent sites of the model alone; got site {name!r}, and the model {what}; "
             "rename it, or take it out."
         )
-    for kind, found in {"latent": latent, "observed": set(model_sites) - latent}.items():
-        if not found:
-            raise ValueError(
-                f"model: expected at least one {kind} site; got none; log p(x) is the integral over latent sites of "
-                "the density of observed ones."
-            )
 
 
 def _refuse_densities_without_volume(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> None:
@@ -172,7 +179,7 @@ def masks_of(site: dict[str, Any]) -> list[Tensor]:
 
 def _data_frame(sites: list[dict[str, Any]], num_rows: int, plate: str | None) -> Any:
     """The frame of the plate over data, which must hold every site."""
-    frames = {frame.name: frame for site in sites for frame in _plates(site)}
+    frames = {frame.name: frame for site in sites for frame in plates_of(site)}
     of_data = {name: frame for name, frame in frames.items() if frame.size == num_rows and plate in (None, name)}
     if not of_data:
         found = ", ".join(f"{frame.name!r} of size {frame.size}" for frame in frames.values()) or "no plate"
@@ -181,7 +188,7 @@ def _data_frame(sites: list[dict[str, Any]], num_rows: int, plate: str | None) -
             f"model, guide: expected {wanted} over the {num_rows} data; got {found}; put all sites into "
             'pyro.plate("data", len(x)), without subsampling.'
         )
-    holding_all = [name for name in of_data if all(name in [frame.name for frame in _plates(site)] for site in sites)]
+    holding_all = [name for name in of_data if all(name in [frame.name for frame in plates_of(site)] for site in sites)]
     if len(holding_all) > 1 and plate is None:
         raise ValueError(
             f"plate: expected one plate over the data; got {len(holding_all)} that hold every site, "
@@ -193,7 +200,7 @@ def _data_frame(sites: list[dict[str, Any]], num_rows: int, plate: str | None) -
 
 
 def _refuse_outsider(sites: list[dict[str, Any]], plate: str) -> None:
-    outside = next(site for site in sites if plate not in [frame.name for frame in _plates(site)])
+    outside = next(site for site in sites if plate not in [frame.name for frame in plates_of(site)])
     if outside["infer"].get("is_auxiliary"):
         raise ValueError(
             f"guide: expected one density for each datum; got {outside['name']!r}, an automatic guide's draw of all "

@@ -22,7 +22,7 @@ class Bernoulli(nn.Module):
     The data are zeros and ones: a grey pixel has no probability under a Bernoulli, and is refused.
 
     Args:
-        network: any module from z to one logit for each pixel.
+        network: any module from z (and context, where the VAE has any) to one logit for each pixel.
 
     Shapes: z `(..., D)` to a distribution of batch shape `(...)` and event shape as the network's output.
 
@@ -39,9 +39,9 @@ class Bernoulli(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, z: Tensor) -> dist.Distribution:
+    def forward(self, z: Tensor, *context: Tensor) -> dist.Distribution:
         """p(x|z)."""
-        logits = over_leading_dims(self.network, z)
+        logits = over_leading_dims(self.network, z, *context)
         return dist.Bernoulli(logits=logits).to_event(logits.ndim - z.ndim + 1)
 
 
@@ -58,8 +58,8 @@ class Gaussian(nn.Module):
     it shows in the module's `repr`.
 
     Args:
-        network: any module from z to the mean of each pixel (`"per-pixel"`: mean and raw scale, stacked along the first
-            dimension of the output).
+        network: any module from z (and context, where the VAE has any) to the mean of each pixel (`"per-pixel"`: mean
+            and raw scale, stacked along the first dimension of the output).
         scale: a positive number, `"learned"` or `"per-pixel"`.
         min_scale: the floor of a learned scale; a constant scale needs none.
 
@@ -91,9 +91,9 @@ class Gaussian(nn.Module):
             self.scale = _checks.positive("scale", scale)
         self.raw_scale = nn.Parameter(torch.zeros(())) if scale == "learned" else None
 
-    def forward(self, z: Tensor) -> dist.Distribution:
+    def forward(self, z: Tensor, *context: Tensor) -> dist.Distribution:
         """p(x|z)."""
-        loc = over_leading_dims(self.network, z)
+        loc = over_leading_dims(self.network, z, *context)
         scale = self.scale
         if self.raw_scale is not None:
             scale = self._above_floor(self.raw_scale)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyro_vae import _checks
 
-__all__ = ["MLP", "over_leading_dims"]
+__all__ = ["MLP", "Batched", "over_leading_dims"]
 
 
 class MLP(nn.Module):
@@ -67,10 +67,16 @@ class MLP(nn.Module):
                 last.bias.add_(_vector("output_bias", output_bias, last.out_features))
         self.layers = nn.Sequential(*(part for layer in hidden for part in (layer, activation())), last)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The network's value: `(..., *in_shape)` to `(..., *out_shape)`."""
-        flat = x.flatten(-len(self.in_shape))
-        return self.layers(flat).unflatten(-1, self.out_shape)
+    def forward(self, x: Tensor, *context: Tensor) -> Tensor:
+        """The network's value: `(..., *in_shape)` to `(..., *out_shape)`; further arguments are laid beside x."""
+        if context:
+            if len(self.in_shape) > 1:
+                raise ValueError(
+                    f"in_shape: expected one width where there are further arguments, which are laid beside x; got "
+                    f"{self.in_shape}; flatten the data, and add up the widths."
+                )
+            x = _beside(x, context)
+        return self.layers(x.flatten(-len(self.in_shape))).unflatten(-1, self.out_shape)
 
 
 def _linear(width: int, next_width: int) -> nn.Linear:
@@ -87,16 +93,55 @@ def _vector(name: str, values: Tensor | float, size: int) -> Tensor:
     return _checks.finite(name, flat).expand(size)
 
 
-def over_leading_dims(network: nn.Module, z: Tensor) -> Tensor:
-    """`network(z)` for a network that knows one batch dimension only, as most convolutional ones do.
+def _beside(x: Tensor, context: tuple[Tensor, ...]) -> Tensor:
+    """The vectors of all arguments as one: `(..., D)`, `(..., C)`, ... to `(..., D + C + ...)`, scalars `(...)` too."""
+    return torch.cat([x, *(value[..., None] if value.ndim == x.ndim - 1 else value for value in context)], dim=-1)
 
-    Shapes: z `(..., D)` to `(..., *out)`; the network sees `(prod(...), D)`.
+
+def over_leading_dims(network: nn.Module, x: Tensor, *context: Tensor, event_dim: int = 1) -> Tensor:
+    """`network(x, *context)` for a network that knows one batch dimension only, as most convolutional ones do.
+
+    Shapes: x `(..., *event)`, its last `event_dim` dimensions being the event's, and context with the same leading
+    dimensions, to `(..., *out)`; the network sees `(prod(...), *event)`.
 
     Examples:
         >>> over_leading_dims(nn.Linear(2, 3), torch.zeros(5, 4, 2)).shape
         torch.Size([5, 4, 3])
     """
-    if z.ndim == 2:
-        return network(z)
-    out = network(z.reshape(-1, z.shape[-1]))
-    return out.reshape(*z.shape[:-1], *out.shape[1:])
+    batch = x.shape[: x.ndim - event_dim]
+    if len(batch) == 1:
+        return network(x, *context)
+    out = network(*(value.reshape(-1, *value.shape[len(batch) :]) for value in (x, *context)))
+    return out.reshape(*batch, *out.shape[1:])
+
+
+class Batched(nn.Module):
+    """A network that knows one batch dimension only, for any leading dimensions.
+
+    For the encoder of images inside of plates to the left of that over data. Likelihoods need none: they see to it.
+
+    Args:
+        network: a module of x, and of further arguments.
+        event_dim: how many dimensions a datum has: 3 for `(C, H, W)`.
+
+    Shapes: `(..., *event)` to `(..., *out)`.
+
+    Raises:
+        TypeError, ValueError: for an `event_dim` that is no positive whole number.
+
+    Examples:
+        >>> Batched(nn.Conv2d(1, 4, 3), event_dim=3)(torch.zeros(5, 2, 1, 8, 8)).shape
+        torch.Size([5, 2, 4, 6, 6])
+    """
+
+    def __init__(self, network: nn.Module, event_dim: int) -> None:
+        super().__init__()
+        self.network = network
+        self.event_dim = _checks.whole_number("event_dim", event_dim)
+
+    def forward(self, x: Tensor, *context: Tensor) -> Tensor:
+        """The network's value, `(..., *out)`."""
+        return over_leading_dims(self.network, x, *context, event_dim=self.event_dim)
+
+    def extra_repr(self) -> str:
+        return f"event_dim={self.event_dim}"

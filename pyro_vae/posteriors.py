@@ -18,10 +18,11 @@ class DiagonalNormal(nn.Module):
     $\rho$ around zero, and bounded, so that no step of an optimizer can make a scale of zero or infinity.
 
     Args:
-        network: any module from x to `2 * latent_dim` numbers, loc first.
+        network: any module from x (and context, where the VAE has any) to `2 * latent_dim` numbers, loc first. Inside
+            of several plates it sees as many leading dimensions; `pv.nn.Batched` makes them one.
         max_log_scale: the bound c on $|\log \sigma|$.
 
-    Shapes: x `(N, *event)` to a distribution of batch shape `(N,)` and event shape `(latent_dim,)`.
+    Shapes: x `(..., *event)` to a distribution of batch shape `(...)` and event shape `(latent_dim,)`.
 
     Raises:
         ValueError: for a bound that is not positive, or a network whose output has an odd width.
@@ -41,9 +42,9 @@ class DiagonalNormal(nn.Module):
         self.network = network
         self.max_log_scale = _checks.positive("max_log_scale", max_log_scale)
 
-    def forward(self, x: Tensor) -> dist.Distribution:
+    def forward(self, x: Tensor, *context: Tensor) -> dist.Distribution:
         """q(z|x)."""
-        out = self.network(x)
+        out = self.network(x, *context)
         if out.shape[-1] % 2:
             raise ValueError(
                 f"posterior: expected a network with 2 * latent_dim outputs (loc and log scale); got {out.shape[-1]}; "

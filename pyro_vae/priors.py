@@ -38,8 +38,8 @@ class StandardNormal(nn.Module):
         # A buffer, so that the prior follows the module to its device and dtype.
         self.register_buffer("loc", torch.zeros(self.latent_dim), persistent=False)
 
-    def forward(self) -> dist.Distribution:
-        """p(z)."""
+    def forward(self, *context: torch.Tensor) -> dist.Distribution:
+        """p(z), whatever the context is."""
         return dist.Normal(self.loc, torch.ones_like(self.loc)).to_event(1)
 
     def extra_repr(self) -> str:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.params import param_with_module_name
+from pyro.poutine.runtime import am_i_wrapped, get_plates
 from torch import Tensor, nn
 
 from pyro_vae import _checks
+from pyro_vae._parts import Datum, any_parameter, fit_together, side_by_side
 
 __all__ = ["VAE"]
 
@@ -26,24 +28,35 @@ class VAE(nn.Module):
     `"data"`. Both are modules, so `SVI(vae.model, vae.guide, ...)` works, and so does `elbo(vae.model, vae.guide)` with
     a torch optimizer over its `parameters()`.
 
+    Both are parts as well, to be called inside other programs: `z = vae.model(x)`. A call inside of a plate at
+    `dim=-1` takes it for the plate over data; plates to the left, of groups or time steps or particles, may lie around
+    it. With a `name`, sites and plate are `"name/z"`, `"name/x"` and `"name/data"`, as Pyro's `scope` would have them.
+
     Args:
-        prior: `forward()` returns p(z), of batch shape `()`.
-        likelihood: `forward(z)` returns p(x|z); it accepts any leading dimensions.
-        posterior: `forward(x)` returns q(z|x), of the prior's event shape.
-        name: prefix of the parameters in Pyro's parameter store. By default the first of vae, vae_1, vae_2, ... whose
-            place there is free, so that several VAEs of one process all train. To save a VAE take its `state_dict()`.
+        prior: `forward(*context)` returns p(z), of batch shape `()` or, given context, one for each row of it.
+        likelihood: `forward(z, *context)` returns p(x|z); it accepts any leading dimensions.
+        posterior: `forward(x, *context)` returns q(z|x), of the prior's event shape.
+        name: prefix of sites, plate and parameters, for several VAEs in one program. Without one, sites have no prefix,
+            and parameters that of the first of vae, vae_1, vae_2, ... whose place in Pyro's parameter store is free,
+            so that several VAEs of one process all train. To save a VAE take its `state_dict()`.
+        context_shapes: shapes of what the further arguments of `model` and `guide` (labels, covariates, exposure) hold
+            for one datum; all three parts are called with them.
 
     Shapes: x is `(N, *event_shape)`, or anything with as many numbers a datum: `(N, 784)` and `(N, 1, 28, 28)` alike.
-    `event_shape` is the likelihood's. Integer, boolean and float64 data are cast to the dtype of the parameters.
+    `event_shape` is the likelihood's. Inside of plates to the left of that over data, x is that or
+    `(..., N, *event_shape)`. Further arguments are `(..., N, *shape)`. Integer, boolean and float64 data are cast to
+    the dtype of the parameters.
 
     Raises:
         TypeError, ValueError: if the parts do not fit together, found here and not in training; and, by `model` and
             `guide`, for data outside the likelihood's support, of another width, without a batch dimension, with NaN
-            or infinity, or on another device.
+            or infinity, or on another device; for rows that do not fit the plates around; and for a site or plate
+            whose name is taken.
 
     References:
         Kingma and Welling (2014), Auto-encoding variational Bayes; Rezende, Mohamed and Wierstra (2014), Stochastic
-        backpropagation and approximate inference in deep generative models.
+        backpropagation and approximate inference in deep generative models; with context, Sohn, Lee and Yan (2015),
+        Learning structured output representation using deep conditional generative models.
 
     Examples:
         >>> import pyro_vae as pv
@@ -56,37 +69,64 @@ class VAE(nn.Module):
         torch.Size([784])
         >>> vae.guide(torch.ones(5, 1, 28, 28)).shape  # a draw of z for each image
         torch.Size([5, 2])
+
+        Of digits whose label is known, p(x|z, y) and q(z|x, y):
+
+        >>> vae = pv.VAE(
+        ...     prior=pv.StandardNormal(2),
+        ...     likelihood=pv.Bernoulli(pv.nn.MLP(2 + 10, [16], 784)),
+        ...     posterior=pv.DiagonalNormal(pv.nn.MLP(784 + 10, [16], 2 * 2)),
+        ...     context_shapes=[(10,)],
+        ... )
+        >>> vae.model(torch.ones(5, 784), torch.eye(10)[:5]).shape
+        torch.Size([5, 2])
     """
 
-    def __init__(self, prior: nn.Module, likelihood: nn.Module, posterior: nn.Module, name: str | None = None) -> None:
+    def __init__(
+        self,
+        prior: nn.Module,
+        likelihood: nn.Module,
+        posterior: nn.Module,
+        name: str | None = None,
+        context_shapes: Sequence[int | Sequence[int]] = (),
+    ) -> None:
         for argument, part in {"prior": prior, "likelihood": likelihood, "posterior": posterior}.items():
             _require_module(argument, part)
-        if name is not None and not isinstance(name, str):
-            raise TypeError(f"name: expected text or None; got {name!r} of type {type(name).__name__}; pass a string.")
+        name = _checked_name(name)
+        shapes = tuple(_checks.shape(f"context_shapes[{i}]", shape) for i, shape in enumerate(context_shapes))
         super().__init__()
-        observation = _fit_together(prior, likelihood, posterior)
-        self.model = Model(prior, likelihood, observation, name)
-        self.guide = Guide(posterior, observation, name)
+        datum = fit_together(prior, likelihood, posterior, shapes)
+        self.model = Model(prior, likelihood, datum, name)
+        self.guide = Guide(posterior, datum, name)
+
+    @property
+    def name(self) -> str | None:
+        """The prefix of sites, plate and parameters; a copy can be given another."""
+        return self.model.name
+
+    @name.setter
+    def name(self, name: str | None) -> None:
+        self.model.name = self.guide.name = _checked_name(name)
 
     @property
     def prior(self) -> nn.Module:
-        """The module whose `forward()` is p(z)."""
+        """The module whose `forward(*context)` is p(z)."""
         return self.model.prior
 
     @property
     def likelihood(self) -> nn.Module:
-        """The module whose `forward(z)` is p(x|z)."""
+        """The module whose `forward(z, *context)` is p(x|z)."""
         return self.model.likelihood
 
     @property
     def posterior(self) -> nn.Module:
-        """The module whose `forward(x)` is q(z|x)."""
+        """The module whose `forward(x, *context)` is q(z|x)."""
         return self.guide.posterior
 
     @property
     def event_shape(self) -> torch.Size:
         """The shape of one datum."""
-        return self.model.observation.event_shape
+        return self.model.datum.event_shape
 
     def forward(self, *args: Any, **kwargs: Any) -> None:
         """A VAE is two programs: this says so."""
@@ -94,21 +134,30 @@ class VAE(nn.Module):
 
     def check(self, x: Any, name: str = "x") -> Tensor:
         """`x` as the model sees it, `(N, *event_shape)` in the parameters' dtype; an error if it has no likelihood."""
-        return self.model.observation.check(x, _any_parameter(self), name)
+        return self.model.datum.check(x, any_parameter(self), name)
 
-    def encode(self, x: Tensor) -> dist.Distribution:
-        """q(z|x), of batch shape `(N,)`."""
-        return self.posterior(self.check(x))
+    def encode(self, x: Any, *context: Any) -> dist.Distribution:
+        """q(z|x), of batch shape `(N,)`. Inside of a Pyro program its parameters are registered, as by `guide`."""
+        if am_i_wrapped():
+            self.guide.register()
+        return self.guide.posterior_of(self.guide.check(x), self.guide.check_context(context))
+
+    def decode(self, z: Any, *context: Any) -> dist.Distribution:
+        """p(x|z), of batch shape `(N,)`. Inside of a Pyro program its parameters are registered, as by `model`."""
+        if am_i_wrapped():
+            self.model.register()
+        return self.model.likelihood_of(self.model.check_latent(z), self.model.check_context(context))
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor) -> Tensor:
+    def reconstruct(self, x: Any, *context: Any) -> Tensor:
         """The mean of p(x|z) at the mean of q(z|x): `(N, *event_shape)`."""
-        return self.likelihood(self.encode(x).mean).mean
+        return self.decode(self.encode(x, *context).mean, *context).mean
 
     @torch.no_grad()
-    def sample(self, num_samples: int = 1) -> Tensor:
-        """Draws from p(x), by way of p(z): `(num_samples, *event_shape)`."""
-        return poutine.trace(self.model).get_trace(num_data=num_samples).nodes["x"]["value"]
+    def sample(self, num_samples: int = 1, *context: Tensor) -> Tensor:
+        """Draws from p(x), by way of p(z): `(num_samples, *event_shape)`; the context has a row for each."""
+        trace = poutine.trace(self.model).get_trace(None, *context, num_data=num_samples)
+        return trace.nodes[self.model.site("x")]["value"]
 
 
 class _Program(nn.Module):
@@ -116,17 +165,26 @@ class _Program(nn.Module):
 
     role: str
 
-    def __init__(self, observation: Observation, name: str | None) -> None:
+    def __init__(self, datum: Datum, name: str | None) -> None:
         super().__init__()
-        self.observation = observation
+        self.datum = datum
         self.name = name
         self._name_in_use = name or "vae"
 
-    def _check(self, x: Any) -> Tensor:
-        return self.observation.check(x, _any_parameter(self))
+    def site(self, name: str) -> str:
+        """The full name of a site."""
+        return name if self.name is None else f"{self.name}/{name}"
 
-    def _register(self) -> None:
-        """Hand the parameters to the store, where SVI finds them.
+    def check_context(self, context: tuple[Any, ...]) -> tuple[Tensor, ...]:
+        """The further arguments, each `(..., N, *shape)`."""
+        return self.datum.check_context(context, any_parameter(self))
+
+    def check(self, x: Any) -> Tensor:
+        """x as rows of the plates around."""
+        return self.datum.check(x, any_parameter(self), plates=_plates_around())
+
+    def register(self) -> None:
+        """Hand the parameters to the store, where SVI finds them; what is frozen stays out.
 
         The store keeps the first tensor that a name is given, and SVI trains the store's: under a name that is taken,
         a second module would silently never train.
@@ -135,12 +193,14 @@ class _Program(nn.Module):
             full_name = f"{name}.{self.role}"
             if not _taken_by_another(full_name, self):
                 self._name_in_use = name
-                pyro.module(full_name, self)
+                for key, value in _trainable(full_name, self).items():
+                    pyro.param(key, value)
                 return
         raise ValueError(
             f"name: expected a name that is free in Pyro's parameter store; got {self.name!r}, under which another "
-            "module's parameters lie; give this VAE another, or call pyro.clear_param_store() if the other is gone; to "
-            f"take over values of a loaded store, pyro.module({full_name!r}, ..., update_module_params=True)."
+            "module's parameters lie; give this VAE another (vae.name = ...), or call pyro.clear_param_store() if the "
+            f"other is gone; to take over values of a loaded store, pyro.module({full_name!r}, ..., "
+            "update_module_params=True)."
         )
 
     def _names(self) -> Iterator[str]:
@@ -149,36 +209,79 @@ class _Program(nn.Module):
         numbered = (f"vae_{i}" for i in itertools.count(1))
         return itertools.chain([self._name_in_use, "vae"], numbered)
 
+    def _plate(self, num_rows: int | None, num_data: int | None, subsample_size: int | None) -> AbstractContextManager:
+        """The plate over data: that around the call, or one of our own."""
+        if -1 not in _plates_around():
+            return _own_plate(self.site("data"), num_rows, num_data, subsample_size)
+        for argument, value in {"num_data": num_data, "subsample_size": subsample_size}.items():
+            if value is not None:
+                raise ValueError(
+                    f"{argument}: expected None inside of a plate at dim=-1, which says how many data there are; got "
+                    f"{value}; tell that plate, or put it at dim=-2 if it is none over data."
+                )
+        return nullcontext()
+
 
 class Model(_Program):
     """The generative program p(z) p(x|z): the `model` of a `VAE`."""
 
     role = "model"
 
-    def __init__(self, prior: nn.Module, likelihood: nn.Module, observation: Observation, name: str | None) -> None:
-        super().__init__(observation, name)
+    def __init__(self, prior: nn.Module, likelihood: nn.Module, datum: Datum, name: str | None) -> None:
+        super().__init__(datum, name)
         self.prior = prior
         self.likelihood = likelihood
 
-    def forward(self, x: Any = None, num_data: int | None = None, subsample_size: int | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Any = None,
+        *context: Any,
+        z: Any = None,
+        likelihood: bool = True,
+        num_data: int | None = None,
+        subsample_size: int | None = None,
+    ) -> Tensor:
         """Draw z, and draw x or, if it is given, condition on it.
 
         Args:
             x: data, or None to generate.
+            context: further arguments, as the VAE's `context_shapes` say.
+            z: a latent that another part of the program has drawn, `(..., N, *latent_shape)`. The prior is then left
+                out: there is no site `"z"`.
+            likelihood: False for the prior alone: there is no site `"x"`, and something else that depends on z can be
+                observed in its place, such as an image blurred.
             num_data: how many data x stands for (log densities are then scaled by `num_data / len(x)`); without x, how
-                many to generate (1 by default).
+                many to generate: by default as many as z or the context has rows, or 1.
             subsample_size: with x the whole data set, how many of its rows to take at random.
 
         Returns:
             z, of shape `(N, latent_dim)`, with the leading dimensions of outer plates before it.
         """
-        if x is not None:
-            x = self._check(x)
-        self._register()
-        with _data_plate(x, num_data, subsample_size) as rows:
-            z = pyro.sample("z", self.prior())
-            pyro.sample("x", self.likelihood(z), obs=_take(x, rows, subsample_size))
+        x = None if x is None else self.check(x)
+        z = None if z is None else self.check_latent(z)
+        context = self.check_context(context)
+        _refuse_contradictions(x, z, likelihood, subsample_size)
+        self.register()
+        with _free_names(), self._plate(self.datum.num_rows(x, z, context), num_data, subsample_size) as rows:
+            if subsample_size is not None:
+                x, context = self.datum.rows(x, context, rows)
+            if z is None:
+                z = pyro.sample(self.site("z"), self.prior_of(context))
+            if likelihood:
+                pyro.sample(self.site("x"), self.likelihood_of(z, context), obs=x)
         return z
+
+    def check_latent(self, z: Any) -> Tensor:
+        """A latent that is handed in, `(..., N, *latent_shape)`."""
+        return self.datum.check_latent(z, any_parameter(self))
+
+    def prior_of(self, context: tuple[Tensor, ...]) -> dist.Distribution:
+        """p(z), for each row of the context where there is any."""
+        return self.prior(*side_by_side(context, self.datum.context_shapes))
+
+    def likelihood_of(self, z: Tensor, context: tuple[Tensor, ...]) -> dist.Distribution:
+        """p(x|z)."""
+        return self.likelihood(*side_by_side((z, *context), (self.datum.latent_shape, *self.datum.context_shapes)))
 
 
 class Guide(_Program):
@@ -186,107 +289,79 @@ class Guide(_Program):
 
     role = "guide"
 
-    def __init__(self, posterior: nn.Module, observation: Observation, name: str | None) -> None:
-        super().__init__(observation, name)
+    def __init__(self, posterior: nn.Module, datum: Datum, name: str | None) -> None:
+        super().__init__(datum, name)
         self.posterior = posterior
 
-    def forward(self, x: Any, num_data: int | None = None, subsample_size: int | None = None) -> Tensor:
+    def forward(self, x: Any, *context: Any, num_data: int | None = None, subsample_size: int | None = None) -> Tensor:
         """Draw z from q(z|x). The arguments, and what is returned, are the model's."""
-        x = self._check(x)
-        self._register()
-        with _data_plate(x, num_data, subsample_size) as rows:
-            return pyro.sample("z", self.posterior(_take(x, rows, subsample_size)))
+        x, context = self.check(x), self.check_context(context)
+        self.register()
+        with _free_names(), self._plate(self.datum.num_rows(x, None, context), num_data, subsample_size) as rows:
+            if subsample_size is not None:
+                x, context = self.datum.rows(x, context, rows)
+            return pyro.sample(self.site("z"), self.posterior_of(x, context))
+
+    def posterior_of(self, x: Tensor, context: tuple[Tensor, ...]) -> dist.Distribution:
+        """q(z|x)."""
+        return self.posterior(*side_by_side((x, *context), (self.datum.event_shape, *self.datum.context_shapes)))
 
 
-@dataclass(frozen=True)
-class Observation:
-    """What one datum is: its shape, and the values to which the likelihood gives a density."""
-
-    event_shape: torch.Size
-    support: Any
-
-    def check(self, x: Any, like: Tensor | None, name: str = "x") -> Tensor:
-        """`x` viewed as `(N, *event_shape)` with the dtype of `like`, or an error that says what is wrong with it."""
-        x = _checks.batch_of(name, _checks.tensor(name, x), self.event_shape)
-        if like is not None:
-            x = _checks.same_device(name, x, like.device)
-        x = _checks.finite(name, x.to(torch.get_default_dtype() if like is None else like.dtype))
-        return x if self.support is None else _checks.in_support(name, x, self.support)
+def _plates_around() -> dict[int, int]:
+    """The sizes of the plates around a call, by dimension."""
+    return {frame.dim: frame.size for frame in get_plates() if frame.vectorized}
 
 
-def _data_plate(x: Tensor | None, num_data: int | None, subsample_size: int | None) -> pyro.plate:
+def _own_plate(name: str, num_rows: int | None, num_data: int | None, subsample_size: int | None) -> pyro.plate:
     if num_data is not None:
-        num_data = _checks.whole_number("num_data", num_data, minimum=1 if x is None else len(x))
+        num_data = _checks.whole_number("num_data", num_data, minimum=num_rows or 1)
     if subsample_size is not None:
-        return pyro.plate("data", _whole_size(x, num_data, subsample_size), subsample_size, dim=-1)
-    if x is None:
-        return pyro.plate("data", num_data or 1, dim=-1)
-    return pyro.plate("data", num_data or len(x), subsample=x, dim=-1)
+        _checks.whole_number("subsample_size", subsample_size)
+        return pyro.plate(name, _whole_size(num_rows, num_data, subsample_size), subsample_size, dim=-1)
+    if num_rows is None or num_data is None:
+        return pyro.plate(name, num_rows or num_data or 1, dim=-1)
+    return pyro.plate(name, num_data, subsample=range(num_rows), dim=-1)
 
 
-def _whole_size(x: Tensor | None, num_data: int | None, subsample_size: int) -> int:
-    _checks.whole_number("subsample_size", subsample_size)
-    if x is None or num_data is not None:
+def _whole_size(num_rows: int | None, num_data: int | None, subsample_size: int) -> int:
+    if num_rows is None or num_data is not None:
         raise ValueError(
             "subsample_size: expected it with x, the whole data set, and without num_data; got "
-            f"{'no x' if x is None else f'num_data={num_data}'}; pass one of the two, and x."
+            f"{'no x' if num_rows is None else f'num_data={num_data}'}; pass one of the two, and x."
         )
-    if subsample_size > len(x):
-        raise ValueError(f"subsample_size: expected at most {len(x)}, the data in x; got {subsample_size}; take fewer.")
-    return len(x)
-
-
-def _take(x: Tensor | None, rows: Tensor, subsample_size: int | None) -> Tensor | None:
-    return x if x is None or subsample_size is None else x[rows]
-
-
-def _fit_together(prior: nn.Module, likelihood: nn.Module, posterior: nn.Module) -> Observation:
-    """Run the three parts once on zeros, drawing nothing, and read off what a datum is."""
-    with _at_rest(prior, likelihood, posterior):
-        latent_shape = _called("prior()", prior).event_shape
-        p_x = _called("likelihood(z)", likelihood, _zeros(latent_shape, _any_parameter(likelihood)))
-        _require_batch_of_one("likelihood(z)", p_x)
-        q_z = _called("posterior(x)", posterior, _zeros(p_x.event_shape, _any_parameter(posterior)))
-        _require_batch_of_one("posterior(x)", q_z)
-    if q_z.event_shape != latent_shape:
+    if subsample_size > num_rows:
         raise ValueError(
-            f"posterior: expected q(z|x) over z of shape {tuple(latent_shape)}, the prior's; got "
-            f"{tuple(q_z.event_shape)}; give its network {2 * latent_shape.numel()} outputs, or change the prior."
+            f"subsample_size: expected at most {num_rows}, the data in x; got {subsample_size}; take fewer."
         )
-    return Observation(p_x.event_shape, _fixed_support(p_x))
+    return num_rows
+
+
+def _refuse_contradictions(x: Any, z: Any, likelihood: bool, subsample_size: int | None) -> None:
+    if x is not None and not likelihood:
+        raise ValueError("likelihood: expected True where x is given; got False; leave x out, or observe it.")
+    if z is not None and not likelihood:
+        raise ValueError("z: expected None where the likelihood is switched off; got both, and nothing to draw.")
+    if z is not None and subsample_size is not None:
+        raise ValueError(
+            "subsample_size: expected None where z is given, which has its rows already; got "
+            f'{subsample_size}; put the call into pyro.plate("data", ..., {subsample_size}, dim=-1).'
+        )
 
 
 @contextmanager
-def _at_rest(*parts: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients, no handlers, and a generator left as it was."""
-    modes = {module: module.training for part in parts for module in part.modules()}
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), poutine.block():
-        for module in modes:
-            module.training = False
-        try:
-            yield
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
-
-
-def _zeros(shape: torch.Size, like: Tensor | None) -> Tensor:
-    """One datum of zeros, with the dtype and device of a part's parameters."""
-    return torch.zeros(1, *shape) if like is None else torch.zeros(1, *shape, dtype=like.dtype, device=like.device)
-
-
-def _called(call: str, part: nn.Module, *args: Tensor) -> dist.Distribution:
-    given = f" of shape {tuple(args[0].shape)}" if args else ""
+def _free_names() -> Iterator[None]:
+    """Say what to do where Pyro meets a name twice."""
     try:
-        result = part(*args)
-    except (RuntimeError, ValueError, IndexError) as error:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("Multiple sample sites named"):
+            raise
+        taken = str(error).removeprefix("Multiple sample sites named ")
         raise ValueError(
-            f"{call}: expected a distribution for an input{given}; got an error, {str(error).rstrip('.')}; make the "
-            "widths of its network fit the other parts."
+            f"name: expected names that are free in this program; got {taken} for a second time; give each VAE a name, "
+            "pv.VAE(..., name=...), put several calls of one into pyro.contrib.autoname.scope(prefix=...), and let "
+            "those that share a plate over data be called inside of it."
         ) from error
-    if not isinstance(result, torch.distributions.Distribution):
-        raise TypeError(f"{call}: expected it to return a Pyro distribution; got {type(result).__name__}; return one.")
-    return result
 
 
 def _require_module(argument: str, part: Any) -> None:
@@ -297,27 +372,24 @@ def _require_module(argument: str, part: Any) -> None:
         )
 
 
-def _require_batch_of_one(call: str, distribution: dist.Distribution) -> None:
-    if distribution.batch_shape != (1,):
-        raise ValueError(
-            f"{call}: expected batch shape (1,) for one datum, its other dimensions being the event's; got "
-            f"{tuple(distribution.batch_shape)}; declare them with .to_event(...)."
-        )
+def _checked_name(name: Any) -> str | None:
+    if name is None or (isinstance(name, str) and name and "/" not in name and "$$$" not in name):
+        return name
+    kind = ValueError if isinstance(name, str) else TypeError
+    raise kind(
+        f"name: expected text without '/' and '$$$', or None; got {name!r} of type {type(name).__name__}; pass such a "
+        "string."
+    )
 
 
-def _fixed_support(distribution: dist.Distribution) -> Any:
-    """The support, or None where it depends on z."""
-    support = distribution.support
-    base = getattr(support, "base_constraint", support)
-    return None if any(isinstance(value, Tensor) for value in vars(base).values()) else support
-
-
-def _any_parameter(module: nn.Module) -> Tensor | None:
-    tensors = itertools.chain(module.parameters(), module.buffers())
-    return next((tensor for tensor in tensors if tensor.is_floating_point()), None)
+def _trainable(name: str, module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are not frozen, by their names in Pyro's store."""
+    named = module.named_parameters()
+    return {param_with_module_name(name, key): value for key, value in named if value.requires_grad}
 
 
 def _taken_by_another(name: str, module: nn.Module) -> bool:
     store = pyro.get_param_store()
-    own = {pyro.params.param_with_module_name(name, key): value for key, value in module.named_parameters()}
-    return any(key in store and store[key].unconstrained() is not value for key, value in own.items())
+    return any(
+        key in store and store[key].unconstrained() is not value for key, value in _trainable(name, module).items()
+    )
