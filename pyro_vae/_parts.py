@@ -58,7 +58,7 @@ class Datum:
         return [f"context[{i}]" for i in range(len(self.context_shapes))]
 
     def num_rows(self, x: Tensor | None, z: Tensor | None, context: tuple[Tensor, ...]) -> int | None:
-        """How many data there are, if anything says so. A context of one row is shared by all."""
+        """How many data there are, if anything says so. A context of one row is shared by all, and says nothing."""
         given: dict[str, Any] = {"x": (x, self.event_shape), "z": (z, self.latent_shape)}
         given |= {name: pair for name, *pair in zip(self.context_names, context, self.context_shapes, strict=True)}
         rows = {name: value.shape[-1 - len(shape)] for name, (value, shape) in given.items() if value is not None}
@@ -69,7 +69,7 @@ class Datum:
                 f"{next(iter(rows))}: expected as many rows in each argument; got: {found}; pass rows that belong "
                 "together."
             )
-        return most
+        return None if most == 1 and x is None and z is None else most
 
     def rows(self, x: Tensor, context: tuple[Tensor, ...], chosen: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """What belongs to the data that a plate has chosen."""

@@ -209,8 +209,9 @@ def _refuse_outsider(sites: list[dict[str, Any]], plate: str) -> None:
     kind = "observed" if outside["is_observed"] else "a global latent"
     raise ValueError(
         f"model, guide: expected every site inside the plate {plate!r} over data; got site {outside['name']!r} outside "
-        f"of it, {kind}; log p(x) has no value for each datum then: fix it with pyro.poutine.condition, or move it "
-        "into the plate, under the same name in model and guide."
+        f"of it, {kind}; log p(x) has no value for each datum then: fix its value and leave its density out, "
+        f"poutine.block(poutine.condition(model, data={{{outside['name']!r}: ...}}), hide=[{outside['name']!r}]), or "
+        "move it into the plate, under the same name in model and guide."
     )
 
 

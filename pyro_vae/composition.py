@@ -100,16 +100,23 @@ def _is_enumerated(site: dict[str, Any]) -> bool:
 
 
 def _refuse_other_plates(model_site: dict[str, Any], guide_site: dict[str, Any]) -> None:
-    of_model, of_guide = ({(f.name, f.dim, f.size) for f in plates_of(site)} for site in (model_site, guide_site))
-    if of_model != of_guide:
-        raise ValueError(
-            f"guide: expected site {model_site['name']!r} in the plates that it has in the model, "
-            f"{_listed(of_model)}; got {_listed(of_guide)}; give both the same names, dimensions and sizes."
-        )
+    of_model, of_guide = ({frame.dim: frame for frame in plates_of(site)} for site in (model_site, guide_site))
+    if of_model.keys() == of_guide.keys() and all(_have_same_rows(of_model[dim], of_guide[dim]) for dim in of_model):
+        return
+    raise ValueError(
+        f"guide: expected site {model_site['name']!r} in the plates that it has in the model, "
+        f"{_listed(of_model)}; got {_listed(of_guide)}; give both the same names, dimensions and sizes."
+    )
 
 
-def _listed(plates: set[tuple[str, int, int]]) -> str:
-    named = sorted(f"{name!r} of size {size} at dim={dim}" for name, dim, size in plates)
+def _have_same_rows(frame: Any, other: Any) -> bool:
+    """A plate that takes a part of its rows takes the same in model and guide by its name alone."""
+    are_whole = all(each.full_size in (None, each.size) for each in (frame, other))
+    return frame.size == other.size and (are_whole or frame.name == other.name)
+
+
+def _listed(plates: dict[int, Any]) -> str:
+    named = (f"{frame.name!r} of size {frame.size} at dim={dim}" for dim, frame in sorted(plates.items(), reverse=True))
     return " and ".join(named) or "none"
 
 
@@ -129,7 +136,7 @@ def _refuse_strays(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> No
     objective = model_trace.log_prob_sum() - guide_trace.log_prob_sum()
     used = list(_leaves(objective))
     stored = {
-        name: site["value"].unconstrained()
+        name: _unconstrained(site["value"])
         for trace in (model_trace, guide_trace)
         for name, site in trace.nodes.items()
         if site["type"] == "param"
@@ -150,6 +157,11 @@ def _refuse_strays(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> No
             "model, guide: expected a parameter to train; got none that the densities depend on and that requires a "
             "gradient; unfreeze a module by requires_grad_(True), or leave the optimizer out."
         )
+
+
+def _unconstrained(value: Any) -> Tensor:
+    """What the store keeps; Pyro loses the way to it where a `PyroModule` with local parameters runs."""
+    return value.unconstrained() if hasattr(value, "unconstrained") else value
 
 
 def _is_idle(value: Tensor, used: list[Tensor]) -> bool:

@@ -80,6 +80,11 @@ class FusedAdam(PyroOptim):
             self._has_stepped = False
             return
         params = set(params)
+        if not params:
+            raise ValueError(
+                "params: expected parameters to train; got none: all are frozen, or no module was registered by "
+                "pyro.module; unfreeze one by requires_grad_(True), or take no steps."
+            )
         for param in sorted(params - self.optim_objs.keys(), key=_name):
             self._add(param)
         for param in params:

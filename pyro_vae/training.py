@@ -315,6 +315,15 @@ def _refuse_strangers(vae: Any, objective: Any, optim: Any) -> None:
     for name, value, expected in (("vae", vae, VAE), ("objective", objective, ELBO), ("optim", optim, PyroOptim)):
         if not isinstance(value, expected):
             raise TypeError(f"{name}: expected an instance of {expected.__name__}; got {value!r}; make one.")
+    if vae.model.datum.context_shapes:
+        raise ValueError(
+            "vae: expected one without context, for which there are no further arguments to train with; got "
+            f"context_shapes={vae.model.datum.context_shapes}; train it by pyro.infer.SVI."
+        )
+    if not any(parameter.requires_grad for parameter in vae.parameters()):
+        raise ValueError(
+            "vae: expected parameters to train; got none that requires a gradient; call vae.requires_grad_(True)."
+        )
     if getattr(optim, "pt_scheduler_constructor", None) is torch.optim.lr_scheduler.ReduceLROnPlateau:
         raise TypeError(
             "optim: expected a schedule of epochs alone; got ReduceLROnPlateau; use CosineAnnealingLR, say."

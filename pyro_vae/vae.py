@@ -14,11 +14,14 @@ from pyro import poutine
 from pyro.params import param_with_module_name
 from pyro.poutine.runtime import am_i_wrapped, get_plates
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from pyro_vae import _checks
 from pyro_vae._parts import Datum, any_parameter, fit_together, side_by_side
 
 __all__ = ["VAE"]
+
+Values = dict[str, Tensor]
 
 
 class VAE(nn.Module):
@@ -138,15 +141,13 @@ class VAE(nn.Module):
 
     def encode(self, x: Any, *context: Any) -> dist.Distribution:
         """q(z|x), of batch shape `(N,)`. Inside of a Pyro program its parameters are registered, as by `guide`."""
-        if am_i_wrapped():
-            self.guide.register()
-        return self.guide.posterior_of(self.guide.check(x), self.guide.check_context(context))
+        values = self.guide.register() if am_i_wrapped() else {}
+        return self.guide.posterior_of(self.guide.check(x), self.guide.check_context(context), values)
 
     def decode(self, z: Any, *context: Any) -> dist.Distribution:
         """p(x|z), of batch shape `(N,)`. Inside of a Pyro program its parameters are registered, as by `model`."""
-        if am_i_wrapped():
-            self.model.register()
-        return self.model.likelihood_of(self.model.check_latent(z), self.model.check_context(context))
+        values = self.model.register() if am_i_wrapped() else {}
+        return self.model.likelihood_of(self.model.check_latent(z), self.model.check_context(context), values)
 
     @torch.no_grad()
     def reconstruct(self, x: Any, *context: Any) -> Tensor:
@@ -183,25 +184,30 @@ class _Program(nn.Module):
         """x as rows of the plates around."""
         return self.datum.check(x, any_parameter(self), plates=_plates_around())
 
-    def register(self) -> None:
+    def register(self) -> Values:
         """Hand the parameters to the store, where SVI finds them; what is frozen stays out.
 
         The store keeps the first tensor that a name is given, and SVI trains the store's: under a name that is taken,
-        a second module would silently never train.
+        a second module would silently never train. Returned are the values that a handler, such as `poutine.lift`, has
+        put in the place of parameters.
         """
         for name in self._names():
             full_name = f"{name}.{self.role}"
             if not _taken_by_another(full_name, self):
                 self._name_in_use = name
-                for key, value in _trainable(full_name, self).items():
-                    pyro.param(key, value)
-                return
+                return _replaced(_trainable(full_name, self))
         raise ValueError(
             f"name: expected a name that is free in Pyro's parameter store; got {self.name!r}, under which another "
             "module's parameters lie; give this VAE another (vae.name = ...), or call pyro.clear_param_store() if the "
             f"other is gone; to take over values of a loaded store, pyro.module({full_name!r}, ..., "
             "update_module_params=True)."
         )
+
+    def _distribution(self, part: str, values: Values, args: tuple[Tensor, ...]) -> dist.Distribution:
+        """What a part returns, with these values in the place of its parameters."""
+        module, prefix = getattr(self, part), f"{part}."
+        own = {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
+        return functional_call(module, own, args) if own else module(*args)
 
     def _names(self) -> Iterator[str]:
         if self.name is not None:
@@ -261,27 +267,28 @@ class Model(_Program):
         z = None if z is None else self.check_latent(z)
         context = self.check_context(context)
         _refuse_contradictions(x, z, likelihood, subsample_size)
-        self.register()
+        values = self.register()
         with _free_names(), self._plate(self.datum.num_rows(x, z, context), num_data, subsample_size) as rows:
             if subsample_size is not None:
                 x, context = self.datum.rows(x, context, rows)
             if z is None:
-                z = pyro.sample(self.site("z"), self.prior_of(context))
+                z = pyro.sample(self.site("z"), self.prior_of(context, values))
             if likelihood:
-                pyro.sample(self.site("x"), self.likelihood_of(z, context), obs=x)
+                pyro.sample(self.site("x"), self.likelihood_of(z, context, values), obs=x)
         return z
 
     def check_latent(self, z: Any) -> Tensor:
         """A latent that is handed in, `(..., N, *latent_shape)`."""
         return self.datum.check_latent(z, any_parameter(self))
 
-    def prior_of(self, context: tuple[Tensor, ...]) -> dist.Distribution:
+    def prior_of(self, context: tuple[Tensor, ...], values: Values) -> dist.Distribution:
         """p(z), for each row of the context where there is any."""
-        return self.prior(*side_by_side(context, self.datum.context_shapes))
+        return self._distribution("prior", values, side_by_side(context, self.datum.context_shapes))
 
-    def likelihood_of(self, z: Tensor, context: tuple[Tensor, ...]) -> dist.Distribution:
+    def likelihood_of(self, z: Tensor, context: tuple[Tensor, ...], values: Values) -> dist.Distribution:
         """p(x|z)."""
-        return self.likelihood(*side_by_side((z, *context), (self.datum.latent_shape, *self.datum.context_shapes)))
+        shapes = (self.datum.latent_shape, *self.datum.context_shapes)
+        return self._distribution("likelihood", values, side_by_side((z, *context), shapes))
 
 
 class Guide(_Program):
@@ -296,15 +303,16 @@ class Guide(_Program):
     def forward(self, x: Any, *context: Any, num_data: int | None = None, subsample_size: int | None = None) -> Tensor:
         """Draw z from q(z|x). The arguments, and what is returned, are the model's."""
         x, context = self.check(x), self.check_context(context)
-        self.register()
+        values = self.register()
         with _free_names(), self._plate(self.datum.num_rows(x, None, context), num_data, subsample_size) as rows:
             if subsample_size is not None:
                 x, context = self.datum.rows(x, context, rows)
-            return pyro.sample(self.site("z"), self.posterior_of(x, context))
+            return pyro.sample(self.site("z"), self.posterior_of(x, context, values))
 
-    def posterior_of(self, x: Tensor, context: tuple[Tensor, ...]) -> dist.Distribution:
+    def posterior_of(self, x: Tensor, context: tuple[Tensor, ...], values: Values) -> dist.Distribution:
         """q(z|x)."""
-        return self.posterior(*side_by_side((x, *context), (self.datum.event_shape, *self.datum.context_shapes)))
+        shapes = (self.datum.event_shape, *self.datum.context_shapes)
+        return self._distribution("posterior", values, side_by_side((x, *context), shapes))
 
 
 def _plates_around() -> dict[int, int]:
@@ -382,14 +390,31 @@ def _checked_name(name: Any) -> str | None:
     )
 
 
-def _trainable(name: str, module: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that are not frozen, by their names in Pyro's store."""
+def _trainable(name: str, module: nn.Module) -> dict[str, tuple[str, nn.Parameter]]:
+    """The parameters that are not frozen, by their names in the module, with those in Pyro's store."""
     named = module.named_parameters()
-    return {param_with_module_name(name, key): value for key, value in named if value.requires_grad}
+    return {key: (param_with_module_name(name, key), value) for key, value in named if value.requires_grad}
+
+
+def _replaced(parameters: dict[str, tuple[str, nn.Parameter]]) -> Values:
+    """Register parameters, and return what came back in the place of some."""
+    values = {}
+    for key, (name, parameter) in parameters.items():
+        value = pyro.param(name, parameter)
+        if value is parameter:
+            continue
+        if value.shape[value.ndim - parameter.ndim :] != parameter.shape:
+            raise ValueError(
+                f"{name}: expected a value of shape {tuple(parameter.shape)}, the parameter's; got "
+                f"{tuple(value.shape)}, from a handler such as poutine.lift; give it priors of the parameters' shapes, "
+                "{name: distribution.expand(shape).to_event()}."
+            )
+        values[key] = value
+    return values
 
 
 def _taken_by_another(name: str, module: nn.Module) -> bool:
     store = pyro.get_param_store()
     return any(
-        key in store and store[key].unconstrained() is not value for key, value in _trainable(name, module).items()
+        key in store and store[key].unconstrained() is not value for key, value in _trainable(name, module).values()
     )

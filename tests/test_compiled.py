@@ -20,6 +20,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from compositions import COMPOSITIONS
 from programs import PROGRAMS, Case, bernoulli_vae, binary, data, with_modules
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
@@ -33,6 +34,7 @@ from pyro_vae.graphs import Graph
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Can't initialize NVML")
 COMPILED = {Trace_ELBO: pv.CompiledTrace_ELBO, TraceMeanField_ELBO: pv.CompiledTraceMeanField_ELBO}
 REFUSED = "expected a program that can be compiled"
+READS_NUMBERS = {"one call for each group"}  # a loop over a plate takes its indices for numbers
 all_compiled = pytest.mark.filterwarnings(f"error:.*{REFUSED}")
 
 
@@ -104,12 +106,20 @@ def differences(pair, rtol=1e-7):
 @all_compiled
 @pytest.mark.parametrize("optim", [adam, fused_adam])
 @pytest.mark.parametrize("elbo", COMPILED, ids=lambda elbo: elbo.__name__)
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", [*PROGRAMS, *sorted(COMPOSITIONS.keys() - READS_NUMBERS)])
 def test_same_steps_as_pyro(name, elbo, optim, interpreted, float64):
-    if elbo is TraceMeanField_ELBO and not PROGRAMS[name]().analytic:
+    make = (PROGRAMS | COMPOSITIONS)[name]
+    if elbo is TraceMeanField_ELBO and not make().analytic:
         pytest.skip("its guide is no mean field")
-    pair = both(PROGRAMS[name], elbo, (adam, optim))
+    pair = both(make, elbo, (adam, optim))
     assert len(interpreted) >= 2 and not differences(pair)
+
+
+@pytest.mark.parametrize("name", READS_NUMBERS)
+def test_what_reads_numbers_runs_as_it_is(name, interpreted, float64):
+    with pytest.warns(UserWarning, match=f"{REFUSED}; got .*by item"):
+        pair = both(COMPOSITIONS[name], Trace_ELBO, (adam, fused_adam))
+    assert not interpreted and not differences(pair)
 
 
 @all_compiled

@@ -1,0 +1,494 @@
+"""A VAE inside other programs: the densities are those of the formula, and what would train wrongly is refused."""
+
+import copy
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from compositions import COMPOSITIONS, LATENT, WIDTH, log_joint_of, vae_of
+from programs import binary
+from pyro import poutine
+from pyro.contrib.autoname import scope
+from pyro.infer import SVI, Predictive, Trace_ELBO
+from torch import nn
+
+import pyro_vae as pv
+
+
+@pytest.fixture(params=[False, True], ids=["shared params", "local params"])
+def module_local_params(request):
+    with pyro.settings.context(module_local_params=request.param):
+        yield
+
+
+def traces(case, *args):
+    guide = poutine.trace(case.guide).get_trace(*args)
+    return guide, poutine.trace(poutine.replay(case.model, trace=guide)).get_trace(*args)
+
+
+@pytest.mark.parametrize("name", COMPOSITIONS)
+def test_density_by_hand(name, float64):
+    case = COMPOSITIONS[name]()
+    for args in case.calls:
+        guide, model = traces(case, *args)
+        latents = {key: site["value"] for key, site in guide.nodes.items() if site["type"] == "sample"}
+        assert torch.isclose(model.log_prob_sum(), case.log_joint(latents, *args), rtol=1e-10)
+
+
+@pytest.mark.usefixtures("module_local_params")
+@pytest.mark.parametrize("validation", [True, False])
+@pytest.mark.parametrize("name", COMPOSITIONS)
+def test_svi_trains_every_parameter(name, validation):
+    if pyro.settings.get("module_local_params") and name == "a Bayesian last layer":
+        pytest.skip("SVI.step fails in Pyro itself: a PyroModule with local parameters empties the store for a moment")
+    case = COMPOSITIONS[name]()
+    elbo = Trace_ELBO(**case.options)
+    with pyro.validation_enabled(validation):
+        pv.check_program(case.model, case.guide, *case.calls[0])
+        before = [parameter.detach().clone() for module in case.modules for parameter in module.parameters()]
+        loss = SVI(case.model, case.guide, pyro.optim.Adam({"lr": 0.01}), elbo).step(*case.calls[0])
+    assert torch.isfinite(torch.tensor(loss))
+    after = [parameter for module in case.modules for parameter in module.parameters()]
+    assert not any(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+@pytest.mark.usefixtures("module_local_params")
+@pytest.mark.parametrize("name", COMPOSITIONS)
+def test_check_program_leaves_no_trace(name):
+    case = COMPOSITIONS[name]()
+    pyro.param("mine", torch.tensor(1.0))
+    state = torch.get_rng_state()
+    pv.check_program(case.model, case.guide, *case.calls[0])
+    assert torch.equal(torch.get_rng_state(), state) and set(pyro.get_param_store()) == {"mine"}
+
+
+@pytest.mark.parametrize("name", COMPOSITIONS)
+def test_torch_optimizers_train_every_parameter(name):
+    """Of an ELBO module, whose parameters are those of the modules in it."""
+    case = COMPOSITIONS[name]()
+    parameters = [parameter for module in case.modules for parameter in module.parameters()]
+    before = [parameter.detach().clone() for parameter in parameters]
+    optimizer = torch.optim.Adam(parameters, lr=0.01)
+    Trace_ELBO(**case.options).differentiable_loss(case.model, case.guide, *case.calls[0]).backward()
+    optimizer.step()
+    assert not any(torch.equal(one, other) for one, other in zip(before, parameters, strict=True))
+
+
+def reaching(case, *args):
+    """The gradient that each module's parameters get from one draw, with its noise fixed."""
+    parameters = [list(module.parameters()) for module in case.modules]
+    torch.manual_seed(5)
+    loss = Trace_ELBO().differentiable_loss(case.model, case.guide, *args)
+    gradients = torch.autograd.grad(loss, [p for own in parameters for p in own])
+    return torch.cat([gradient.flatten() for gradient in gradients[: len(parameters[0])]]), torch.cat(
+        [gradient.flatten() for gradient in gradients[len(parameters[0]) :]]
+    )
+
+
+def test_gradients_reach_the_vae_whose_data_they_come_from(float64):
+    case = COMPOSITIONS["two in one plate"]()
+    x, y = case.calls[0]
+    left, right = reaching(case, x, y)
+    left_of_others, same_right = reaching(case, 1 - x, y)
+    assert torch.equal(right, same_right) and not torch.equal(left, left_of_others)
+    assert left.abs().sum() > 0 and right.abs().sum() > 0
+
+
+def test_loading_one_leaves_the_other():
+    case, other = COMPOSITIONS["two in one plate"](), COMPOSITIONS["two in one plate"]()
+    left, right = case.modules
+    svi = SVI(case.model, case.guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
+    svi.step(*case.calls[0])
+    kept = {name: value.clone() for name, value in right.state_dict().items()}
+    left.load_state_dict(other.modules[0].state_dict())
+    assert all(torch.equal(value, kept[name]) for name, value in right.state_dict().items())
+    before = [parameter.detach().clone() for parameter in left.parameters()]
+    svi.step(*case.calls[0])  # and the loaded one goes on training, under its name in the store
+    assert not any(torch.equal(*pair) for pair in zip(before, left.parameters(), strict=True))
+    store = pyro.get_param_store()
+    stored = {id(store[name].unconstrained()) for name in store}
+    assert stored == {id(parameter) for vae in case.modules for parameter in vae.parameters()}
+
+
+def latent(name="z"):
+    return torch.linspace(-1, 1, 6 * LATENT).reshape(6, LATENT)
+
+
+def trace_of(program, *args):
+    trace = poutine.trace(program).get_trace(*args)
+    trace.compute_log_prob()
+    return trace
+
+
+def under_scope(vae, x):
+    trace = trace_of(scope(vae.model, prefix="outer"), x)
+    assert {"outer/z", "outer/x"} <= set(trace.nodes) and not {"z", "x"} & set(trace.nodes)
+
+
+def under_scale(vae, x):
+    trace = trace_of(poutine.scale(poutine.condition(vae.model, data={"z": latent()}), scale=0.5), x)
+    assert torch.isclose(trace.log_prob_sum(), 0.5 * log_joint_of(vae, latent(), x).sum())
+
+
+def under_mask(vae, x):
+    mask = torch.arange(6) < 2
+    trace = trace_of(poutine.mask(poutine.condition(vae.model, data={"z": latent()}), mask=mask), x)
+    assert torch.isclose(trace.log_prob_sum(), log_joint_of(vae, latent(), x)[:2].sum())
+
+
+def under_condition(vae, x):
+    trace = trace_of(poutine.condition(vae.model, data={"z": latent()}), x)
+    assert trace.nodes["z"]["is_observed"]
+    assert torch.isclose(trace.log_prob_sum(), log_joint_of(vae, latent(), x).sum())
+
+
+def under_do(vae, x):
+    """z is set from outside: what follows sees it, and its own density counts no more."""
+    trace = trace_of(poutine.do(vae.model, data={"z": latent()}), x)
+    assert torch.isclose(trace.nodes["x"]["log_prob_sum"], vae.likelihood(latent()).log_prob(x).sum())
+    assert not torch.equal(trace.nodes["z"]["value"], latent())
+
+
+def under_block(vae, x):
+    trace = trace_of(poutine.block(vae.model, hide=["x"]), x)
+    assert "z" in trace.nodes and "x" not in trace.nodes
+
+
+def under_replay(vae, x):
+    guide = trace_of(vae.guide, x)
+    trace = trace_of(poutine.replay(vae.model, trace=guide), x)
+    assert torch.equal(trace.nodes["z"]["value"], guide.nodes["z"]["value"])
+    assert torch.isclose(trace.log_prob_sum(), log_joint_of(vae, guide.nodes["z"]["value"], x).sum())
+
+
+def halved(vae):
+    """Other values for the parameters of the model, by the names that Pyro's handlers know."""
+    return {name: value.detach() / 2 for name, value in vae.model.named_parameters()}
+
+
+def has_parameters(trace, vae, values, x):
+    """Whether p(x|z) is computed with these."""
+    own = {name.removeprefix("likelihood."): value for name, value in values.items()}
+    p_x = torch.func.functional_call(vae.likelihood, own, (trace.nodes["z"]["value"],))
+    assert torch.isclose(trace.nodes["x"]["log_prob_sum"], p_x.log_prob(x).sum())
+
+
+def under_substitute(vae, x):
+    values = halved(vae)
+    has_parameters(trace_of(poutine.substitute(vae.model, data=values), x), vae, values, x)
+
+
+def under_lift(vae, x):
+    """Parameters become draws from a prior, and the network computes with them."""
+    priors = {name: dist.Normal(value, 0.1).to_event(value.ndim) for name, value in halved(vae).items()}
+    trace = trace_of(poutine.lift(vae.model, prior=priors), x)
+    drawn = {name: trace.nodes[f"vae.model$$${name}"] for name in priors}
+    assert all(site["type"] == "sample" for site in drawn.values())
+    has_parameters(trace, vae, {name: site["value"] for name, site in drawn.items()}, x)
+
+
+HANDLERS = {
+    fn.__name__.removeprefix("under_"): fn
+    for fn in (
+        *(under_scope, under_scale, under_mask, under_condition, under_do, under_block, under_replay),
+        *(under_substitute, under_lift),
+    )
+}
+
+
+@pytest.mark.filterwarnings("ignore:pyro.module data did not find params")
+@pytest.mark.parametrize("handler", HANDLERS)
+def test_handlers(handler, float64):
+    HANDLERS[handler](vae_of(), binary(6))
+
+
+def test_predictive_of_a_program():
+    case = COMPOSITIONS["two in one plate"]()
+    x, y = case.calls[0]
+    draws = Predictive(case.model, guide=case.guide, num_samples=3)(x, y)
+    assert {name: tuple(draws[name].shape) for name in ("left/z", "right/z")} == {
+        "left/z": (3, 6, LATENT),
+        "right/z": (3, 6, LATENT),
+    }
+    anew = Predictive(poutine.uncondition(case.model), guide=case.guide, num_samples=3)(x, y)
+    assert anew["left/x"].shape == anew["right/x"].shape == (3, 6, WIDTH)
+
+
+def test_a_copy_gets_a_name_of_its_own():
+    vae = vae_of(name="first")
+    x = binary(6)
+    vae.model(x)
+    twin = copy.deepcopy(vae)
+    with pytest.raises(ValueError, match=r"name: expected a name that is free.*'first'.*vae.name = "):
+        twin.model(x)
+    twin.name = "second"
+    assert {"second/z", "second/x"} <= set(trace_of(twin.model, x).nodes)
+    assert vae.name == "first" and "first/z" in trace_of(vae.guide, x).nodes
+
+
+def test_a_frozen_part_stays_as_it_is_and_gives_no_warning(recwarn):
+    case = COMPOSITIONS["two in one plate"]()
+    left, right = case.modules
+    left.requires_grad_(False)
+    before = [parameter.clone() for parameter in left.parameters()]
+    svi = SVI(case.model, case.guide, pv.FusedAdam({"lr": 0.01}), Trace_ELBO())
+    pv.check_program(case.model, case.guide, *case.calls[0])
+    moved = [parameter.detach().clone() for parameter in right.parameters()]
+    svi.step(*case.calls[0])
+    assert all(torch.equal(*pair) for pair in zip(before, left.parameters(), strict=True))
+    assert not any(torch.equal(*pair) for pair in zip(moved, right.parameters(), strict=True))
+    assert not [warning for warning in recwarn if "requires_grad" in str(warning.message)]
+
+
+@pytest.mark.parametrize("size", [(), (3,)], ids=["no groups", "groups"])
+def test_without_data_it_generates(size):
+    """Under plates of all kinds, and from a latent that is given."""
+    vae = vae_of(name="mine")
+    with pyro.plate_stack("outer", size, rightmost_dim=-2), pyro.plate("data", 5, dim=-1):
+        trace = trace_of(vae.model)
+    assert trace.nodes["mine/x"]["value"].shape == (*size, 5, WIDTH)
+    assert vae.sample(4).shape == (4, WIDTH)
+    assert trace_of(lambda: vae.model(z=torch.zeros(7, LATENT))).nodes["mine/x"]["value"].shape == (7, WIDTH)
+
+
+def test_context_of_one_row_is_shared():
+    vae = vae_of(context=3)
+    one, x = torch.eye(3)[:1], binary(6).float()
+    trace = trace_of(poutine.condition(vae.model, data={"z": latent()}), x, one)
+    expected = log_joint_of(vae, latent(), x, one.expand(6, 3)).sum()
+    assert torch.isclose(trace.log_prob_sum(), expected)
+    assert vae.sample(4, one).shape == (4, WIDTH)
+    assert vae.reconstruct(x, one).shape == (6, WIDTH)
+
+
+def test_the_label_is_enumerated(float64):
+    """The loss of TraceEnum_ELBO is the sum over labels, each by hand with the draw of z that it was given."""
+    vae = vae_of(context=3)
+    x, shares = binary(6), torch.tensor([0.2, 0.3, 0.5])
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            vae.model(x, pyro.sample("y", dist.OneHotCategorical(shares)))
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.OneHotCategorical(torch.ones(3) / 3), infer={"enumerate": "parallel"})
+            vae.guide(x, y)
+
+    drawn = []
+    kept = poutine.trace(poutine.enum(guide, first_available_dim=-2))
+    torch.manual_seed(0)
+    drawn = kept.get_trace(x).nodes["z"]["value"]
+    assert drawn.shape == (3, 6, LATENT)
+    terms = []
+    for y, z in zip(torch.eye(3), drawn, strict=True):
+        q_z = vae.encode(x, y.expand(6, 3))
+        log_joint = log_joint_of(vae, z, x, y.expand(6, 3)) + (shares @ y).log()
+        terms.append((log_joint - q_z.log_prob(z) + torch.tensor(3.0).log()) / 3)
+    torch.manual_seed(0)
+    loss = pyro.infer.TraceEnum_ELBO(max_plate_nesting=1).loss(model, guide, x)
+    assert loss == pytest.approx(-torch.stack(terms).sum().item(), rel=1e-6)
+
+
+X = binary(6).float()
+
+
+def calls_in(size, dim, call):
+    def run():
+        with pyro.plate("outer", size, dim=dim):
+            return call()
+
+    return run
+
+
+def of_two(first, second):
+    def program(role):
+        def run(x):
+            getattr(first, role)(x)
+            getattr(second, role)(x)
+
+        return run
+
+    return program("model"), program("guide")
+
+
+def checked(model, guide, *args, **kwargs):
+    return lambda: pv.check_program(model, guide, *args, **kwargs)
+
+
+def other_plates():
+    vae = vae_of()
+
+    def model(x):
+        with pyro.plate("outer", 2, dim=-2):
+            vae.model(x)
+
+    return checked(model, vae.guide, X)
+
+
+def other_rows():
+    vae = vae_of()
+
+    def model(x):
+        with pyro.plate("all", 20, subsample_size=6):
+            vae.model(x)
+
+    def guide(x):
+        with pyro.plate("some", 20, subsample_size=6):
+            vae.guide(x)
+
+    return checked(model, guide, X)
+
+
+def stray():
+    """Two networks of the user's own under one name."""
+    vae, networks = vae_of(), [nn.Linear(LATENT, WIDTH) for _ in range(2)]
+
+    def model_of(network):
+        def model(x):
+            pyro.module("network", network)
+            with pyro.plate("data", len(x)):
+                z = vae.model(likelihood=False)
+                pyro.sample("x", dist.Bernoulli(logits=network(z)).to_event(1), obs=x)
+
+        return model
+
+    trace_of(model_of(networks[0]), X)
+    return checked(model_of(networks[1]), vae.guide, X)
+
+
+def unregistered():
+    vae, network = vae_of(), nn.Linear(LATENT, WIDTH)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = vae.model(likelihood=False)
+            pyro.sample("x", dist.Bernoulli(logits=network(z)).to_event(1), obs=x)
+
+    return checked(model, vae.guide, X)
+
+
+def frozen():
+    return vae_of().requires_grad_(False)
+
+
+def step_of(vae, optim):
+    return lambda: SVI(vae.model, vae.guide, optim, Trace_ELBO()).step(X)
+
+
+REFUSED = {
+    "two without names": (
+        lambda: lambda: trace_of(of_two(vae_of(), vae_of())[0], X),
+        r"name: expected names that are free in this program; got 'data' for a second time; give each VAE a name",
+    ),
+    "two without names in one plate": (
+        lambda: lambda: trace_of(calls_in(6, -1, lambda: of_two(vae_of(), vae_of())[0](X))),
+        r"name: expected names that are free in this program; got 'z' for a second time",
+    ),
+    "two of one name": (
+        lambda: lambda: of_two(vae_of(name="a"), vae_of(name="a"))[0](X),
+        r"name: expected a name that is free in Pyro's parameter store; got 'a'",
+    ),
+    "a guide that misses a site": (
+        lambda: checked(of_two(vae_of(name="a"), b := vae_of(name="b"))[0], b.guide, X),
+        r"guide: expected it to draw every latent site of the model; got no site 'a/z'",
+    ),
+    "a site that the model does not have": (
+        lambda: checked((a := vae_of()).model, of_two(a, vae_of(name="b"))[1], X),
+        r"guide: expected latent sites of the model alone; got site 'b/z'",
+    ),
+    "other plates": (
+        other_plates,
+        r"guide: expected site 'z' in the plates.*'outer' of size 2 at dim=-2; got 'data' of size 6",
+    ),
+    "other rows": (other_rows, r"guide: expected site 'z' in the plates.*'all' of size 6 at dim=-1; got 'some' of"),
+    "another scale": (
+        lambda: lambda: pv.check_program(lambda x: vae_of().model(x, num_data=60), vae_of().guide, X),
+        r"guide: expected site 'z' with the scale that it has in the model, 10; got 1",
+    ),
+    "a network under a name that is taken": (stray, r"got one of shape \(12, 2\), and another.*'network\$\$\$weight'"),
+    "a network without a name": (unregistered, r"got one of shape \(12, 2\), and it is not there; register its module"),
+    "all is frozen": (lambda: checked((v := frozen()).model, v.guide, X), r"expected a parameter to train; got none"),
+    "frozen, FusedAdam": (
+        lambda: step_of(frozen(), pv.FusedAdam({"lr": 0.01})),
+        r"params: expected parameters to train; got none",
+    ),
+    "frozen, fit": (
+        lambda: lambda: pv.fit(frozen(), X, num_epochs=1),
+        r"vae: expected parameters to train; got none",
+    ),
+    "context, fit": (lambda: lambda: pv.fit(vae_of(context=3), X), r"vae: expected one without context.*\(\(3,\),\)"),
+    "rows that are not those of the plate": (
+        lambda: calls_in(4, -1, lambda: vae_of().model(X)),
+        r"x: expected \(4, 12\).*4 at dim=-1.*got \(6, 12\)",
+    ),
+    "groups without a plate": (
+        lambda: lambda: vae_of().model(X.reshape(2, 3, 12)),
+        r"x: expected \(N, 12\).*\(none\); got \(2, 3, 12\).*pyro.plate\(.groups., 2, dim=-2\)",
+    ),
+    "groups of another size": (
+        lambda: calls_in(5, -2, lambda: vae_of().guide(X.reshape(2, 3, 12))),
+        r"x: expected \(N, 12\).*5 at dim=-2.*got \(2, 3, 12\)",
+    ),
+    "two ways to read a shape": (
+        lambda: calls_in(6, -2, lambda: vae_of().guide(X[:, None])),
+        r"x: expected a shape that can be read in one way; got \(6, 1, 12\)",
+    ),
+    "num_data in a plate": (
+        lambda: calls_in(6, -1, lambda: vae_of().model(X, num_data=60)),
+        r"num_data: expected None inside of a plate at dim=-1.*got 60",
+    ),
+    "subsample_size in a plate": (
+        lambda: calls_in(6, -1, lambda: vae_of().guide(X, subsample_size=3)),
+        r"subsample_size: expected None inside of a plate at dim=-1.*got 3",
+    ),
+    "no label": (lambda: lambda: vae_of(context=3).model(X), r"context: expected 1 arguments after x.*got 0"),
+    "a label too many": (
+        lambda: lambda: vae_of().guide(X, torch.zeros(6, 3)),
+        r"context: expected 0 arguments after x.*got 1",
+    ),
+    "labels of another width": (
+        lambda: lambda: vae_of(context=3).model(X, torch.zeros(6, 4)),
+        r"context\[0\]: expected shape \(..., N, 3\); got \(6, 4\)",
+    ),
+    "fewer labels than data": (
+        lambda: lambda: vae_of(context=3).model(X, torch.zeros(4, 3)),
+        r"x: expected as many rows in each argument; got: x has 6, context\[0\] has 4",
+    ),
+    "labels that are no numbers": (
+        lambda: lambda: vae_of(context=3).model(X, torch.full((6, 3), torch.nan)),
+        r"context\[0\]: expected finite numbers",
+    ),
+    "a latent of another width": (
+        lambda: lambda: vae_of().model(X, z=torch.zeros(6, 3)),
+        r"z: expected shape \(..., N, 2\); got \(6, 3\)",
+    ),
+    "fewer latents than data": (
+        lambda: lambda: vae_of().model(X, z=torch.zeros(4, 2)),
+        r"x: expected as many rows in each argument; got: x has 6, z has 4",
+    ),
+    "x without a likelihood": (lambda: lambda: vae_of().model(X, likelihood=False), r"likelihood: expected True"),
+    "neither z nor x": (
+        lambda: lambda: vae_of().model(z=latent(), likelihood=False),
+        r"z: expected None where the likelihood is switched off",
+    ),
+    "a latent and a part of the rows": (
+        lambda: lambda: vae_of().model(X, z=latent(), subsample_size=2),
+        r"subsample_size: expected None where z is given",
+    ),
+    "a name with a slash": (lambda: lambda: vae_of(name="a/b"), r"name: expected text without '/'.*got 'a/b'"),
+    "a lifted parameter of another shape": (
+        lambda: lambda: poutine.lift(vae_of().model, prior=dist.Normal(0.0, 1.0))(X),
+        r"expected a value of shape \(7, 2\), the parameter's; got \(\), from a handler such as poutine.lift",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:pyro.module prior did not find params")
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(case):
+    make, message = REFUSED[case]
+    call = make()
+    with pytest.raises((ValueError, TypeError), match=message):
+        call()
