@@ -52,7 +52,7 @@ class Mixture(nn.Module):
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = arguments(__doc__, argv, num_epochs=20)
+    args = arguments(__doc__, argv, num_epochs=10)
     train, test = digits(args)
     assert train.labels is not None and test.labels is not None
 
@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"epoch {epoch + 1}: ELBO {-loss:.2f}, {found:.1%} of test digits lie in a cluster of their own kind")
     pv.fit(plain, train, num_epochs=args.num_epochs, seed=args.seed + 1, progress=False)  # as long as the other
 
-    x = test.x[: 5 if args.smoke else 200]
+    x = test.x[: 5 if args.smoke else 100]
     mixture, normal = (
         pv.log_evidence(each.model, each.guide, x, tolerance=0.1, seed=args.seed) for each in (vae.eval(), plain)
     )

@@ -9,9 +9,6 @@ of all data together: they are drawn before the plate, which must know how many 
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
-
 import matplotlib.pyplot as plt
 import pyro
 import pyro.distributions as dist
@@ -64,14 +61,6 @@ class Supervised:
         with pyro.plate("data", num_data or len(x), subsample=x):
             self.vae.guide(x)
 
-    def vae_guide(self, x: Tensor, y: Tensor) -> None:
-        """Where the weights are given."""
-        self.vae.guide(x)
-
-    def given(self, weights: dict[str, Tensor]) -> Callable[..., None]:
-        """The model with these weights: their density is none of log p(x, y)."""
-        return poutine.block(poutine.condition(self.model, data=weights), hide=WEIGHTS)
-
     @torch.no_grad()
     def log_prob_labels(self, x: Tensor, weights: list[dict[str, Tensor]]) -> Tensor:
         """log p(y|x) for each y, `(N, 10)`, averaged over draws of z from q(z|x) and the weights given."""
@@ -99,13 +88,12 @@ def main(argv: list[str] | None = None) -> None:
     labelled = SVI(both.model, both.guide, optim, pv.CompiledTrace_ELBO())
     unlabelled = SVI(both.vae.model, both.vae.guide, optim, pv.CompiledTraceMeanField_ELBO())
     pv.check_program(both.model, both.guide, train.x[:2].flatten(1), train.labels[:2], num_data=num_known)
-    of_labelled = itertools.chain.from_iterable(batches(num_known, 100) for _ in itertools.count())
     for epoch in range(args.num_epochs):
         losses = []
         for rows in batches(len(unknown), 100):
             # As many data as the labelled ones, so that both kinds of steps have gradients of one size.
             losses.append(unlabelled.step(train.batch(unknown[rows]).flatten(1), num_data=num_known) / num_known)
-            some = next(of_labelled)
+            some = torch.randint(num_known, (100,))
             labelled.step(train.batch(known[some]).flatten(1), y[some], num_data=num_known)
         print(f"epoch {epoch + 1}: ELBO of digits without a label {-sum(losses) / len(losses):.2f}")
     both.vae.eval()
@@ -114,11 +102,10 @@ def main(argv: list[str] | None = None) -> None:
     weights_mean = both.weights_guide.median()
     with torch.no_grad():
         weights = [both.weights_guide(x[:1], labels[:1]) for _ in range(NUM_DRAWS)]
-    by_pixels = regression(train.x[known].flatten(1), y)
     found = {
         "drawn weights": both.log_prob_labels(x, weights),
         "mean weights": both.log_prob_labels(x, [weights_mean] * NUM_DRAWS),
-        "logistic regression on the pixels": by_pixels(x).log_softmax(-1).detach(),
+        "logistic regression on the pixels": regression(train.x[known].flatten(1), y)(x).log_softmax(-1),
     }
     print(f"\n{len(x)} test digits, {num_known} labels")
     for name, log_prob in found.items():
@@ -127,7 +114,8 @@ def main(argv: list[str] | None = None) -> None:
 
     # log p(y|x) by draws from q(z|x) is only as good as q. By evidence, with the mean weights:
     some = torch.arange(5 if args.smoke else 100)
-    joint = pv.log_evidence(both.given(weights_mean), both.vae_guide, x[some], labels[some], tolerance=0.05)
+    given = poutine.block(poutine.condition(both.model, data=weights_mean), hide=WEIGHTS)
+    joint = pv.log_evidence(given, lambda x, y: both.vae.guide(x), x[some], labels[some], tolerance=0.05)
     alone = pv.log_evidence(both.vae.model, both.vae.guide, x[some], tolerance=0.05)
     error = (joint.mean_std_error**2 + alone.mean_std_error**2) ** 0.5
     print(f"\nof {len(joint)} digits, by log p(x, y) - log p(x): {joint.mean - alone.mean:.3f} +- {error:.3f} nats")
@@ -151,7 +139,7 @@ def regression(x: Tensor, y: Tensor) -> nn.Module:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return network
+    return network.requires_grad_(False)
 
 
 def mean_log_prob(log_prob: Tensor, labels: Tensor) -> float:

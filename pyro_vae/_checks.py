@@ -135,28 +135,27 @@ def batch_of(name: str, x: Tensor, event_shape: tuple[int, ...], plates: Mapping
     `plates` are the sizes of those around it by their (negative) dimension. That at -1 says what N is. Dimensions to
     the left of N are those of plates; without such plates there are none.
     """
-    rows = plates.get(-1, len(x))
-    is_flat = len(x) == rows and _is_same_layout(tuple(x.shape[1:]), event_shape)
-    is_in_plates = _is_in_plates(tuple(x.shape), event_shape, plates)
-    if is_flat and is_in_plates:
-        raise ValueError(
-            f"{name}: expected a shape that can be read in one way; got {tuple(x.shape)}, {len(x)} data or as many "
-            f"groups of one, in plates of sizes {plates}; reshape it to {_shape_of_rows(event_shape, plates)}, or put "
-            'the call into pyro.plate("data", ..., dim=-1).'
-        )
-    if is_in_plates:
+    shape = tuple(x.shape)
+    readings = [
+        k for k in range(1, x.ndim + 1) if _is_batch(shape[:k], plates) and _is_same_layout(shape[k:], event_shape)
+    ]
+    exact = [k for k in readings if shape[k:] == tuple(event_shape)]
+    if exact:
         return x
-    if is_flat and not _is_channels_last(tuple(x.shape[1:]), event_shape):
-        return x.reshape(len(x), *event_shape)
+    if len(readings) == 1 and not _is_channels_last(shape[readings[0] :], event_shape):
+        return x.reshape(*shape[: readings[0]], *event_shape)
+    if len(readings) > 1:
+        raise ValueError(
+            f"{name}: expected a shape that can be read in one way; got {shape}, whose batch dimensions are the first "
+            f"{' or '.join(map(str, readings))}; reshape it to (..., {', '.join(map(str, ['N', *event_shape]))})."
+        )
     raise ValueError(_not_a_batch(name, x, event_shape, plates))
 
 
-def _is_in_plates(shape: tuple[int, ...], event_shape: tuple[int, ...], plates: Mapping[int, int]) -> bool:
-    """Whether there are two batch dimensions or more, each of which is that of a plate."""
-    batch, event = shape[: len(shape) - len(event_shape)], shape[len(shape) - len(event_shape) :]
-    if event != tuple(event_shape) or len(batch) < 2:
-        return False
-    if batch[-1] != plates.get(-1, batch[-1]):
+def _is_batch(batch: tuple[int, ...], plates: Mapping[int, int]) -> bool:
+    """Whether these can be the batch dimensions of data inside of plates; without plates there is one."""
+    deepest = max((-dim for dim in plates), default=1)
+    if len(batch) > max(deepest, 1) or batch[-1] != plates.get(-1, batch[-1]):
         return False
     return all(size in (1, plates.get(-i)) for i, size in enumerate(reversed(batch[:-1]), start=2))
 
@@ -196,7 +195,9 @@ def ends_with(name: str, value: Tensor, event_shape: tuple[int, ...]) -> Tensor:
     """`value`, if it is `(..., N, *event_shape)`."""
     if value.ndim <= len(event_shape) or tuple(value.shape[value.ndim - len(event_shape) :]) != tuple(event_shape):
         expected = f"(..., {', '.join(map(str, ['N', *event_shape]))})"
-        raise ValueError(f"{name}: expected shape {expected}; got {tuple(value.shape)}; reshape it.")
+        raise ValueError(
+            f"{name}: expected shape {expected}; got {tuple(value.shape)}; reshape it; what all data share has one row."
+        )
     return value
 
 

@@ -58,18 +58,18 @@ class Datum:
         return [f"context[{i}]" for i in range(len(self.context_shapes))]
 
     def num_rows(self, x: Tensor | None, z: Tensor | None, context: tuple[Tensor, ...]) -> int | None:
-        """How many data there are, if anything says so. A context of one row is shared by all, and says nothing."""
+        """How many data there are, if anything says so. What has one row, but for x, is shared by all."""
         given: dict[str, Any] = {"x": (x, self.event_shape), "z": (z, self.latent_shape)}
         given |= {name: pair for name, *pair in zip(self.context_names, context, self.context_shapes, strict=True)}
         rows = {name: value.shape[-1 - len(shape)] for name, (value, shape) in given.items() if value is not None}
         most = max(rows.values(), default=None)
-        if any(number != most and (number > 1 or name in ("x", "z")) for name, number in rows.items()):
+        if any(number != most and (number > 1 or name == "x") for name, number in rows.items()):
             found = ", ".join(f"{name} has {number}" for name, number in rows.items())
             raise ValueError(
                 f"{next(iter(rows))}: expected as many rows in each argument; got: {found}; pass rows that belong "
                 "together."
             )
-        return None if most == 1 and x is None and z is None else most
+        return None if most == 1 and x is None else most
 
     def rows(self, x: Tensor, context: tuple[Tensor, ...], chosen: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """What belongs to the data that a plate has chosen."""
@@ -104,7 +104,9 @@ def _like(name: str, x: Tensor, like: Tensor | None) -> Tensor:
 def fit_together(prior: nn.Module, likelihood: nn.Module, posterior: nn.Module, context_shapes: Shapes) -> Datum:
     """Run the three parts once on zeros, drawing nothing, and read off what a datum is."""
     with _at_rest(prior, likelihood, posterior):
-        context = [_zeros(torch.Size(shape), any_parameter(likelihood, posterior)) for shape in context_shapes]
+        # Of ones: a scale or an exposure may not be zero.
+        like = any_parameter(likelihood, posterior)
+        context = [torch.ones_like(_zeros(torch.Size(shape), like)) for shape in context_shapes]
         p_z = _called("prior", prior, *context)
         p_x = _called("likelihood", likelihood, _zeros(p_z.event_shape, any_parameter(likelihood)), *context)
         _require_batch_of_one("likelihood", p_x)

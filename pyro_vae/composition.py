@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,8 +13,9 @@ import torch
 from pyro import poutine
 from pyro.util import check_site_shape
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
-from pyro_vae._structure import forked_generator, plates_of, refuse_other_names, sample_sites
+from pyro_vae._structure import forked_generator, masks_of, plates_of, refuse_other_names, sample_sites
 
 __all__ = ["check_program"]
 
@@ -26,7 +29,7 @@ def check_program(model: Callable[..., Any], guide: Callable[..., Any], *args: A
     before a loop over `svi.step`, with the arguments of a step.
 
     The parameter store and the state of torch's CPU generator are left as they were. Modules in training mode see one
-    batch, as in a step.
+    batch, as in a step, and an automatic guide is set up.
 
     Args:
         model, guide: a Pyro program and its guide, of any kind.
@@ -34,9 +37,9 @@ def check_program(model: Callable[..., Any], guide: Callable[..., Any], *args: A
 
     Raises:
         ValueError: for a latent site of the model that is missing in the guide and is not enumerated; for a site of
-            the guide that is no latent of the model's; for plates or scales of a site that differ; for a site whose
-            shape is not that of its plates; for parameters that are used but not in the store; and if there is nothing
-            to train, all being frozen. And what model, guide and Pyro's validation raise.
+            the guide that is no latent of the model's; for plates, scales or masks of a site that differ; for a site
+            whose shape is not that of its plates; for parameters that are used but not in the store; and if there is
+            nothing to train, all being frozen. And what model, guide and Pyro's validation raise.
 
     Examples:
         >>> import pyro.distributions as dist
@@ -56,7 +59,7 @@ def check_program(model: Callable[..., Any], guide: Callable[..., Any], *args: A
     with _leaving_the_store():
         guide_trace, model_trace = _run(model, guide, args, kwargs)
         _refuse_mismatch(model_trace, guide_trace)
-        _refuse_strays(model_trace, guide_trace)
+        _refuse_strays(model_trace, guide_trace, (args, kwargs))
 
 
 @contextmanager
@@ -73,14 +76,17 @@ def _leaving_the_store() -> Iterator[None]:
 
 def _refuse_mismatch(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
     """Sites, plates and scales."""
-    guide_sites, model_sites = dict(sample_sites(guide_trace)), dict(sample_sites(model_trace))
+    # A guide made by a handler of Pyro's runs the model itself, and observes what the model observes.
+    guide_sites = {name: site for name, site in sample_sites(guide_trace) if not site["is_observed"]}
+    model_sites = dict(sample_sites(model_trace))
     summed_out = {name for name in model_sites.keys() - guide_sites.keys() if _is_enumerated(model_sites[name])}
     refuse_other_names({name: site for name, site in model_sites.items() if name not in summed_out}, guide_sites)
     for name in guide_sites.keys() & model_sites.keys():
         _refuse_other_plates(model_sites[name], guide_sites[name])
         _refuse_other_scales(model_sites[name], guide_sites[name])
+        _refuse_other_masks(model_sites[name], guide_sites[name])
     for site in [*model_sites.values(), *guide_sites.values()]:
-        check_site_shape(site, max((-frame.dim for frame in plates_of(site)), default=0))
+        check_site_shape(site, math.inf)
 
 
 def _run(
@@ -131,10 +137,26 @@ def _refuse_other_scales(model_site: dict[str, Any], guide_site: dict[str, Any])
         )
 
 
-def _refuse_strays(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
+def _refuse_other_masks(model_site: dict[str, Any], guide_site: dict[str, Any]) -> None:
+    of_model, of_guide = (_mask(site) for site in (model_site, guide_site))
+    if not torch.equal(*torch.broadcast_tensors(of_model, of_guide)):
+        raise ValueError(
+            f"guide: expected site {model_site['name']!r} with the mask that it has in the model, which keeps "
+            f"{int(of_model.sum())} of {of_model.numel()}; got one that keeps {int(of_guide.sum())} of "
+            f"{of_guide.numel()}; put both into the same poutine.mask: else one density counts without the other."
+        )
+
+
+def _mask(site: dict[str, Any]) -> Tensor:
+    whole = torch.ones(site["fn"].batch_shape, dtype=torch.bool, device=site["value"].device)
+    return functools.reduce(torch.logical_and, masks_of(site), whole)
+
+
+def _refuse_strays(model_trace: poutine.Trace, guide_trace: poutine.Trace, given: Any) -> None:
     """Parameters that the densities depend on must be those that SVI finds in the traces."""
     objective = model_trace.log_prob_sum() - guide_trace.log_prob_sum()
-    used = list(_leaves(objective))
+    arguments = {id(value) for value in tree_leaves(given)}
+    used = [leaf for leaf in _leaves(objective) if id(leaf) not in arguments]
     stored = {
         name: _unconstrained(site["value"])
         for trace in (model_trace, guide_trace)

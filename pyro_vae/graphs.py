@@ -167,7 +167,12 @@ def _machine_code(module: fx.GraphModule, inputs: list[Any]) -> Callable[..., An
         _rewrite(module)
     # What the compiler draws to try out its code, nobody must miss.
     with torch.no_grad(), forked_generator(device), _without_asides():
-        return torch._inductor.compile(module, inputs, options=options)
+        try:
+            return torch._inductor.compile(module, inputs, options=options)
+        except (
+            Exception
+        ):  # torch 2.15 stumbles over some loops that it lays into one on a CPU: let it make smaller ones
+            return torch._inductor.compile(module, inputs, options={**options, "max_fusion_size": 4})
 
 
 @contextmanager

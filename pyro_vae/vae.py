@@ -11,6 +11,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.nn import PyroModule
 from pyro.params import param_with_module_name
 from pyro.poutine.runtime import am_i_wrapped, get_plates
 from torch import Tensor, nn
@@ -22,6 +23,9 @@ from pyro_vae._parts import Datum, any_parameter, fit_together, side_by_side
 __all__ = ["VAE"]
 
 Values = dict[str, Tensor]
+
+OF_DRAWS = {"num_particles_vectorized", "_num_predictive_samples", "_particles"}
+"""Plates of Pyro's objectives, of its `Predictive`, and of our evaluations: data have no dimension there."""
 
 
 class VAE(nn.Module):
@@ -155,8 +159,13 @@ class VAE(nn.Module):
         return self.decode(self.encode(x, *context).mean, *context).mean
 
     @torch.no_grad()
-    def sample(self, num_samples: int = 1, *context: Tensor) -> Tensor:
-        """Draws from p(x), by way of p(z): `(num_samples, *event_shape)`; the context has a row for each."""
+    def sample(self, num_samples: int = 1, *context: Any) -> Tensor:
+        """Draws from p(x), by way of p(z): `(num_samples, *event_shape)`. The context has a row for each, or one."""
+        rows = self.model.datum.num_rows(None, None, self.model.check_context(context))
+        if rows not in (None, num_samples):
+            raise ValueError(
+                f"num_samples: expected {rows}, one for each row of the context; got {num_samples}; pass as many rows."
+            )
         trace = poutine.trace(self.model).get_trace(None, *context, num_data=num_samples)
         return trace.nodes[self.model.site("x")]["value"]
 
@@ -195,12 +204,12 @@ class _Program(nn.Module):
             full_name = f"{name}.{self.role}"
             if not _taken_by_another(full_name, self):
                 self._name_in_use = name
-                return _replaced(_trainable(full_name, self))
+                return _replaced(full_name, self)
         raise ValueError(
             f"name: expected a name that is free in Pyro's parameter store; got {self.name!r}, under which another "
             "module's parameters lie; give this VAE another (vae.name = ...), or call pyro.clear_param_store() if the "
-            f"other is gone; to take over values of a loaded store, pyro.module({full_name!r}, ..., "
-            "update_module_params=True)."
+            "other is gone (or is this one, before load_state_dict(..., assign=True)); to take over values of a loaded "
+            f"store, pyro.module({full_name!r}, ..., update_module_params=True)."
         )
 
     def _distribution(self, part: str, values: Values, args: tuple[Tensor, ...]) -> dist.Distribution:
@@ -317,7 +326,7 @@ class Guide(_Program):
 
 def _plates_around() -> dict[int, int]:
     """The sizes of the plates around a call, by dimension."""
-    return {frame.dim: frame.size for frame in get_plates() if frame.vectorized}
+    return {frame.dim: frame.size for frame in get_plates() if frame.vectorized and frame.name not in OF_DRAWS}
 
 
 def _own_plate(name: str, num_rows: int | None, num_data: int | None, subsample_size: int | None) -> pyro.plate:
@@ -378,6 +387,13 @@ def _require_module(argument: str, part: Any) -> None:
             f"{argument}: expected a torch.nn.Module whose forward returns a Pyro distribution; got "
             f"{type(part).__name__}; pass an instance."
         )
+    nameless = next((each for each in part.modules() if isinstance(each, PyroModule) and not each._pyro_name), None)
+    if nameless is not None:
+        raise ValueError(
+            f"{argument}: expected modules of torch's, or a PyroModule with a name; got {type(nameless).__name__} "
+            "without one, whose parameters all VAEs of a process would share in Pyro's store; call "
+            "super().__init__(name) with a name of its own, or use torch.nn.Parameter."
+        )
 
 
 def _checked_name(name: Any) -> str | None:
@@ -396,21 +412,22 @@ def _trainable(name: str, module: nn.Module) -> dict[str, tuple[str, nn.Paramete
     return {key: (param_with_module_name(name, key), value) for key, value in named if value.requires_grad}
 
 
-def _replaced(parameters: dict[str, tuple[str, nn.Parameter]]) -> Values:
-    """Register parameters, and return what came back in the place of some."""
+def _replaced(full_name: str, module: nn.Module) -> Values:
+    """Register parameters, and return what came back in the place of some, under all their names in the module."""
     values = {}
-    for key, (name, parameter) in parameters.items():
+    for name, parameter in _trainable(full_name, module).values():
         value = pyro.param(name, parameter)
         if value is parameter:
             continue
-        if value.shape[value.ndim - parameter.ndim :] != parameter.shape:
+        if value.shape != parameter.shape:
             raise ValueError(
                 f"{name}: expected a value of shape {tuple(parameter.shape)}, the parameter's; got "
                 f"{tuple(value.shape)}, from a handler such as poutine.lift; give it priors of the parameters' shapes, "
-                "{name: distribution.expand(shape).to_event()}."
+                "distribution.expand(shape).to_event(), and put it outside of all plates, particles among them."
             )
-        values[key] = value
-    return values
+        values[parameter] = value
+    named = module.named_parameters(remove_duplicate=False) if values else ()
+    return {key: values[parameter] for key, parameter in named if parameter in values}
 
 
 def _taken_by_another(name: str, module: nn.Module) -> bool:

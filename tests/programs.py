@@ -104,6 +104,23 @@ def constrained_parameters():
     return Case(model, guide, [(data(6).abs(),)])
 
 
+def a_guide_for_each_datum():
+    """Loc and scale of one shape, updated together, over which torch 2.15's compiler stumbles at first."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(20), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x[:, 0])
+
+    def guide(x):
+        loc = pyro.param("loc", lambda: torch.zeros(len(x), 20))
+        scale = pyro.param("scale", lambda: torch.full_like(loc, 0.5), constraint=constraints.positive)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, scale).to_event(1))
+
+    return Case(model, guide, [(data(3),)])
+
+
 def conditional_with_arguments():
     weights = nn.ModuleList([nn.Linear(5, 4), nn.Linear(2, 5)])
 
@@ -232,6 +249,7 @@ PROGRAMS = {
     "batch normalisation": lambda: with_modules(nn.BatchNorm1d(7)),
     "dropout": lambda: with_modules(nn.Dropout(0.4)),
     "constrained parameters, one for each datum": constrained_parameters,
+    "a loc and a scale for each datum": a_guide_for_each_datum,
     "labels, a weight that changes, a flag": conditional_with_arguments,
     "global and local latents": hierarchy,
     "weights by PyroSample": bayesian_regression,

@@ -1,5 +1,6 @@
 """A VAE inside other programs: the densities are those of the formula, and what would train wrongly is refused."""
 
+import contextlib
 import copy
 
 import pyro
@@ -11,6 +12,8 @@ from programs import binary
 from pyro import poutine
 from pyro.contrib.autoname import scope
 from pyro.infer import SVI, Predictive, Trace_ELBO
+from pyro.infer.autoguide import AutoNormal, AutoNormalMessenger
+from pyro.nn import PyroModule
 from torch import nn
 
 import pyro_vae as pv
@@ -181,9 +184,8 @@ def under_substitute(vae, x):
 
 def under_lift(vae, x):
     """Parameters become draws from a prior, and the network computes with them."""
-    priors = {name: dist.Normal(value, 0.1).to_event(value.ndim) for name, value in halved(vae).items()}
-    trace = trace_of(poutine.lift(vae.model, prior=priors), x)
-    drawn = {name: trace.nodes[f"vae.model$$${name}"] for name in priors}
+    trace = trace_of(lambda: under_lift_with_priors(vae, x))
+    drawn = {name: trace.nodes[f"vae.model$$${name}"] for name, _ in vae.model.named_parameters()}
     assert all(site["type"] == "sample" for site in drawn.values())
     has_parameters(trace, vae, {name: site["value"] for name, site in drawn.items()}, x)
 
@@ -377,6 +379,29 @@ def step_of(vae, optim):
     return lambda: SVI(vae.model, vae.guide, optim, Trace_ELBO()).step(X)
 
 
+class Nameless(PyroModule):
+    """A likelihood whose parameters lie in Pyro's store under names that are not the VAE's."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = nn.Linear(LATENT, WIDTH)
+
+    def forward(self, z):
+        return dist.Bernoulli(logits=self.network(z)).to_event(1)
+
+
+def without_a_plate(x):
+    loc = pyro.param("loc", torch.zeros(()))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(LATENT), 1.0).to_event(1))
+    pyro.sample("x", dist.Normal(loc + z.sum(-1), 1.0), obs=x[:, 0])
+
+
+def under_lift_with_priors(vae, x):
+    priors = {name: dist.Normal(value, 0.1).to_event(value.ndim) for name, value in halved(vae).items()}
+    return poutine.lift(vae.model, prior=priors)(x)
+
+
 REFUSED = {
     "two without names": (
         lambda: lambda: trace_of(of_two(vae_of(), vae_of())[0], X),
@@ -432,8 +457,8 @@ REFUSED = {
         r"x: expected \(N, 12\).*5 at dim=-2.*got \(2, 3, 12\)",
     ),
     "two ways to read a shape": (
-        lambda: calls_in(6, -2, lambda: vae_of().guide(X[:, None])),
-        r"x: expected a shape that can be read in one way; got \(6, 1, 12\)",
+        lambda: calls_in(6, -2, lambda: vae_of().guide(X.reshape(6, 1, 3, 4))),
+        r"x: expected a shape that can be read in one way; got \(6, 1, 3, 4\), whose.*are the first 1 or 2",
     ),
     "num_data in a plate": (
         lambda: calls_in(6, -1, lambda: vae_of().model(X, num_data=60)),
@@ -464,6 +489,26 @@ REFUSED = {
         lambda: lambda: vae_of().model(X, z=torch.zeros(6, 3)),
         r"z: expected shape \(..., N, 2\); got \(6, 3\)",
     ),
+    "another number of draws than labels": (
+        lambda: lambda: vae_of(context=3).sample(4, torch.eye(3)),
+        r"num_samples: expected 3, one for each row of the context; got 4",
+    ),
+    "other masks": (
+        lambda: checked(poutine.mask((v := vae_of()).model, mask=torch.arange(6) < 2), v.guide, X),
+        r"guide: expected site 'z' with the mask.*keeps 2 of 6; got one that keeps 6 of 6",
+    ),
+    "a dimension without a plate": (
+        lambda: checked(without_a_plate, vae_of().guide, X),
+        r"invalid log_prob shape",
+    ),
+    "a nameless PyroModule": (
+        lambda: lambda: pv.VAE(pv.StandardNormal(LATENT), Nameless(), pv.DiagonalNormal(nn.Linear(WIDTH, 4))),
+        r"likelihood: expected modules of torch's, or a PyroModule with a name; got Nameless",
+    ),
+    "lifted inside of a plate": (
+        lambda: calls_in(6, -1, lambda: under_lift_with_priors(vae_of(), X)),
+        r"expected a value of shape \(7, 2\), the parameter's; got \(6, 7, 2\).*outside of all plates",
+    ),
     "fewer latents than data": (
         lambda: lambda: vae_of().model(X, z=torch.zeros(4, 2)),
         r"x: expected as many rows in each argument; got: x has 6, z has 4",
@@ -492,3 +537,102 @@ def test_refused(case):
     call = make()
     with pytest.raises((ValueError, TypeError), match=message):
         call()
+
+
+SHAPES = {
+    "one image, with a dimension of one": ((1, 1, WIDTH), {}, (1, WIDTH)),
+    "images of one row": ((5, 1, WIDTH), {}, (5, WIDTH)),
+    "images in groups": ((3, 5, 3, 4), {"groups": 3}, (3, 5, WIDTH)),
+    "images with channels in groups": ((3, 5, 1, 3, 4), {"groups": 3}, (3, 5, WIDTH)),
+    "one image for each group": ((3, 1, WIDTH), {"groups": 3}, (3, 1, WIDTH)),
+    "as many images as groups": ((3, WIDTH), {"groups": 3}, (3, WIDTH)),
+    "images of one row, as many as particles": ((5, 1, WIDTH), {"num_particles_vectorized": 5}, (5, WIDTH)),
+}
+
+
+@pytest.mark.parametrize("case", SHAPES)
+def test_shapes_are_read_in_one_way(case):
+    shape, outer, expected = SHAPES[case]
+    vae, x = vae_of(), torch.ones(shape)
+    with contextlib.ExitStack() as plates:
+        for i, (name, size) in enumerate(outer.items()):
+            plates.enter_context(pyro.plate(name, size, dim=-2 - i))
+        trace = trace_of(vae.model, x)
+    assert trace.nodes["x"]["value"].shape == expected
+
+
+def test_any_number_of_draws_is_read_alike():
+    """As many particles or draws as data change nothing of how x is read."""
+    vae, x = vae_of(), X[:4, None]
+    assert torch.isfinite(
+        torch.tensor(Trace_ELBO(num_particles=4, vectorize_particles=True).loss(vae.model, vae.guide, x))
+    )
+    assert Predictive(vae.model, num_samples=4, parallel=True)(x)["z"].shape == (4, 4, LATENT)
+    for num_data in (2, 3):
+        assert len(pv.importance_sampling(vae.model, vae.guide, x[:num_data], num_samples=num_data)) == num_data
+
+
+def test_one_latent_for_each_group(float64):
+    vae, x, z = vae_of(), binary(18).reshape(3, 6, WIDTH), torch.randn(3, 1, LATENT)
+
+    def model():
+        with pyro.plate("groups", 3, dim=-2), pyro.plate("data", 6, dim=-1):
+            vae.model(x, z=z)
+
+    expected = vae.likelihood(z.expand(3, 6, LATENT)).log_prob(x).sum()
+    assert torch.isclose(trace_of(model).log_prob_sum(), expected)
+
+
+class KnownErrors(nn.Module):
+    """p(x|z, sigma), whose context cannot be zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = nn.Linear(LATENT, WIDTH)
+
+    def forward(self, z, sigma):
+        return dist.Normal(self.network(z), sigma).to_event(1)
+
+
+def test_a_context_that_may_not_be_zero():
+    encoder = pv.DiagonalNormal(pv.nn.MLP(2 * WIDTH, [4], 2 * LATENT))
+    vae = pv.VAE(pv.StandardNormal(LATENT), KnownErrors(), encoder, context_shapes=[(WIDTH,)])
+    sigma = torch.rand(6, WIDTH) + 0.1
+    assert vae.model(X, sigma).shape == (6, LATENT)
+
+
+class Shared(nn.Module):
+    """A prior or a likelihood about a layer that both have."""
+
+    def __init__(self, layer, adds_z):
+        super().__init__()
+        self.layer, self.adds_z = layer, adds_z
+
+    def forward(self, *args):
+        *z, context = args
+        return dist.Normal(self.layer(context) + (z[0] if self.adds_z else 0), 1.0).to_event(1)
+
+
+def test_values_reach_a_layer_that_two_parts_share(float64):
+    layer = nn.Linear(3, LATENT)
+    encoder = pv.DiagonalNormal(pv.nn.MLP(LATENT + 3, [], 2 * LATENT))
+    vae = pv.VAE(Shared(layer, False), Shared(layer, True), encoder, context_shapes=[(3,)])
+    x, context, z = torch.randn(6, LATENT), torch.randn(6, 3), torch.randn(6, LATENT)
+    values = {name: torch.randn_like(value) for name, value in vae.model.named_parameters()}
+    trace = trace_of(poutine.substitute(poutine.condition(vae.model, data={"z": z}), data=values), x, context)
+    loc = nn.functional.linear(context, *values.values())
+    expected = dist.Normal(loc, 1.0).log_prob(z).sum() + dist.Normal(z + loc, 1.0).log_prob(x).sum()
+    assert torch.isclose(trace.log_prob_sum(), expected)
+
+
+def regression(x):
+    weight = pyro.sample("weight", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(weight, 1.0), obs=x)
+
+
+@pytest.mark.parametrize("automatic", [AutoNormal, AutoNormalMessenger])
+def test_check_program_takes_automatic_guides(automatic):
+    guide = automatic(regression)
+    pv.check_program(regression, guide, torch.randn(5))
+    pv.check_program(regression, guide, torch.randn(5, requires_grad=True))

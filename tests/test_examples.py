@@ -62,6 +62,31 @@ def test_evaluate_your_model(tmp_path, monkeypatch, capsys):
     assert len(pv.Evidence.load(tmp_path / "results" / "your_model.npz")) == 200
 
 
+COMPOSED = {
+    "semi_supervised": r"the classifier reads [\d.]+% \(trained on the labels alone: [\d.]+%\)",
+    "clustering": r"the mixture less N\(0, I\), paired: Comparison",
+    "inverse_problem": r"log p\(x\) - log p\(upper half\) +-[\d.]+ \+- [\d.]+",
+    "supervised": r"drawn weights +reads [\d.]+%, log p\(y\|x\) -[\d.]+ nats",
+    "sequence": r"the last 4, given the first 4 +-[\d.]+ \+- [\d.]+",
+    "multi_view": r"the upper half tells -?[\d.]+ nats of the lower",
+}
+
+
+@pytest.mark.filterwarnings("ignore:no files of MNIST", "ignore:TraceEnum_ELBO found no sample sites")
+@pytest.mark.parametrize("name", COMPOSED)
+def test_a_vae_inside_of_other_programs(name, tmp_path, monkeypatch, capsys, recwarn):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(MNIST_SVI.parent)
+    monkeypatch.setattr("pyro_vae.data._download", lambda data_dir, name: "a download is not tried in a test")
+    script = MNIST_SVI.with_name(f"{name}.py")
+    monkeypatch.setattr(sys, "argv", [str(script), "--smoke"])
+    runpy.run_path(str(script), run_name="__main__")
+    assert re.search(COMPOSED[name], capsys.readouterr().out)
+    assert not [warning for warning in recwarn if "can be compiled" in str(warning.message)]
+    assert (tmp_path / "results" / f"{name}.png").stat().st_size > 10_000
+    assert len(script.read_text().splitlines()) < 150
+
+
 REFUSED = {
     "--num-samples 0": "--num-samples: expected a whole number of 1 or more; got '0'",
     "--num-epochs 1.5": "--num-epochs: expected a whole number of 1 or more; got '1.5'",
