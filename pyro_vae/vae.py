@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pyro
@@ -13,19 +13,17 @@ import torch
 from pyro import poutine
 from pyro.nn import PyroModule
 from pyro.params import param_with_module_name
-from pyro.poutine.runtime import am_i_wrapped, get_plates
+from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from pyro_vae import _checks
+from pyro_vae._around import free_names, own_plate, plates_around, refuse_guide_without
 from pyro_vae._parts import Datum, any_parameter, fit_together, side_by_side
 
 __all__ = ["VAE"]
 
 Values = dict[str, Tensor]
-
-OF_DRAWS = {"num_particles_vectorized", "_num_predictive_samples", "_particles"}
-"""Plates of Pyro's objectives, of its `Predictive`, and of our evaluations: data have no dimension there."""
 
 
 class VAE(nn.Module):
@@ -191,7 +189,7 @@ class _Program(nn.Module):
 
     def check(self, x: Any) -> Tensor:
         """x as rows of the plates around."""
-        return self.datum.check(x, any_parameter(self), plates=_plates_around())
+        return self.datum.check(x, any_parameter(self), plates=plates_around())
 
     def register(self) -> Values:
         """Hand the parameters to the store, where SVI finds them; what is frozen stays out.
@@ -226,8 +224,8 @@ class _Program(nn.Module):
 
     def _plate(self, num_rows: int | None, num_data: int | None, subsample_size: int | None) -> AbstractContextManager:
         """The plate over data: that around the call, or one of our own."""
-        if -1 not in _plates_around():
-            return _own_plate(self.site("data"), num_rows, num_data, subsample_size)
+        if -1 not in plates_around():
+            return own_plate(self.site("data"), num_rows, num_data, subsample_size)
         for argument, value in {"num_data": num_data, "subsample_size": subsample_size}.items():
             if value is not None:
                 raise ValueError(
@@ -277,10 +275,11 @@ class Model(_Program):
         context = self.check_context(context)
         _refuse_contradictions(x, z, likelihood, subsample_size)
         values = self.register()
-        with _free_names(), self._plate(self.datum.num_rows(x, z, context), num_data, subsample_size) as rows:
+        with free_names(), self._plate(self.datum.num_rows(x, z, context), num_data, subsample_size) as rows:
             if subsample_size is not None:
                 x, context = self.datum.rows(x, context, rows)
             if z is None:
+                refuse_guide_without(self.site("z"))
                 z = pyro.sample(self.site("z"), self.prior_of(context, values))
             if likelihood:
                 pyro.sample(self.site("x"), self.likelihood_of(z, context, values), obs=x)
@@ -313,7 +312,7 @@ class Guide(_Program):
         """Draw z from q(z|x). The arguments, and what is returned, are the model's."""
         x, context = self.check(x), self.check_context(context)
         values = self.register()
-        with _free_names(), self._plate(self.datum.num_rows(x, None, context), num_data, subsample_size) as rows:
+        with free_names(), self._plate(self.datum.num_rows(x, None, context), num_data, subsample_size) as rows:
             if subsample_size is not None:
                 x, context = self.datum.rows(x, context, rows)
             return pyro.sample(self.site("z"), self.posterior_of(x, context, values))
@@ -322,35 +321,6 @@ class Guide(_Program):
         """q(z|x)."""
         shapes = (self.datum.event_shape, *self.datum.context_shapes)
         return self._distribution("posterior", values, side_by_side((x, *context), shapes))
-
-
-def _plates_around() -> dict[int, int]:
-    """The sizes of the plates around a call, by dimension."""
-    return {frame.dim: frame.size for frame in get_plates() if frame.vectorized and frame.name not in OF_DRAWS}
-
-
-def _own_plate(name: str, num_rows: int | None, num_data: int | None, subsample_size: int | None) -> pyro.plate:
-    if num_data is not None:
-        num_data = _checks.whole_number("num_data", num_data, minimum=num_rows or 1)
-    if subsample_size is not None:
-        _checks.whole_number("subsample_size", subsample_size)
-        return pyro.plate(name, _whole_size(num_rows, num_data, subsample_size), subsample_size, dim=-1)
-    if num_rows is None or num_data is None:
-        return pyro.plate(name, num_rows or num_data or 1, dim=-1)
-    return pyro.plate(name, num_data, subsample=range(num_rows), dim=-1)
-
-
-def _whole_size(num_rows: int | None, num_data: int | None, subsample_size: int) -> int:
-    if num_rows is None or num_data is not None:
-        raise ValueError(
-            "subsample_size: expected it with x, the whole data set, and without num_data; got "
-            f"{'no x' if num_rows is None else f'num_data={num_data}'}; pass one of the two, and x."
-        )
-    if subsample_size > num_rows:
-        raise ValueError(
-            f"subsample_size: expected at most {num_rows}, the data in x; got {subsample_size}; take fewer."
-        )
-    return num_rows
 
 
 def _refuse_contradictions(x: Any, z: Any, likelihood: bool, subsample_size: int | None) -> None:
@@ -363,22 +333,6 @@ def _refuse_contradictions(x: Any, z: Any, likelihood: bool, subsample_size: int
             "subsample_size: expected None where z is given, which has its rows already; got "
             f'{subsample_size}; put the call into pyro.plate("data", ..., {subsample_size}, dim=-1).'
         )
-
-
-@contextmanager
-def _free_names() -> Iterator[None]:
-    """Say what to do where Pyro meets a name twice."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not str(error).startswith("Multiple sample sites named"):
-            raise
-        taken = str(error).removeprefix("Multiple sample sites named ")
-        raise ValueError(
-            f"name: expected names that are free in this program; got {taken} for a second time; give each VAE a name, "
-            "pv.VAE(..., name=...), put several calls of one into pyro.contrib.autoname.scope(prefix=...), and let "
-            "those that share a plate over data be called inside of it."
-        ) from error
 
 
 def _require_module(argument: str, part: Any) -> None:

@@ -379,6 +379,18 @@ def step_of(vae, optim):
     return lambda: SVI(vae.model, vae.guide, optim, Trace_ELBO()).step(X)
 
 
+def step_with(model, guide):
+    def model_of_one_plate(x):
+        with pyro.plate("data", len(x)):
+            model(x)
+
+    def guide_of_one_plate(x):
+        with pyro.plate("data", len(x)):
+            guide(x)
+
+    return lambda: SVI(model_of_one_plate, guide_of_one_plate, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO()).step(X)
+
+
 class Nameless(PyroModule):
     """A likelihood whose parameters lie in Pyro's store under names that are not the VAE's."""
 
@@ -388,6 +400,12 @@ class Nameless(PyroModule):
 
     def forward(self, z):
         return dist.Bernoulli(logits=self.network(z)).to_event(1)
+
+
+def without_its_latent(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x[:, 0])
 
 
 def without_a_plate(x):
@@ -416,8 +434,16 @@ REFUSED = {
         r"name: expected a name that is free in Pyro's parameter store; got 'a'",
     ),
     "a guide that misses a site": (
-        lambda: checked(of_two(vae_of(name="a"), b := vae_of(name="b"))[0], b.guide, X),
-        r"guide: expected it to draw every latent site of the model; got no site 'a/z'",
+        lambda: checked(without_its_latent, lambda x: None, X),
+        r"guide: expected it to draw every latent site of the model; got no site 'z'",
+    ),
+    "a guide that misses a site, at the first step": (
+        lambda: step_with(of_two(a := vae_of(name="a"), vae_of(name="b"))[0], a.guide),
+        r"guide: expected it to draw site 'b/z', as the model does; got none; call the VAE's guide there",
+    ),
+    "a guide without the scope, at the first step": (
+        lambda: step_with(scope((v := vae_of()).model, prefix="outer"), v.guide),
+        r"guide: expected it to draw site 'outer/z'",
     ),
     "a site that the model does not have": (
         lambda: checked((a := vae_of()).model, of_two(a, vae_of(name="b"))[1], X),
