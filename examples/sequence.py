@@ -95,7 +95,7 @@ def over_time(chain: list[Tensor]) -> Tensor:
 def main(argv: list[str] | None = None) -> None:
     args = arguments(__doc__, argv, num_epochs=40)
     train, test = digits(args)
-    x, test_x = rotating(train.first(5000)), rotating(test.first(200))
+    x, test_x = rotating(train.first(200 if args.smoke else 5000)), rotating(test.first(200))
     rotation = Rotation(x.mean((0, 1)))
     svi = SVI(rotation.model, rotation.guide, pv.FusedAdam({"lr": 1e-3}), pv.CompiledTrace_ELBO())
     pv.check_program(rotation.model, rotation.guide, x[:2])
@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> None:
         "frames apart from each other": (frames.mean, frames.mean_std_error),
     }
     for name, (mean, error) in rows.items():
-        print(f"{name:<36}{mean:>9.2f} +- {error:.2f}")
+        print(f"{name:<36}{mean:>10.3f} +- {error:.3f}")
 
     figure, ax = plt.subplots(figsize=(6, 8), layout="constrained")
     shown = test_x[:6]

@@ -100,8 +100,7 @@ def main(argv: list[str] | None = None) -> None:
 
     x, labels = test.x.flatten(1), test.labels
     weights_mean = both.weights_guide.median()
-    with torch.no_grad():
-        weights = [both.weights_guide(x[:1], labels[:1]) for _ in range(NUM_DRAWS)]
+    weights = [both.weights_guide(x[:1], labels[:1]) for _ in range(NUM_DRAWS)]
     found = {
         "drawn weights": both.log_prob_labels(x, weights),
         "mean weights": both.log_prob_labels(x, [weights_mean] * NUM_DRAWS),

@@ -128,7 +128,7 @@ def _listed(plates: dict[int, Any]) -> str:
 
 def _refuse_other_scales(model_site: dict[str, Any], guide_site: dict[str, Any]) -> None:
     of_model, of_guide = (torch.as_tensor(site["scale"], dtype=torch.float64) for site in (model_site, guide_site))
-    if not torch.allclose(of_model, of_guide):
+    if not torch.isclose(of_model, of_guide).all():
         raise ValueError(
             f"guide: expected site {model_site['name']!r} with the scale that it has in the model, "
             f"{of_model.max().item():g}; got {of_guide.max().item():g}; put both into the same plates (subsampled "
