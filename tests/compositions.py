@@ -214,6 +214,23 @@ def likelihood_switched_off():
     return case_of(log_joint, model, vae.guide, [(binary(6),)], modules=[vae])
 
 
+def sites_of_the_outer_model():
+    """The VAE gives distributions alone."""
+    vae = vae_of()
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", vae.decode(pyro.sample("z", vae.prior())), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", vae.encode(x))
+
+    return case_of(
+        lambda latents, x: log_joint_of(vae, latents["z"], x).sum(), model, guide, [(binary(6),)], modules=[vae]
+    )
+
+
 def a_prior_of_the_outer_model():
     vae = vae_of()
     loc = nn.Parameter(torch.tensor([1.0, -1.0], dtype=torch.get_default_dtype()))
@@ -345,6 +362,7 @@ COMPOSITIONS = {
     "labels": labels,
     "exposure": exposure,
     "likelihood switched off": likelihood_switched_off,
+    "sites of the outer model": sites_of_the_outer_model,
     "a prior of the outer model": a_prior_of_the_outer_model,
     "a part of the data": a_part_of_the_data,
     "a Bayesian last layer": a_bayesian_last_layer,
