@@ -7,6 +7,8 @@ import pyro
 import pytest
 import torch
 
+from pyro_vae.graphs import Graph
+
 os.environ.setdefault("MPLBACKEND", "Agg")
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process for each core: threads of their own would fight for them
     os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
@@ -29,3 +31,24 @@ def clean_process():
 def float64():
     """Networks in float64, for what must hold to rounding."""
     torch.set_default_dtype(torch.float64)
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """Graphs that are recorded as ever, but run operation by operation: the compiler takes seconds for each.
+
+    Gives the list of those that were made.
+    """
+    graphs = []
+
+    def run(graph, *_):
+        graphs.append(graph)
+
+        def call(*args):
+            with torch.no_grad():
+                return tuple(graph.module(*graph.tensors, *args))
+
+        return call
+
+    monkeypatch.setattr(Graph, "compiled", run)
+    return graphs

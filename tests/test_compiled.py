@@ -29,7 +29,6 @@ from truths import needs_compiler
 
 import pyro_vae as pv
 from pyro_vae import compiled
-from pyro_vae.graphs import Graph
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Can't initialize NVML")
 COMPILED = {Trace_ELBO: pv.CompiledTrace_ELBO, TraceMeanField_ELBO: pv.CompiledTraceMeanField_ELBO}
@@ -37,27 +36,6 @@ REFUSED = "expected a program that can be compiled"
 COMPILED_AT_ONCE = {"a Bernoulli VAE", "a loc and a scale for each datum"}
 READS_NUMBERS = {"one call for each group"}  # a loop over a plate takes its indices for numbers
 all_compiled = pytest.mark.filterwarnings(f"error:.*{REFUSED}")
-
-
-@pytest.fixture
-def interpreted(monkeypatch):
-    """Graphs that are recorded as ever, but run operation by operation: the compiler takes seconds for each.
-
-    Gives the list of those that were made.
-    """
-    graphs = []
-
-    def run(graph, *_):
-        graphs.append(graph)
-
-        def call(*args):
-            with torch.no_grad():
-                return tuple(graph.module(*graph.tensors, *args))
-
-        return call
-
-    monkeypatch.setattr(Graph, "compiled", run)
-    return graphs
 
 
 def adam():

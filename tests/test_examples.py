@@ -73,6 +73,7 @@ COMPOSED = {
 
 
 @pytest.mark.filterwarnings("ignore:no files of MNIST", "ignore:TraceEnum_ELBO found no sample sites")
+@pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("name", COMPOSED)
 def test_a_vae_inside_of_other_programs(name, tmp_path, monkeypatch, capsys, recwarn):
     monkeypatch.chdir(tmp_path)
