@@ -1,4 +1,4 @@
-"""What the composed examples share: their arguments, and digits as flat vectors."""
+"""What the composed examples share: their arguments, binary digits, and batches."""
 
 from __future__ import annotations
 

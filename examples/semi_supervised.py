@@ -1,6 +1,6 @@
 """Learn to read digits from 100 labels and 59,900 images without any: the model M2 of Kingma et al. (2014).
 
-    python examples/semi_supervised.py            # about half an hour on two CPU cores
+    python examples/semi_supervised.py            # about an hour on two CPU cores
 
 The label y is a latent of the outer program where it is not known, and summed out by Pyro's `TraceEnum_ELBO`; the VAE,
 p(x|z, y) and q(z|x, y), is called inside of the same plate. A classifier q(y|x) is part of the guide. Beside it stands

@@ -154,8 +154,7 @@ def batch_of(name: str, x: Tensor, event_shape: tuple[int, ...], plates: Mapping
 
 def _is_batch(batch: tuple[int, ...], plates: Mapping[int, int]) -> bool:
     """Whether these can be the batch dimensions of data inside of plates; without plates there is one."""
-    deepest = max((-dim for dim in plates), default=1)
-    if len(batch) > max(deepest, 1) or batch[-1] != plates.get(-1, batch[-1]):
+    if len(batch) > max((-dim for dim in plates), default=1) or batch[-1] != plates.get(-1, batch[-1]):
         return False
     return all(size in (1, plates.get(-i)) for i, size in enumerate(reversed(batch[:-1]), start=2))
 

@@ -1,4 +1,4 @@
-"""How the three parts of a VAE fit together, and what one datum is: found by one run on zeros, before any training."""
+"""How the three parts of a VAE fit together, and what one datum is: found by one run, before any training."""
 
 from __future__ import annotations
 
@@ -102,9 +102,9 @@ def _like(name: str, x: Tensor, like: Tensor | None) -> Tensor:
 
 
 def fit_together(prior: nn.Module, likelihood: nn.Module, posterior: nn.Module, context_shapes: Shapes) -> Datum:
-    """Run the three parts once on zeros, drawing nothing, and read off what a datum is."""
+    """Run the three parts once, on zeros and a context of ones, drawing nothing, and read off what a datum is."""
     with _at_rest(prior, likelihood, posterior):
-        # Of ones: a scale or an exposure may not be zero.
+        # A scale or an exposure may not be zero.
         like = any_parameter(likelihood, posterior)
         context = [torch.ones_like(_zeros(torch.Size(shape), like)) for shape in context_shapes]
         p_z = _called("prior", prior, *context)

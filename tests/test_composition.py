@@ -114,7 +114,7 @@ def test_loading_one_leaves_the_other():
     assert stored == {id(parameter) for vae in case.modules for parameter in vae.parameters()}
 
 
-def latent(name="z"):
+def latent():
     return torch.linspace(-1, 1, 6 * LATENT).reshape(6, LATENT)
 
 
@@ -278,7 +278,6 @@ def test_the_label_is_enumerated(float64):
             y = pyro.sample("y", dist.OneHotCategorical(torch.ones(3) / 3), infer={"enumerate": "parallel"})
             vae.guide(x, y)
 
-    drawn = []
     kept = poutine.trace(poutine.enum(guide, first_available_dim=-2))
     torch.manual_seed(0)
     drawn = kept.get_trace(x).nodes["z"]["value"]
