@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 import pyro
 import pytest
@@ -25,6 +26,16 @@ def clean_process():
     torch.set_default_dtype(dtype)
     if "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].close("all")
+
+
+@pytest.fixture(scope="session")
+def mnist_folder():
+    """The folder that holds MNIST's files, where there is one."""
+    root = Path(__file__).parents[1]
+    for folder in (root / "data", root.parent / "shared" / "data"):
+        if (folder / "MNIST" / "raw").is_dir():
+            return folder
+    return pytest.skip("the files of MNIST are not on this machine")
 
 
 @pytest.fixture

@@ -12,9 +12,6 @@ import torch
 import pyro_vae as pv
 from pyro_vae.data import _bernoulli_255, _decided
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
-needs_mnist = pytest.mark.skipif(not (SHARED / "MNIST").is_dir(), reason="the files of MNIST are not on this machine")
-
 
 def write_idx(path, array):
     header = struct.pack(f">I{array.ndim}I", 0x0800 + array.ndim, *array.shape)
@@ -149,21 +146,19 @@ def test_a_download_arrives_in_the_data_folder(folder, tmp_path, monkeypatch):
     assert dataset.provenance == load(folder).provenance
 
 
-@needs_mnist
-def test_all_of_mnist():
+def test_all_of_mnist(mnist_folder):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        train, test = (pv.data.mnist(SHARED, split=split, download=False) for split in ("train", "test"))
+        train, test = (pv.data.mnist(mnist_folder, split=split, download=False) for split in ("train", "test"))
     assert len(train) == 60_000 and len(test) == 10_000
     assert train.labels[:5].tolist() == [5, 0, 4, 1, 9]
 
 
-@needs_mnist
-def test_a_flipped_bit_in_mnist_is_found(tmp_path):
+def test_a_flipped_bit_in_mnist_is_found(mnist_folder, tmp_path):
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for name in ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"):
-        (raw / name).write_bytes((SHARED / "MNIST" / "raw" / name).read_bytes())
+        (raw / name).write_bytes((mnist_folder / "MNIST" / "raw" / name).read_bytes())
     content = bytearray((raw / "t10k-images-idx3-ubyte").read_bytes())
     content[5000] ^= 1
     (raw / "t10k-images-idx3-ubyte").write_bytes(content)

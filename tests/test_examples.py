@@ -6,6 +6,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import pyro
 import pytest
 
 import pyro_vae as pv
@@ -13,9 +14,11 @@ import pyro_vae as pv
 MNIST_SVI = Path(__file__).parents[1] / "examples" / "mnist_svi.py"
 
 
-def run(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", [str(MNIST_SVI), *map(str, arguments)])
-    runpy.run_path(str(MNIST_SVI), run_name="__main__")
+def run(monkeypatch, *arguments, name="mnist_svi"):
+    script = MNIST_SVI.with_stem(name)
+    monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments)])
+    monkeypatch.syspath_prepend(script.parent)
+    runpy.run_path(str(script), run_name="__main__")
 
 
 VARIANTS = {
@@ -53,7 +56,7 @@ def test_mnist_svi(variant, tmp_path, monkeypatch, capsys):
 
 def test_evaluate_your_model(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    runpy.run_path(str(MNIST_SVI.with_name("evaluate_your_model.py")), run_name="__main__")
+    run(monkeypatch, name="evaluate_your_model")
     printed = capsys.readouterr().out
     errors = dict(re.findall(r"^(.+?) +mean error .*largest (\S+) nats$", printed, re.MULTILINE))
     assert float(errors["log_evidence"]) < 0.2 < float(errors["the guide"])
@@ -77,15 +80,34 @@ COMPOSED = {
 @pytest.mark.parametrize("name", COMPOSED)
 def test_a_vae_inside_of_other_programs(name, tmp_path, monkeypatch, capsys, recwarn):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(MNIST_SVI.parent)
     monkeypatch.setattr("pyro_vae.data._download", lambda data_dir, name: "a download is not tried in a test")
-    script = MNIST_SVI.with_name(f"{name}.py")
-    monkeypatch.setattr(sys, "argv", [str(script), "--smoke"])
-    runpy.run_path(str(script), run_name="__main__")
+    run(monkeypatch, "--smoke", name=name)
     assert re.search(COMPOSED[name], capsys.readouterr().out)
     assert not [warning for warning in recwarn if "can be compiled" in str(warning.message)]
     assert (tmp_path / "results" / f"{name}.png").stat().st_size > 10_000
-    assert len(script.read_text().splitlines()) < 150
+    assert len(MNIST_SVI.with_stem(name).read_text().splitlines()) < 150
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:TraceEnum_ELBO found no sample sites")
+def test_digits_without_a_label_teach_to_read(mnist_folder, tmp_path, monkeypatch, capsys):
+    """With three choices of 100 labels the least gain is beyond the spread over choices; after one epoch it is not."""
+
+    def gains_more_than_the_spread(with_the_others, alone):
+        spread = max(max(found) - min(found) for found in (with_the_others, alone))
+        return min(with_the_others) - max(alone) > spread
+
+    monkeypatch.chdir(tmp_path)
+    alone, first, last = [], [], []
+    for seed in range(3):
+        pyro.clear_param_store()
+        run(monkeypatch, "--num-epochs", 12, "--seed", seed, "--data-dir", mnist_folder, name="semi_supervised")
+        printed = capsys.readouterr().out
+        alone.append(float(re.search(r"trained on the labels alone: ([\d.]+)%", printed)[1]))
+        first.append(float(re.search(r"epoch 1: .* reads ([\d.]+)%", printed)[1]))
+        last.append(float(re.search(r"of all test digits, the classifier reads ([\d.]+)%", printed)[1]))
+    assert gains_more_than_the_spread(last, alone)
+    assert not gains_more_than_the_spread(first, alone)
 
 
 REFUSED = {
