@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyro_vae import _checks
 from pyro_vae._structure import seeded
+from pyro_vae.joint import Joint
 from pyro_vae.program import Latents, LogDensities, Program
 
 __all__ = [
@@ -27,7 +28,6 @@ __all__ = [
     "blocks",
     "evaluating",
     "kept",
-    "log_joint_in_chunks",
     "log_weights",
     "noise",
     "refuse_nan",
@@ -100,12 +100,12 @@ Evaluate = Callable[[int], tuple[Latents, LogDensities]]
 """Draws so many and evaluates them."""
 
 
-def evaluating(program: Program, draw: Draw, chunk_size: int | None = None) -> Evaluate:
-    """Draw, and run the model on the draws, `chunk_size` pairs at a time: that changes memory and speed but no draw."""
+def evaluating(program: Program, draw: Draw, joint: Joint = Program.log_joint) -> Evaluate:
+    """Draw, and run the model on the draws."""
 
     def evaluate(num_samples: int) -> tuple[Latents, LogDensities]:
         latents, guide = draw(num_samples)
-        prior, likelihood = log_joint_in_chunks(program, latents, chunk_size)
+        prior, likelihood = joint(program, latents)
         return latents, LogDensities(prior, likelihood, guide)
 
     return evaluate
@@ -147,18 +147,6 @@ def block_width(program: Program, num_samples: int) -> int:
 def tile_size(program: Program) -> int:
     """How many (datum, draw) pairs a tile has on the program's device."""
     return TILE_SIZE.get(program.args[0].device.type, TILE_SIZE["cpu"])
-
-
-def log_joint_in_chunks(program: Program, latents: Latents, chunk_size: int | None) -> tuple[Tensor, Tensor]:
-    """log p(z) and log p(x|z), `(K, N)`, with the model run on so many (draw, datum) pairs at a time."""
-    num_samples = len(next(iter(latents.values())))
-    height = num_samples if chunk_size is None else max(1, chunk_size // program.num_data)
-    pieces = [
-        program.log_joint({name: value[top : top + height] for name, value in latents.items()})
-        for top in range(0, num_samples, height)
-    ]
-    prior, likelihood = (torch.cat(column) for column in zip(*pieces, strict=True))
-    return prior, likelihood
 
 
 @contextmanager

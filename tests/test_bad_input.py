@@ -396,11 +396,6 @@ OTHERS = {
         TypeError,
         "proposal: expected one of 'guide'.*got 3",
     ),
-    "compile": (
-        lambda: pv.importance_sampling(*pair(), BINARY, proposal="laplace", compile=True),
-        ValueError,
-        "compile: expected False for a proposal other than the guide",
-    ),
     "start": (lambda: pv.ais(*pair(), BINARY, start="mode"), ValueError, "start: expected one of 'laplace', 'guide'"),
     "schedule": (lambda: pv.ais(*pair(), BINARY, schedule="cubic"), ValueError, "schedule: expected one of 'adaptive'"),
     "one chain": (lambda: pv.ais(*pair(), BINARY, num_chains=1), ValueError, "num_chains: expected at least 2; got 1"),

@@ -23,9 +23,10 @@ MAY_IMPORT = {
     "_structure": set(),
     "composition": {"_structure"},
     "program": {"_checks", "_structure"},
-    "tiling": {"_checks", "_structure", "program"},
-    "unconstrained": {"_structure", "program"},
     "graphs": {"_checks", "_structure"},
+    "joint": {"_checks", "graphs", "program"},
+    "tiling": {"_checks", "_structure", "joint", "program"},
+    "unconstrained": {"_structure", "program"},
     "_watch": {"graphs"},
     "optim": {"_checks"},
     "_runs": {"_watch", "graphs", "optim"},
@@ -39,20 +40,20 @@ MAY_IMPORT = {
     "evidence.local": {"_structure", "program", "tiling"},
     "evidence.proposals": {"_checks", "program", "tiling", "unconstrained", "evidence.laplace", "evidence.local"},
     "evidence.importance": {
-        *{"_checks", "graphs", "program", "tiling"},
+        *{"_checks", "joint", "program", "tiling"},
         *(f"evidence.{name}" for name in ("proposals", "result", "weights")),
     },
-    "evidence.hmc": {"graphs", "tiling"},
+    "evidence.hmc": {"tiling"},
     "evidence.ais": {
-        *{"_checks", "program", "tiling", "unconstrained"},
+        *{"_checks", "joint", "program", "tiling", "unconstrained"},
         *(f"evidence.{name}" for name in ("hmc", "importance", "laplace", "result", "weights")),
     },
     "evidence.bdmc": {
-        *{"_checks", "_structure", "program", "tiling", "plots"},
+        *{"_checks", "_structure", "joint", "program", "tiling", "plots"},
         *(f"evidence.{name}" for name in ("ais", "result", "weights")),
     },
     "evidence.auto": {
-        *{"_checks", "program", "tiling", "unconstrained"},
+        *{"_checks", "joint", "program", "tiling", "unconstrained"},
         *(f"evidence.{name}" for name in ("ais", "importance", "laplace", "result", "weights")),
     },
     "evidence.gaps": {

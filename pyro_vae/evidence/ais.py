@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -18,8 +18,9 @@ from pyro_vae.evidence.importance import NUM_ELBO_SAMPLES, guide_terms
 from pyro_vae.evidence.laplace import NUM_DRAWS, Gaussian, LaplaceFit, fit_laplace, guide_moments
 from pyro_vae.evidence.result import Bound, Draws, Evidence, Observed
 from pyro_vae.evidence.weights import Estimate, estimate, resampled
+from pyro_vae.joint import Joint, joint_of
 from pyro_vae.program import Program
-from pyro_vae.tiling import Block, Noise, blocks, log_joint_in_chunks, noise, refuse_nan, seed_for, tile_size
+from pyro_vae.tiling import Block, Noise, blocks, noise, refuse_nan, seed_for, tile_size
 from pyro_vae.unconstrained import Unconstrained
 
 __all__ = [
@@ -94,15 +95,15 @@ class Trajectory(NamedTuple):
     """The mean over chains and temperatures, `(N,)`."""
 
 
-def path_from(start: str, whole: Unconstrained, noise: Noise, chunk_size: int | None = None) -> Path:
+def path_from(start: str, whole: Unconstrained, noise: Noise, joint: Joint = Program.log_joint) -> Path:
     """The path from "laplace", "guide" or "prior" for some columns of a block, with noise for the whole of it."""
     columns = noise.columns
     view = whole.at(columns)
     loc, variance = guide_moments(whole)
     fit = fit_laplace(view, (loc[columns], variance[columns]))
-    log_joint = _log_joint(view, chunk_size)
+    log_joint = _log_joint(view, joint)
     if start == "laplace":
-        return laplace_path(view, fit, noise, chunk_size)
+        return laplace_path(view, fit, noise, joint)
     if start == "guide":
 
         def from_guide(u: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,9 +128,9 @@ def path_from(start: str, whole: Unconstrained, noise: Noise, chunk_size: int | 
     return Path(view, draw, hmc.evaluating(from_prior), precision, fit.gaussian, fit.num_evaluations + NUM_DRAWS, 1)
 
 
-def laplace_path(view: Unconstrained, fit: LaplaceFit, noise: Noise, chunk_size: int | None = None) -> Path:
+def laplace_path(view: Unconstrained, fit: LaplaceFit, noise: Noise, joint: Joint = Program.log_joint) -> Path:
     """The path from Laplace's Gaussian."""
-    log_joint = _log_joint(view, chunk_size)
+    log_joint = _log_joint(view, joint)
     return Path(
         view,
         lambda num_chains: fit.gaussian.rsample(noise.normal(num_chains)),
@@ -139,10 +140,10 @@ def laplace_path(view: Unconstrained, fit: LaplaceFit, noise: Noise, chunk_size:
     )
 
 
-def _log_joint(view: Unconstrained, chunk_size: int | None) -> hmc.Density:
+def _log_joint(view: Unconstrained, joint: Joint) -> hmc.Density:
     def log_joint(u: Tensor) -> tuple[Tensor, Tensor]:
         latents, stretch = view.unpack(u)
-        prior, likelihood = log_joint_in_chunks(view.program, latents, chunk_size)
+        prior, likelihood = joint(view.program, latents)
         return prior + stretch, likelihood
 
     return log_joint
@@ -306,14 +307,12 @@ class Annealing:
     def num_pilot_evaluations(self) -> int:
         return PILOT_CHAINS * (1 + self.num_pilot_temperatures * self.num_leapfrog) if self.num_temperatures > 1 else 0
 
-    def prepared(self, block: Block, seed: int, chunk_size: int | None = None, compile: bool = False) -> Prepared:
+    def prepared(self, block: Block, seed: int, joint: Joint = Program.log_joint) -> Prepared:
         """The path and the frozen settings for the data of a block; its noise is none of the measured run's."""
         whole = Unconstrained.of(block.program)
         numbers = Noise(block.program.num_data, block.asked_for, whole.dim)
         with noise(block.program, seed_for(seed, "where to start"), block.place):
-            path = path_from(self.start, whole, numbers, chunk_size)
-        if compile:
-            path = replace(path, evaluate=hmc.compiled_evaluation(path.evaluate))
+            path = path_from(self.start, whole, numbers, joint)
         with noise(block.program, seed_for(seed, "pilot"), block.place):
             return Prepared(path, numbers, self._settings(path, numbers), self._total(path))
 
@@ -379,9 +378,8 @@ def ais(
             Gaussian, and for the others goes from that of the start to it.
         schedule: "linear"; "sigmoid", denser at both ends; "adaptive", from the spread that the pilot saw.
         seed: fixes the noise.
-        compile: whether densities and gradients run as a compiled graph, which takes seconds for each shape
-            and pays where there are many steps. Rounding differs, and with it, after many steps, the chains: of one
-            seed the numbers are then others, as good.
+        compile: as of `importance_sampling`. Rounding differs, and with it, after many steps, the chains: of one seed
+            the numbers are then others, as good.
         plate, first_index, num_posterior_draws, chunk_size, progress, kwargs: as of `importance_sampling`.
 
     Returns:
@@ -414,14 +412,13 @@ def ais(
     seed = _checks.seed(seed)
     first_index = _checks.whole_number("first_index", first_index, minimum=0)
     num_posterior_draws = _checks.whole_number("num_posterior_draws", num_posterior_draws, minimum=0)
-    if chunk_size is not None:
-        _checks.whole_number("chunk_size", chunk_size)
+    joint = joint_of(chunk_size, compile)
     program = Program.of(model, guide, args, kwargs, plate)
     observed = Observed.of(program)
     runs = []
     with tqdm(total=program.num_data, disable=not progress, unit="datum") as bar:
         for block in blocks(program, block_size(program, num_chains), first_index):
-            prepared = annealing.prepared(block, seed, chunk_size, compile)
+            prepared = annealing.prepared(block, seed, joint)
             with noise(block.program, seed, block.place):
                 trajectory = anneal(prepared.path, prepared.noise, prepared.settings)
                 draws = end_draws(prepared.path.view, trajectory, prepared.noise, num_posterior_draws)
@@ -450,7 +447,7 @@ def end_positions(trajectory: Trajectory, noise: Noise, num_draws: int) -> Tenso
 def draws_of(view: Unconstrained, u: Tensor) -> Draws:
     """Latents of u `(S, N, D)`, with their densities."""
     latents, _ = view.unpack(u)
-    prior, likelihood = log_joint_in_chunks(view.program, latents, tile_size(view.program))
+    prior, likelihood = joint_of(tile_size(view.program))(view.program, latents)
     values = {name: view.program.draws_first(value).cpu() for name, value in latents.items()}
     return Draws(values, prior.cpu(), likelihood.cpu())
 

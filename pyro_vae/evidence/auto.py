@@ -27,6 +27,7 @@ from pyro_vae.evidence.importance import GuideTerms, Reservoir
 from pyro_vae.evidence.laplace import Gaussian, LaplaceFit, fit_laplace, guide_moments, laplace_evaluations
 from pyro_vae.evidence.result import Draws, Evidence, Observed
 from pyro_vae.evidence.weights import Estimate, Totals
+from pyro_vae.joint import Joint, joint_of
 from pyro_vae.program import Program
 from pyro_vae.tiling import Block, Draw, Noise, blocks, evaluating, kept, noise, refuse_nan, seed_for, tiles_of
 from pyro_vae.unconstrained import Unconstrained
@@ -52,6 +53,7 @@ def log_evidence(
     plate: str | None = None,
     first_index: int = 0,
     num_posterior_draws: int = 16,
+    compile: bool = False,
     progress: bool = False,
     **kwargs: Any,
 ) -> Evidence:
@@ -80,6 +82,7 @@ def log_evidence(
             for Laplace's Gaussian (6 a latent number, and 420 more) or for annealing after it (about 700 and
             `num_posterior_draws`), the rest goes to draws from what there is.
         seed: fixes the noise.
+        compile: as of `ais`; for all but Laplace's Gaussian, which needs second derivatives.
         plate, first_index, num_posterior_draws, progress, kwargs: as of `importance_sampling`.
 
     Returns:
@@ -110,11 +113,11 @@ def log_evidence(
     program = Program.of(model, guide, args, kwargs, plate)
     dim = Unconstrained.of(program).dim
     plan = _Plan(tolerance, max_evaluations, dim, num_posterior_draws, program.structure.amortized)
-    observed = Observed.of(program)
+    observed, joint = Observed.of(program), joint_of(compile=compile)
     jobs = []
     with tqdm(total=program.num_data, disable=not progress, unit="datum") as bar:
         for block in blocks(program, block_size(program, NUM_CHAINS), first_index):
-            jobs.append(_Job(block, plan, seed))
+            jobs.append(_Job(block, plan, seed, joint))
             jobs[-1].run()
             bar.update(len(block.rows))
     return _evidence(observed, jobs, plan, seed)
@@ -200,6 +203,7 @@ class _Job:
     block: Block
     plan: _Plan
     seed: int
+    joint: Joint
     results: list[_Result] = field(default_factory=list)
 
     def run(self) -> None:
@@ -261,7 +265,7 @@ class _Job:
 
     def _pilot(self, columns: Tensor, draw: Draw, num_samples: int, purpose: str, terms: GuideTerms) -> Estimate:
         totals, part = Totals(num_samples), self.block.part(columns)
-        evaluate = evaluating(part.program, draw)
+        evaluate = evaluating(part.program, draw, self.joint)
         for tile in tiles_of(part, evaluate, num_samples, seed_for(self.seed, purpose), self.width):
             totals.add(tile.densities.weight)
             terms.add(tile.densities)
@@ -277,7 +281,7 @@ class _Job:
             # The number is part of the seed: places are counted in tiles, of which another number has more or fewer, so
             # that with one seed for all a tile here and one there could have the same noise.
             seed = seed_for(self.seed, f"measured, {number} from {name}")
-            for tile in tiles_of(part, evaluating(part.program, draw(chosen)), number, seed, self.width):
+            for tile in tiles_of(part, evaluating(part.program, draw(chosen), self.joint), number, seed, self.width):
                 totals.add(tile.densities.weight)
                 with noise(part.program, seed_for(seed, "resampling"), part.place * number + tile.draws.start):
                     reservoir.add(part.program, tile.densities, tile.latents)
@@ -304,7 +308,7 @@ class _Job:
     def _path(self, columns: Tensor) -> tuple[Path, Noise]:
         numbers = self._numbers(columns)
         fit = LaplaceFit(self.fit.gaussian.at(columns), self.fit.num_evaluations)
-        return laplace_path(self._view(columns), fit, numbers), numbers
+        return laplace_path(self._view(columns), fit, numbers, self.joint), numbers
 
     def _keep(self, columns: Tensor, found: Estimate, method: str, spent: int, draws: Draws | None) -> None:
         columns = columns.cpu()

@@ -16,6 +16,7 @@ from pyro_vae import _checks
 from pyro_vae._structure import refusing_noisy_modules, sample_sites, seeded
 from pyro_vae.evidence.ais import Annealing, anneal, annealed, block_size
 from pyro_vae.evidence.result import std_error_of_mean
+from pyro_vae.joint import joint_of
 from pyro_vae.program import Latents, Program
 from pyro_vae.tiling import blocks, noise, refuse_nan, seed_for
 
@@ -148,7 +149,7 @@ def bdmc(
         True
     """
     annealing = Annealing(start, num_temperatures, num_chains, num_leapfrog, schedule)
-    seed = _checks.seed(seed)
+    joint, seed = joint_of(compile=compile), _checks.seed(seed)
     if args and num_data is not None:
         raise ValueError("num_data: expected None where args give the rows; got both; leave one out.")
     num_data = None if args else _checks.whole_number("num_data", 100 if num_data is None else num_data)
@@ -157,7 +158,7 @@ def bdmc(
     lower: list[Tensor] = []
     upper: list[Tensor] = []
     for block in blocks(program, block_size(program, num_chains)):
-        prepared = annealing.prepared(block, seed, compile=compile)
+        prepared = annealing.prepared(block, seed, joint)
         rows = torch.tensor(block.rows, device=x.device)
         exact = prepared.path.view.pack(_as_one_draw(block.program, latents, rows)).expand(num_chains, -1, -1)
         for bounds, origin in ((lower, None), (upper, exact)):

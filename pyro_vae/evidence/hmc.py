@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from pyro_vae.graphs import compiled
 from pyro_vae.tiling import Noise
 
-__all__ = ["Evaluate", "Metric", "State", "compiled_evaluation", "evaluating", "step"]
+__all__ = ["Evaluate", "Metric", "State", "evaluating", "step"]
 
 Density = Callable[[Tensor], tuple[Tensor, Tensor]]
 """log densities of the path's start and end, `(K, N)` each, at u `(K, N, D)`."""
@@ -58,18 +57,6 @@ def evaluating(density: Density) -> Evaluate:
         return State(position, log_start.detach(), log_end.detach(), *gradients)
 
     return evaluate
-
-
-def compiled_evaluation(evaluate: Evaluate) -> Evaluate:
-    """The same as a graph, one for each shape of u. All that it closes over must stay the same tensors."""
-    graphs: dict[torch.Size, Callable[..., Any]] = {}
-
-    def evaluate_compiled(u: Tensor) -> State:
-        if u.shape not in graphs:
-            graphs[u.shape] = compiled(lambda u: tuple(evaluate(u))[1:], u)
-        return State(u, *graphs[u.shape](u))
-
-    return evaluate_compiled
 
 
 def _gradient(value: Tensor, u: Tensor) -> Tensor:

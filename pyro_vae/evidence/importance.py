@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -16,9 +15,9 @@ from pyro_vae.evidence import proposals
 from pyro_vae.evidence.proposals import Proposal
 from pyro_vae.evidence.result import Bound, Draws, Evidence, Observed
 from pyro_vae.evidence.weights import Groups, Totals, resampled
-from pyro_vae.graphs import compiled
+from pyro_vae.joint import Joint, joint_of
 from pyro_vae.program import Latents, LogDensities, Program
-from pyro_vae.tiling import Block, Evaluate, Noise, block_width, blocks, evaluating, noise, seed_for, tiles, tiles_of
+from pyro_vae.tiling import Block, Noise, block_width, blocks, evaluating, noise, seed_for, tiles, tiles_of
 
 __all__ = ["GuideTerms", "Reservoir", "guide_terms", "importance_sampling"]
 
@@ -67,10 +66,9 @@ def importance_sampling(
             and must not be pooled in one error or certificate.
         num_posterior_draws: how many draws from p(z|x) to keep of each datum, by importance resampling.
         chunk_size: how many (datum, draw) pairs the model is evaluated on at a time, if fewer than a tile must be.
-        compile: whether to run guide and model as one compiled graph, which pays where there is much to do: each call
-            records them anew, and a graph that is new to the process takes seconds to compile. Numbers are the
-            same to float32 rounding. For the proposal "guide"; a model that cannot be compiled is run as it is, with a
-            warning.
+        compile: whether to evaluate the model as a compiled graph, which pays where there is much to do: each call
+            records it anew, and a graph that is new to the process takes seconds to compile. Draws are the same, and
+            densities to float32 rounding. A model that cannot be compiled is run as it is, with a warning.
         progress: show a bar.
         kwargs: further arguments of both, passed on as they are.
 
@@ -103,20 +101,16 @@ def importance_sampling(
     seed = _checks.seed(seed)
     first_index = _checks.whole_number("first_index", first_index, minimum=0)
     num_posterior_draws = _checks.whole_number("num_posterior_draws", num_posterior_draws, minimum=0)
-    if chunk_size is not None:
-        _checks.whole_number("chunk_size", chunk_size)
+    joint = joint_of(chunk_size, compile)
     ks = _bounds_to_estimate(bounds, num_samples)
     chosen = proposals.of(proposal)
     program = Program.of(model, guide, args, kwargs, plate)
-    if compile and not isinstance(chosen, proposals.Guide):
-        raise ValueError(f"compile: expected False for a proposal other than the guide; got {compile}; leave it out.")
     observed = Observed.of(program)
-    graph = _Graph() if compile else None
     runs = []
     with tqdm(total=program.num_data * num_samples, disable=not progress, unit="draw", unit_scale=True) as bar:
         width = chosen.width or block_width(program, num_samples)
         for block in blocks(program, width, first_index):
-            runs.append(_run(block, chosen, num_samples, seed, ks, num_posterior_draws, chunk_size, graph))
+            runs.append(_run(block, chosen, num_samples, seed, ks, num_posterior_draws, joint))
             bar.update(len(block.rows) * num_samples)
     return _evidence(program, observed, chosen, runs, ks, num_samples, seed, first_index)
 
@@ -148,8 +142,7 @@ def _run(
     seed: int,
     ks: tuple[int, ...],
     num_posterior_draws: int,
-    chunk_size: int | None,
-    graph: _Graph | None,
+    joint: Joint,
 ) -> _Run:
     with noise(block.program, seed_for(seed, f"proposal {proposal.name}"), block.place):
         fitted = proposal.fit(block.program)
@@ -158,9 +151,7 @@ def _run(
         GuideTerms(),
         Reservoir(num_posterior_draws, Noise.of(block.program)),
     )
-    evaluate = evaluating(block.program, fitted.draw, chunk_size)
-    if graph is not None:
-        evaluate = graph.in_place_of(evaluate, block.program)
+    evaluate = evaluating(block.program, fitted.draw, joint)
     for tile in tiles_of(block, evaluate, num_samples, seed):
         totals.add(tile.densities.weight)
         terms.add(tile.densities)
@@ -168,34 +159,6 @@ def _run(
             reservoir.add(block.program, tile.densities, tile.latents)
     num_evaluations = fitted.num_evaluations + num_samples * fitted.num_evaluations_per_draw
     return _Run(block, totals, terms, reservoir, num_evaluations)
-
-
-class _Graph:
-    """Draws from the guide and their densities, compiled at the first tile and kept for all that have its size."""
-
-    def __init__(self) -> None:
-        self.num_samples: int | None = None
-
-    def in_place_of(self, evaluate: Evaluate, program: Program) -> Evaluate:
-        def evaluate_compiled(num_samples: int) -> tuple[Latents, LogDensities]:
-            if self.num_samples is None:
-                self._compile(program, num_samples)
-            if num_samples != self.num_samples:
-                return evaluate(num_samples)
-            *latents, prior, likelihood, guide = self.run(*program.args)
-            return dict(zip(self.names, latents, strict=True)), LogDensities(prior, likelihood, guide)
-
-        return evaluate_compiled
-
-    def _compile(self, program: Program, num_samples: int) -> None:
-        def run(*args: Tensor) -> tuple[Tensor, ...]:
-            on_these = replace(program, args=args)
-            latents, densities = evaluating(on_these, on_these.draw)(num_samples)
-            self.names = tuple(latents)
-            return (*latents.values(), *densities)
-
-        self.num_samples = num_samples
-        self.run = compiled(run, *program.args)
 
 
 def _evidence(

@@ -1,0 +1,140 @@
+"""log p(z) and log p(x|z) of a program's latents: as the model gives them, in chunks, or as a compiled graph."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from pyro_vae import _checks
+from pyro_vae.graphs import compiled
+from pyro_vae.program import Latents, Program
+
+__all__ = ["Joint", "joint_of"]
+
+Joint = Callable[[Program, Latents], tuple[Tensor, Tensor]]
+"""log p(z) and log p(x|z) of a program's latents, `(K, N)` each, which can be differentiated by them."""
+
+PAIRS_AT_A_TIME = {"cpu": 1024, "cuda": 65_536}
+"""How many (draw, datum) pairs a graph evaluates. The size for a GPU is not measured."""
+
+
+def joint_of(chunk_size: int | None = None, compile: bool = False) -> Joint:
+    """The densities, on so many (draw, datum) pairs at a time: that changes memory and speed but no draw."""
+    if chunk_size is not None:
+        _checks.whole_number("chunk_size", chunk_size)
+    return CompiledJoint(chunk_size) if compile else partial(_in_chunks, chunk_size=chunk_size)
+
+
+def _in_chunks(program: Program, latents: Latents, chunk_size: int | None) -> tuple[Tensor, Tensor]:
+    num_samples = len(next(iter(latents.values())))
+    height = num_samples if chunk_size is None else max(1, chunk_size // program.num_data)
+    pieces = [
+        program.log_joint({name: value[top : top + height] for name, value in latents.items()})
+        for top in range(0, num_samples, height)
+    ]
+    prior, likelihood = (torch.cat(column) for column in zip(*pieces, strict=True))
+    return prior, likelihood
+
+
+class CompiledJoint:
+    """The densities by one graph for any number of draws and data: of one draw for each row of a fixed number of rows.
+
+    Rows of the data are repeated for their draws, and the last graph is filled up with the first pair. Where a gradient
+    is needed, a second graph gives it along with the densities; it can be differentiated no further.
+    """
+
+    def __init__(self, num_pairs: int | None = None) -> None:
+        self.num_pairs = num_pairs
+        self.graphs: dict[bool, Callable[..., Any]] = {}
+        self.has_warned = False
+
+    def __call__(self, program: Program, latents: Latents) -> tuple[Tensor, Tensor]:
+        if not program.structure.amortized:
+            self._say_that_it_runs_as_it_is()
+            return program.log_joint(latents)
+        values = [program.draws_first(value) for value in latents.values()]
+        shape = values[0].shape[:2]
+        pairs = [value.flatten(0, 1) for value in values]
+        densities = self._of_pairs(program, tuple(latents), pairs)
+        prior, likelihood = densities.unflatten(-1, shape)
+        return prior, likelihood
+
+    def _of_pairs(self, program: Program, names: tuple[str, ...], pairs: list[Tensor]) -> Tensor:
+        """`(2, P)`."""
+        needs_gradient = torch.is_grad_enabled() and any(value.requires_grad for value in pairs)
+        size = self.num_pairs or PAIRS_AT_A_TIME.get(pairs[0].device.type, PAIRS_AT_A_TIME["cpu"])
+        everyone = torch.arange(len(pairs[0]), device=pairs[0].device)
+        filled = torch.nn.functional.pad(everyone, (0, -len(everyone) % size))
+        found = []
+        for some in filled.split(size):
+            inputs = [value.detach()[some] for value in pairs] + [arg[some % program.num_data] for arg in program.args]
+            if needs_gradient not in self.graphs:
+                self.graphs[needs_gradient] = compiled(_graph_of(program, names, needs_gradient), *inputs)
+            found.append(self.graphs[needs_gradient](*inputs))
+        densities, *gradients = (torch.cat(column, dim=1)[:, : len(everyone)] for column in zip(*found, strict=True))
+        return _WithGradients.apply(densities, *gradients, *pairs) if needs_gradient else densities
+
+
+    def _say_that_it_runs_as_it_is(self) -> None:
+        if not self.has_warned:
+            self.has_warned = True
+            warnings.warn(
+                "compile: expected a model and a guide that run on any rows; got a pair that runs on all data "
+                "together; it runs as it is.",
+                stacklevel=2,
+            )
+
+
+def _graph_of(program: Program, names: tuple[str, ...], with_gradients: bool) -> Callable[..., tuple[Tensor, ...]]:
+    """Densities `(2, P)` and, if asked for, their gradients `(2, P, ...)` by each latent, of P pairs."""
+
+    def densities(latents: tuple[Tensor, ...], args: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        as_one_draw = {
+            name: value[None].movedim(1, program.structure.data_axis)
+            for name, value in zip(names, latents, strict=True)
+        }
+        return replace(program, args=args).log_joint(as_one_draw)
+
+    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+        latents, args = inputs[: len(names)], inputs[len(names) :]
+        if not with_gradients:
+            return (torch.cat(densities(latents, args)),)
+        latents = tuple(latent.detach().requires_grad_() for latent in latents)
+        with torch.enable_grad():
+            found = densities(latents, args)
+            by_each = [_gradients(density.sum(), latents) for density in found]
+        return (torch.cat(found).detach(), *map(torch.stack, zip(*by_each, strict=True)))
+
+    return run
+
+
+def _gradients(value: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    if not value.requires_grad:
+        return tuple(map(torch.zeros_like, inputs))
+    return torch.autograd.grad(value, inputs, retain_graph=True, allow_unused=True, materialize_grads=True)
+
+
+class _WithGradients(torch.autograd.Function):
+    """Densities `(2, P)` of P pairs whose gradients `(2, P, ...)` by each of the latents `(P, ...)` are known."""
+
+    @staticmethod
+    def forward(ctx: Any, densities: Tensor, *gradients_and_latents: Tensor) -> Tensor:
+        ctx.save_for_backward(*gradients_and_latents[: len(gradients_and_latents) // 2])
+        return densities.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, weights: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = ctx.saved_tensors
+        of_latents = (
+            (weights.reshape(*weights.shape, *(1,) * (gradient.ndim - 2)).to(gradient.dtype) * gradient).sum(0)
+            for gradient in gradients
+        )
+        return (None, *(None for _ in gradients), *of_latents)
