@@ -61,7 +61,8 @@ def main(argv: list[str] | None = None) -> None:
         pv.Bernoulli(pv.nn.MLP(LATENT_DIM, HIDDEN, 784, nn.ReLU, output_bias=torch.logit(train.mean, eps=1e-3))),
         pv.DiagonalNormal(pv.nn.MLP(784, HIDDEN, 2 * LATENT_DIM, nn.ReLU, input_mean=train.mean)),
     )
-    print(pv.fit(plain, train, num_epochs=args.num_epochs, seed=args.seed, progress=False))
+    history = pv.fit(plain, train, num_epochs=args.num_epochs, seed=args.seed, progress=False)
+    print(f"with N(0, I) as prior: {history}")
 
     # Clusters start from k-means on the codes; then everything is trained together.
     with torch.no_grad():

@@ -19,7 +19,7 @@ def arguments(description: str | None, argv: list[str] | None, num_epochs: int) 
     parser.add_argument("--num-epochs", type=int, default=num_epochs, help="default %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
     parser.add_argument("--output", type=Path, default=Path("results"), help="folder of figures, default %(default)s")
-    parser.add_argument("--smoke", action="store_true", help="a few seconds, to see that it runs")
+    parser.add_argument("--smoke", action="store_true", help="one epoch on a few digits, to see that it runs")
     args = parser.parse_args(argv)
     if args.smoke:
         args.num_epochs = 1

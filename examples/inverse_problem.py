@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
         pv.Bernoulli(pv.nn.MLP(LATENT_DIM, [300], 784, output_bias=torch.logit(train.mean, eps=1e-3))),
         pv.DiagonalNormal(pv.nn.MLP(784, [300], 2 * LATENT_DIM, input_mean=train.mean)),
     )
-    print(pv.fit(vae, train, num_epochs=args.num_epochs, seed=args.seed, progress=False))
+    print(f"the prior over images: {pv.fit(vae, train, num_epochs=args.num_epochs, seed=args.seed, progress=False)}")
     problem = Completion(vae)
     num_images, num_draws = (3, 20) if args.smoke else (50, 250)
     x = test.x[:num_images].flatten(1)

@@ -89,7 +89,10 @@ def main(argv: list[str] | None = None) -> None:
     for what, evidence in found.items():
         print(f"{what:<28}{evidence.mean:>9.2f} +- {evidence.mean_std_error:.2f}   ELBO {evidence.elbo.mean():.2f}")
     gain = found["digits"].log_evidence - found["upper halves"].log_evidence - found["lower halves"].log_evidence
-    print(f"the upper half tells {gain.mean():.2f} nats of the lower: log p(lower | upper) - log p(lower)")
+    error = sum(evidence.mean_std_error**2 for evidence in found.values()) ** 0.5
+    print(
+        f"the upper half tells {gain.mean():.2f} +- {error:.2f} nats of the lower: log p(lower | upper) - log p(lower)"
+    )
 
     figure, axes = plt.subplots(1, 3, figsize=(13, 4.6), layout="constrained")
     shown = test.x[:25].flatten(1)

@@ -108,6 +108,7 @@ def fit_together(prior: nn.Module, likelihood: nn.Module, posterior: nn.Module, 
         like = any_parameter(likelihood, posterior)
         context = [torch.ones_like(_zeros(torch.Size(shape), like)) for shape in context_shapes]
         p_z = _called("prior", prior, *context)
+        _require_no_batch_of_its_own(p_z)
         p_x = _called("likelihood", likelihood, _zeros(p_z.event_shape, any_parameter(likelihood)), *context)
         _require_batch_of_one("likelihood", p_x)
         q_z = _called("posterior", posterior, _zeros(p_x.event_shape, any_parameter(posterior)), *context)
@@ -144,9 +145,14 @@ def _called(part: str, module: nn.Module, *args: Tensor) -> dist.Distribution:
     try:
         result = module(*args)
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        mend = (
+            f"the VAE calls {_call(part, args)}, each part with all of context_shapes: let it take as many arguments"
+            if isinstance(error, TypeError)
+            else "make the widths of its network fit the other parts"
+        )
         raise ValueError(
             f"{_call(part, args)}: expected a distribution for an input{given}; got an error, "
-            f"{str(error).rstrip('.')}; make the widths of its network fit the other parts."
+            f"{str(error).rstrip('.')}; {mend}."
         ) from error
     if not isinstance(result, torch.distributions.Distribution):
         raise TypeError(
@@ -160,6 +166,14 @@ def _call(part: str, args: tuple[Tensor, ...]) -> str:
     if part == "prior":
         return f"prior({'*context' if args else ''})"
     return f"{part}({'z' if part == 'likelihood' else 'x'}{', *context' if len(args) > 1 else ''})"
+
+
+def _require_no_batch_of_its_own(prior: dist.Distribution) -> None:
+    if prior.batch_shape not in ((), (1,)):
+        raise ValueError(
+            f"prior(): expected batch shape () or (1,) for one datum, its other dimensions being the event's; got "
+            f"{tuple(prior.batch_shape)}; declare them with .to_event(...)."
+        )
 
 
 def _require_batch_of_one(part: str, distribution: dist.Distribution) -> None:

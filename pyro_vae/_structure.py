@@ -118,10 +118,12 @@ def refuse_other_names(model_sites: dict[str, Any], guide_sites: dict[str, Any])
     """Stop unless the guide draws what the model leaves open, and nothing else."""
     latent = {name for name, site in model_sites.items() if not site["is_observed"]}
     drawn = {name for name, site in guide_sites.items() if not site["infer"].get("is_auxiliary")}
+    others = ", ".join(map(repr, sorted(drawn - model_sites.keys())))
     for name in sorted(latent - drawn):
+        found = f"no site {name!r}" + (f", but {others}, which the model has not" if others else "")
         raise ValueError(
-            f"guide: expected it to draw every latent site of the model; got no site {name!r}; add it to the guide, "
-            "or, if it is data, observe it in the model with obs=..."
+            f"guide: expected it to draw every latent site of the model; got {found}; add it to the guide under that "
+            "name, or, if it is data, observe it in the model with obs=..."
         )
     for name in sorted(drawn - latent):
         what = "observes it" if name in model_sites else "has none"
@@ -201,6 +203,12 @@ def _data_frame(sites: list[dict[str, Any]], num_rows: int, plate: str | None) -
 
 def _refuse_outsider(sites: list[dict[str, Any]], plate: str) -> None:
     outside = next(site for site in sites if plate not in [frame.name for frame in plates_of(site)])
+    others = {frame.name for frame in plates_of(outside)}
+    if any(site["name"] == outside["name"] and plate in [frame.name for frame in plates_of(site)] for site in sites):
+        raise ValueError(
+            f"model, guide: expected site {outside['name']!r} in plates of the same names; got {plate!r} in one of "
+            f"them, and {', '.join(map(repr, sorted(others))) or 'none'} in the other; give them one name."
+        )
     if outside["infer"].get("is_auxiliary"):
         raise ValueError(
             f"guide: expected one density for each datum; got {outside['name']!r}, an automatic guide's draw of all "
@@ -218,11 +226,12 @@ def _refuse_outsider(sites: list[dict[str, Any]], plate: str) -> None:
 def refuse_subsampling(trace: poutine.Trace) -> None:
     """Rows that a plate takes at random are not the rows that were asked for."""
     for name, site in trace.nodes.items():
-        if type(site.get("fn")).__name__ == "_Subsample" and len(site["value"]) < site["fn"].size:
+        is_chosen = type(site.get("fn")).__name__ == "_Subsample" and site["fn"].subsample_size is not None
+        if is_chosen and len(site["value"]) < site["fn"].size:
             raise ValueError(
-                f"model, guide: expected plates without subsampling; got plate {name!r}, which takes "
-                f"{len(site['value'])} of {site['fn'].size} at random; call them with the rows to evaluate, and no "
-                "subsample_size."
+                f"model, guide: expected plates that take no rows at random; got plate {name!r}, which takes "
+                f"{len(site['value'])} of {site['fn'].size} by its subsample_size; call them with the rows to "
+                "evaluate, and without it, or with subsample=rows in its place."
             )
 
 

@@ -106,8 +106,10 @@ def _is_enumerated(site: dict[str, Any]) -> bool:
 
 
 def _refuse_other_plates(model_site: dict[str, Any], guide_site: dict[str, Any]) -> None:
-    of_model, of_guide = ({frame.dim: frame for frame in plates_of(site)} for site in (model_site, guide_site))
-    if of_model.keys() == of_guide.keys() and all(_have_same_rows(of_model[dim], of_guide[dim]) for dim in of_model):
+    of_model, of_guide = (
+        {frame.dim: (frame.name, frame.size) for frame in plates_of(site)} for site in (model_site, guide_site)
+    )
+    if of_model == of_guide:
         return
     raise ValueError(
         f"guide: expected site {model_site['name']!r} in the plates that it has in the model, "
@@ -115,14 +117,8 @@ def _refuse_other_plates(model_site: dict[str, Any], guide_site: dict[str, Any])
     )
 
 
-def _have_same_rows(frame: Any, other: Any) -> bool:
-    """A plate that takes a part of its rows takes the same in model and guide by its name alone."""
-    are_whole = all(each.full_size in (None, each.size) for each in (frame, other))
-    return frame.size == other.size and (are_whole or frame.name == other.name)
-
-
-def _listed(plates: dict[int, Any]) -> str:
-    named = (f"{frame.name!r} of size {frame.size} at dim={dim}" for dim, frame in sorted(plates.items(), reverse=True))
+def _listed(plates: dict[int, tuple[str, int]]) -> str:
+    named = (f"{name!r} of size {size} at dim={dim}" for dim, (name, size) in sorted(plates.items(), reverse=True))
     return " and ".join(named) or "none"
 
 

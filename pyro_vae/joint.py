@@ -81,7 +81,6 @@ class CompiledJoint:
         densities, *gradients = (torch.cat(column, dim=1)[:, : len(everyone)] for column in zip(*found, strict=True))
         return _WithGradients.apply(densities, *gradients, *pairs) if needs_gradient else densities
 
-
     def _say_that_it_runs_as_it_is(self) -> None:
         if not self.has_warned:
             self.has_warned = True

@@ -275,7 +275,7 @@ def _rows_of_data(args: tuple[Any, ...]) -> tuple[Tensor, ...]:
         if not hasattr(arg, "__len__"):
             raise TypeError(
                 f"args[{i}]: expected a tensor with one row a datum, as all positional arguments; got {arg!r}; pass "
-                "others by name, such as num_samples=1000."
+                "what has no rows by name, such as num_samples=1000 or an argument of the model's."
             )
     names = ["x", *(f"args[{i}]" for i in range(1, len(args)))]
     rows = tuple(_checks.tensor(name, arg) for name, arg in zip(names, args, strict=True))
@@ -303,7 +303,8 @@ def _refuse_company(program: Program) -> None:
         if not _has_same_density(program, beside_others, slice(first, None, 2)):
             raise ValueError(
                 "model: expected each datum's density to depend on its own row and latents; got others where different "
-                "data lay beside it; use no statistics of the batch, and let no latent reach other data."
+                "data lay beside it; use no statistics of the batch, let no latent reach other data, pass what they "
+                "share as a keyword argument, and say plate=... if the rows of x are those of another plate."
             )
 
 

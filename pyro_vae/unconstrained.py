@@ -121,7 +121,7 @@ def _site(program: Program, name: str, site: dict[str, Any], other: dict[str, An
     if support.is_discrete:
         raise ValueError(
             f"model: expected continuous latents, for a gradient is needed; got the discrete site {name!r}; use "
-            "importance_sampling with proposal='guide', or sum the site out in the model."
+            "importance_sampling with proposal='guide', or sum the site out in the model, by a MixtureSameFamily, say."
         )
     transform = _transform(name, support)
     u = transform.inv(site["value"])

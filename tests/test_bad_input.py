@@ -331,12 +331,33 @@ def test_data_that_depend_on_each_other_are_refused(case):
         pv.importance_sampling(*coupled(location), x, num_samples=10)
 
 
+class Prior(nn.Module):
+    def __init__(self, event_dim):
+        super().__init__()
+        self.event_dim = event_dim
+
+    def forward(self):
+        return dist.Normal(torch.zeros(2), 1.0).to_event(self.event_dim)
+
+
 OTHERS = {
     "prior is no module": (lambda: pv.VAE(2, mlp(2, 12), mlp(12, 4)), TypeError, "prior: expected a torch.nn.Module"),
     "a network for a likelihood": (
         lambda: pv.VAE(pv.StandardNormal(2), mlp(2, 12), mlp(12, 4)),
         TypeError,
         r"likelihood\(z\): expected it to return a Pyro distribution; got Tensor",
+    ),
+    "a prior whose dimensions are no event": (
+        lambda: pv.VAE(Prior(event_dim=0), pv.Bernoulli(mlp(2, 12)), pv.DiagonalNormal(mlp(12, 4))),
+        ValueError,
+        r"prior\(\): expected batch shape \(\) or \(1,\) for one datum.*got \(2,\); declare them with .to_event",
+    ),
+    "a prior that takes no context": (
+        lambda: pv.VAE(
+            Prior(event_dim=1), pv.Bernoulli(mlp(5, 12)), pv.DiagonalNormal(mlp(15, 4)), context_shapes=[(3,)]
+        ),
+        ValueError,
+        r"prior\(\*context\).*got an error, .*positional argument.*each part with all of context_shapes: let it take as",
     ),
     "decoder of another latent_dim": (
         lambda: pv.VAE(pv.StandardNormal(2), pv.Bernoulli(mlp(3, 12)), pv.DiagonalNormal(mlp(12, 4))),

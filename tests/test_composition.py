@@ -436,6 +436,14 @@ REFUSED = {
         lambda: checked(without_its_latent, lambda x: None, X),
         r"guide: expected it to draw every latent site of the model; got no site 'z'",
     ),
+    "a guide that has it under another name": (
+        lambda: checked(without_its_latent, vae_of(name="a").guide, X),
+        r"guide: expected it to draw every.*got no site 'z', but 'a/z', which the model has not; add it to the guide under",
+    ),
+    "a plate of another name": (
+        lambda: checked((v := vae_of(name="a")).model, lambda x: calls_in(6, -1, lambda: v.guide(x))(), X),
+        r"guide: expected site 'a/z' in the plates.*'a/data' of size 6 at dim=-1; got 'outer' of size 6",
+    ),
     "a guide that misses a site, at the first step": (
         lambda: step_with(of_two(a := vae_of(name="a"), vae_of(name="b"))[0], a.guide),
         r"guide: expected it to draw site 'b/z', as the model does; got none; call the VAE's guide there",

@@ -71,7 +71,7 @@ COMPOSED = {
     "inverse_problem": r"log p\(x\) - log p\(upper half\) +-[\d.]+ \+- [\d.]+",
     "supervised": r"drawn weights +reads [\d.]+%, log p\(y\|x\) -[\d.]+ nats",
     "sequence": r"the last 4, given the first 4 +-[\d.]+ \+- [\d.]+",
-    "multi_view": r"the upper half tells -?[\d.]+ nats of the lower",
+    "multi_view": r"the upper half tells -?[\d.]+ \+- [\d.]+ nats of the lower",
 }
 
 

@@ -27,11 +27,16 @@ def rates(name):
     return {"lr": 0.01} if "loc" in name else {"lr": 0.003, "betas": (0.8, 0.9)}
 
 
+def rates_of_which_one_is_zero(name):
+    return {"lr": 0.01 if "loc" in name else 0.0}
+
+
 X = torch.tensor([[1.0, 2.0, 3.0], [0.0, 1.0, 5.0]])
 OPTIONS = {
     "a rate": {"lr": 0.01},
     "all options": {"lr": 0.01, "betas": (0.8, 0.99), "eps": 1e-4, "weight_decay": 0.1},
     "by name": rates,
+    "one left as it is": rates_of_which_one_is_zero,
 }
 
 

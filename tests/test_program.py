@@ -212,6 +212,22 @@ def subsampled_guide(x):
         pyro.sample("z", dist.Normal(x[rows] / 2, 1.0))
 
 
+def rows_of_many(x):
+    with pyro.plate("data", 1000, subsample=x):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def rows_of_many_guide(x):
+    with pyro.plate("data", 1000, subsample=x):
+        pyro.sample("z", dist.Normal(x / 2, 1.0))
+
+
+def guide_in_rows(x):
+    with pyro.plate("rows", len(x)):
+        pyro.sample("z", dist.Normal(x / 2, 1.0))
+
+
 def undeclared_dimension(x):
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -316,11 +332,21 @@ def from_the_prior(x):
         pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
 
 
+def test_rows_that_are_given_stand_for_themselves():
+    """A plate of more rows weighs an objective; no log p(x) knows of it."""
+    x = torch.randn(9)
+    of_these, of_many = (
+        pv.importance_sampling(model, guide, x, num_samples=50)
+        for model, guide in ((local_model, local_guide), (rows_of_many, rows_of_many_guide))
+    )
+    assert torch.equal(of_these.log_evidence, of_many.log_evidence)
+
+
 REFUSED = {
     "subsampled when there are many": (
         sometimes_subsampled,
         sometimes_subsampled_guide,
-        "expected plates without subsampling; got plate .data., which takes 8 of",
+        "expected plates that take no rows at random; got plate .data., which takes 8 of",
     ),
     "a point for a density": (local_model, point_guide, "got a point .Delta. at site 'z'"),
     "auxiliary noise": (local_model, auxiliary_guide, "got the auxiliary site 'a'"),
@@ -331,7 +357,12 @@ REFUSED = {
     "auto guide over all data": (local_model, AutoMultivariateNormal(local_model), "an automatic guide.s draw of all"),
     "guide misses a site": (local_model, empty_guide, "got no site 'z'"),
     "guide has a site too many": (local_model, guide_of_another_site, "got site 'w', and the model has none"),
-    "subsampled plate": (subsampled, subsampled_guide, "expected plates without subsampling; got plate .data."),
+    "subsampled plate": (subsampled, subsampled_guide, "expected plates that take no rows at random; got plate .data."),
+    "plates of two names": (
+        local_model,
+        guide_in_rows,
+        "'z' in plates of the same names; got 'data' in one of them, and 'rows' in",
+    ),
     "undeclared dimension": (undeclared_dimension, local_guide, "inside plate.*at site x|to_event"),
     "fixed shapes": (fixed_shapes, local_guide, "for 2 draws at once.*vectorize_particles"),
     "nothing observed": (no_observation, local_guide, "at least one observed site"),

@@ -71,6 +71,7 @@ TAKEN = "a second network under a name that is taken"
 CASES = [
     ("the guide leaves out a latent site", lambda: (model_of(), without_z), "Found vars in model but not guide"),
     ("the guide has a site that the model has not", lambda: (model_of(), with_another_site), "vars in guide but not"),
+    (PLATES, lambda: (model_of("other"), guide), "plate statements in guide but not"),
     (PLATES, lambda: (model_of("rows", 20), guide), "plate statements in guide but not"),
     (PLATES, lambda: (in_two_groups, guide), ValueError("shapes disagree at site 'z'")),
     ("scales differ", lambda: (model_of(scale=3.0), guide), NOTHING),
