@@ -1,4 +1,4 @@
-"""How fast importance sampling is, side by side with other ways to do it, as shares of the matrix products it needs.
+"""How fast the estimators are, side by side with other ways to do it, as shares of the matrix products they need.
 
     python benchmarks/evidence.py                 # a few minutes on two CPU cores
     python benchmarks/evidence.py --pythae        # with Pythae's get_nll, where pythae is installed
@@ -6,7 +6,8 @@
 
 A 784-200-200-50 VAE with random weights on random binary images. A contestant's share is its rate of (datum, draw)
 pairs by the rate at which the machine does the decoder's three matrix products and nothing else. All take turns in each
-repetition; the table has the median, and the extremes, of each one's ratio to the products in the same repetition.
+repetition; the table has the median, and the extremes, of each one's ratio to the products in the same repetition. For
+annealing, whose evaluations need gradients too, a pair takes the products forwards and back.
 """
 
 import argparse
@@ -23,6 +24,8 @@ from pyro import poutine
 import pyro_vae as pv
 
 NUM_DATA, NUM_SAMPLES = 400, 4096
+NUM_ANNEALED, NUM_TEMPERATURES = 128, 30
+PRODUCTS = "matrix products alone"
 CHUNKS = (32, 128, 512)  # draws that Pyro's traces take together, of ten data
 
 
@@ -35,7 +38,7 @@ def main() -> None:
     vae = build().to(device)
     x = torch.bernoulli(torch.full((NUM_DATA, 784), 0.2)).to(device)
     contestants = {
-        "matrix products alone": (lambda: products(device), 2048 * 200),
+        PRODUCTS: (lambda: products(device), 2048 * 200),
         "importance_sampling(compile=True)": (lambda: ours(vae, x, compile=True), NUM_DATA * NUM_SAMPLES),
         "importance_sampling": (lambda: ours(vae, x), NUM_DATA * NUM_SAMPLES),
         **{
@@ -50,26 +53,52 @@ def main() -> None:
     }
     if args.pythae:
         contestants["Pythae's get_nll"] = (pythae_contestant(x[:10].cpu()), 10 * NUM_SAMPLES)
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for run, _ in contestants.values():  # to warm up, and to compile
-        run()
-    for _ in range(args.num_repetitions):
-        for name, (run, num_pairs) in contestants.items():
-            times[name].append(seconds(run, device) / num_pairs)
-    base = times["matrix products alone"]
     print(f"{torch.get_num_threads()} threads, {device}, torch {torch.__version__}, {NUM_SAMPLES} draws")
-    print(f"{'':<36}{'pairs/s':>12}{'share of the products: median':>32}{'min':>7}{'max':>7}")
-    for name, values in times.items():
-        shares = [one / other for one, other in zip(base, values, strict=True)]
-        print(
-            f"{name:<36}{1 / statistics.median(values):>12,.0f}{statistics.median(shares):>32.3f}{min(shares):>7.3f}"
-            f"{max(shares):>7.3f}"
-        )
+    compare(contestants, args.num_repetitions, device)
+    print(f"\nannealing, {NUM_TEMPERATURES} temperatures")
+    compare(annealing(vae, x[:NUM_ANNEALED], device), args.num_repetitions, device)
     if device.type == "cpu":
         print("\npeak memory of a process that draws 1,000 and 100,000 times for one image, MiB:")
         print("   ".join(f"{k:,}: {memory(k):.0f}" for k in (1000, 100_000)))
     if device.type == "cuda":
         whole(vae, device)
+
+
+def compare(contestants, num_repetitions: int, device: torch.device) -> None:
+    """Time them in turns, and print each one's rate by that of the products."""
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for run, _ in contestants.values():  # to warm up, and to compile
+        run()
+    for _ in range(num_repetitions):
+        for name, (run, num_pairs) in contestants.items():
+            times[name].append(seconds(run, device) / num_pairs)
+    print(f"{'':<36}{'pairs/s':>12}{'share of the products: median':>32}{'min':>7}{'max':>7}")
+    for name, values in times.items():
+        shares = [one / other for one, other in zip(times[PRODUCTS], values, strict=True)]
+        print(
+            f"{name:<36}{1 / statistics.median(values):>12,.0f}{statistics.median(shares):>32.3f}{min(shares):>7.3f}"
+            f"{max(shares):>7.3f}"
+        )
+
+
+def annealing(vae, x, device: torch.device):
+    """Annealing for all, and `log_evidence` where it anneals; and the products forwards and back."""
+
+    def of(estimator, **options):
+        def run():
+            return estimator(vae.model, vae.guide, x, **options)
+
+        return run, int(run().num_evaluations.sum())
+
+    options = {"num_temperatures": NUM_TEMPERATURES}
+    dear = {"tolerance": 1e-3, "max_evaluations": 3000}
+    return {
+        PRODUCTS: (lambda: (products(device), products(device)), 2048 * 200),
+        "ais(compile=True)": of(pv.ais, compile=True, **options),
+        "ais": of(pv.ais, **options),
+        "log_evidence(compile=True)": of(pv.log_evidence, compile=True, **dear),
+        "log_evidence": of(pv.log_evidence, **dear),
+    }
 
 
 def build() -> pv.VAE:
