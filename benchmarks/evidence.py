@@ -24,7 +24,7 @@ from pyro import poutine
 import pyro_vae as pv
 
 NUM_DATA, NUM_SAMPLES = 400, 4096
-NUM_ANNEALED, NUM_TEMPERATURES = 128, 30
+NUM_ANNEALED, NUM_TEMPERATURES = 128, 100
 PRODUCTS = "matrix products alone"
 CHUNKS = (32, 128, 512)  # draws that Pyro's traces take together, of ten data
 
@@ -91,7 +91,7 @@ def annealing(vae, x, device: torch.device):
         return run, int(run().num_evaluations.sum())
 
     options = {"num_temperatures": NUM_TEMPERATURES}
-    dear = {"tolerance": 1e-3, "max_evaluations": 3000}
+    dear = {"tolerance": 1e-3}
     return {
         PRODUCTS: (lambda: (products(device), products(device)), 2048 * 200),
         "ais(compile=True)": of(pv.ais, compile=True, **options),

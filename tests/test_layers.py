@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "evidence.local": {"_structure", "program", "tiling"},
     "evidence.proposals": {"_checks", "program", "tiling", "unconstrained", "evidence.laplace", "evidence.local"},
     "evidence.importance": {
-        *{"_checks", "joint", "program", "tiling"},
+        *{"_checks", "graphs", "joint", "program", "tiling"},
         *(f"evidence.{name}" for name in ("proposals", "result", "weights")),
     },
     "evidence.hmc": {"tiling"},

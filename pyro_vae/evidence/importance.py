@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -15,9 +17,22 @@ from pyro_vae.evidence import proposals
 from pyro_vae.evidence.proposals import Proposal
 from pyro_vae.evidence.result import Bound, Draws, Evidence, Observed
 from pyro_vae.evidence.weights import Groups, Totals, resampled
-from pyro_vae.joint import Joint, joint_of
+from pyro_vae.graphs import compiled
+from pyro_vae.joint import joint_of
 from pyro_vae.program import Latents, LogDensities, Program
-from pyro_vae.tiling import Block, Noise, block_width, blocks, evaluating, noise, seed_for, tiles, tiles_of
+from pyro_vae.tiling import (
+    Block,
+    Draw,
+    Evaluate,
+    Noise,
+    block_width,
+    blocks,
+    evaluating,
+    noise,
+    seed_for,
+    tiles,
+    tiles_of,
+)
 
 __all__ = ["GuideTerms", "Reservoir", "guide_terms", "importance_sampling"]
 
@@ -66,9 +81,10 @@ def importance_sampling(
             and must not be pooled in one error or certificate.
         num_posterior_draws: how many draws from p(z|x) to keep of each datum, by importance resampling.
         chunk_size: how many (datum, draw) pairs the model is evaluated on at a time, if fewer than a tile must be.
-        compile: whether to evaluate the model as a compiled graph, which pays where there is much to do: each call
-            records it anew, and a graph that is new to the process takes seconds to compile. Draws are the same, and
-            densities to float32 rounding. A model that cannot be compiled is run as it is, with a warning.
+        compile: whether to evaluate the model, and the guide if it is the proposal, as a compiled graph, which pays
+            where there is much to do: each call records it anew, and a graph that is new to the process takes seconds
+            to compile. Draws are the same, and densities to float32 rounding. A model that cannot be compiled is run as
+            it is, with a warning.
         progress: show a bar.
         kwargs: further arguments of both, passed on as they are.
 
@@ -101,16 +117,16 @@ def importance_sampling(
     seed = _checks.seed(seed)
     first_index = _checks.whole_number("first_index", first_index, minimum=0)
     num_posterior_draws = _checks.whole_number("num_posterior_draws", num_posterior_draws, minimum=0)
-    joint = joint_of(chunk_size, compile)
     ks = _bounds_to_estimate(bounds, num_samples)
     chosen = proposals.of(proposal)
+    evaluator = _evaluator(chosen, chunk_size, compile)
     program = Program.of(model, guide, args, kwargs, plate)
     observed = Observed.of(program)
     runs = []
     with tqdm(total=program.num_data * num_samples, disable=not progress, unit="draw", unit_scale=True) as bar:
         width = chosen.width or block_width(program, num_samples)
         for block in blocks(program, width, first_index):
-            runs.append(_run(block, chosen, num_samples, seed, ks, num_posterior_draws, joint))
+            runs.append(_run(block, chosen, num_samples, seed, ks, num_posterior_draws, evaluator))
             bar.update(len(block.rows) * num_samples)
     return _evidence(program, observed, chosen, runs, ks, num_samples, seed, first_index)
 
@@ -123,6 +139,46 @@ def _bounds_to_estimate(bounds: Iterable[int] | None, num_samples: int) -> tuple
     if max(ks) > num_samples:
         raise ValueError(f"bounds: expected each k to be at most num_samples={num_samples}; got {max(ks)}; draw more.")
     return tuple(sorted(ks))
+
+
+def _evaluator(proposal: Proposal, chunk_size: int | None, compile: bool) -> Callable[[Program, Draw], Evaluate]:
+    """How draws are made and evaluated."""
+    if compile and chunk_size is None and isinstance(proposal, proposals.Guide):
+        return _GuideAndModel()
+    return partial(evaluating, joint=joint_of(chunk_size, compile))
+
+
+class _GuideAndModel:
+    """Draws from the guide and their densities as one graph, of the first tile's size; other tiles run as they are.
+
+    For tiles of one size it is faster than a guide that runs through Pyro's handlers, and a model by pairs.
+    """
+
+    def __init__(self) -> None:
+        self.num_samples: int | None = None
+
+    def __call__(self, program: Program, draw: Draw) -> Evaluate:
+        as_it_is = evaluating(program, draw)
+
+        def evaluate(num_samples: int) -> tuple[Latents, LogDensities]:
+            if self.num_samples is None:
+                self._compile(program, num_samples)
+            if num_samples != self.num_samples:
+                return as_it_is(num_samples)
+            *latents, prior, likelihood, guide = self.run(*program.args)
+            return dict(zip(self.names, latents, strict=True)), LogDensities(prior, likelihood, guide)
+
+        return evaluate
+
+    def _compile(self, program: Program, num_samples: int) -> None:
+        def run(*args: Tensor) -> tuple[Tensor, ...]:
+            on_these = replace(program, args=args)
+            latents, densities = evaluating(on_these, on_these.draw)(num_samples)
+            self.names = tuple(latents)
+            return (*latents.values(), *densities)
+
+        self.num_samples = num_samples
+        self.run = compiled(run, *program.args)
 
 
 class _Run(NamedTuple):
@@ -142,7 +198,7 @@ def _run(
     seed: int,
     ks: tuple[int, ...],
     num_posterior_draws: int,
-    joint: Joint,
+    evaluator: Callable[[Program, Draw], Evaluate],
 ) -> _Run:
     with noise(block.program, seed_for(seed, f"proposal {proposal.name}"), block.place):
         fitted = proposal.fit(block.program)
@@ -151,8 +207,7 @@ def _run(
         GuideTerms(),
         Reservoir(num_posterior_draws, Noise.of(block.program)),
     )
-    evaluate = evaluating(block.program, fitted.draw, joint)
-    for tile in tiles_of(block, evaluate, num_samples, seed):
+    for tile in tiles_of(block, evaluator(block.program, fitted.draw), num_samples, seed):
         totals.add(tile.densities.weight)
         terms.add(tile.densities)
         with noise(block.program, seed_for(seed, "resampling"), block.place * num_samples + tile.draws.start):
