@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pyro
 from pyro.contrib.autoname.scoping import ScopeMessenger
@@ -20,7 +21,11 @@ OF_DRAWS = {"num_particles_vectorized", "_num_predictive_samples", "_particles"}
 
 def plates_around() -> dict[int, int]:
     """The sizes of the plates around a call, by dimension."""
-    return {frame.dim: frame.size for frame in get_plates() if frame.vectorized and frame.name not in OF_DRAWS}
+    return {frame.dim: frame.size for frame in _of_data(get_plates())}
+
+
+def _of_data(frames: Iterable[Any]) -> Iterator[Any]:
+    return (frame for frame in frames if frame.vectorized and frame.name not in OF_DRAWS)
 
 
 def own_plate(name: str, num_rows: int | None, num_data: int | None, subsample_size: int | None) -> pyro.plate:
@@ -48,10 +53,10 @@ def _whole_size(num_rows: int | None, num_data: int | None, subsample_size: int)
     return num_rows
 
 
-def refuse_guide_without(site: str) -> None:
-    """Stop where an objective replays a guide that has not drawn this site.
+def refuse_other_guide(site: str) -> None:
+    """Stop where an objective replays a guide that has not drawn this site, or has drawn it in other plates.
 
-    Pyro would draw it from the prior, as its guide, and warn.
+    Pyro would draw it from the prior, as its guide, and warn; or warn of the plate alone.
     """
     for handler in reversed(_PYRO_STACK):  # from the inside out, as Pyro asks them
         if isinstance(handler, ScopeMessenger):
@@ -63,6 +68,9 @@ def refuse_guide_without(site: str) -> None:
                 f"guide: expected it to draw site {site!r}, as the model does; got none; call the VAE's guide there, "
                 f"or pyro.sample({site!r}, vae.prior()) if the prior is meant to be the guide."
             )
+        elif isinstance(handler, ReplayMessenger) and handler.trace is not None:
+            of_guide = handler.trace.nodes[site]["cond_indep_stack"]
+            return _checks.same_plates(site, _of_data(get_plates()), _of_data(of_guide))
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -247,3 +247,18 @@ def _support_hint(low: float, high: float) -> str:
     else:
         found = "grey levels of 0 to 255" if high > 1 else "grey levels of 0 to 1"
     return f" ({found}): binarize them (pyro_vae.data.from_tensor), or use a likelihood for grey such as Gaussian"
+
+
+def same_plates(site: str, of_model: Iterable[Any], of_guide: Iterable[Any]) -> None:
+    """Stop unless a site of the guide lies in the plates, given by their frames, that it has in the model."""
+    here, there = ({frame.dim: (frame.name, frame.size) for frame in frames} for frames in (of_model, of_guide))
+    if here != there:
+        raise ValueError(
+            f"guide: expected site {site!r} in the plates that it has in the model, {_listed(here)}; got "
+            f"{_listed(there)}; give both the same names, dimensions and sizes."
+        )
+
+
+def _listed(plates: dict[int, tuple[str, int]]) -> str:
+    named = (f"{name!r} of size {size} at dim={dim}" for dim, (name, size) in sorted(plates.items(), reverse=True))
+    return " and ".join(named) or "none"

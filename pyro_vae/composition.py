@@ -15,6 +15,7 @@ from pyro.util import check_site_shape
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from pyro_vae import _checks
 from pyro_vae._structure import forked_generator, masks_of, plates_of, refuse_other_names, sample_sites
 
 __all__ = ["check_program"]
@@ -82,7 +83,7 @@ def _refuse_mismatch(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> 
     summed_out = {name for name in model_sites.keys() - guide_sites.keys() if _is_enumerated(model_sites[name])}
     refuse_other_names({name: site for name, site in model_sites.items() if name not in summed_out}, guide_sites)
     for name in guide_sites.keys() & model_sites.keys():
-        _refuse_other_plates(model_sites[name], guide_sites[name])
+        _checks.same_plates(name, *map(plates_of, (model_sites[name], guide_sites[name])))
         _refuse_other_scales(model_sites[name], guide_sites[name])
         _refuse_other_masks(model_sites[name], guide_sites[name])
     for site in [*model_sites.values(), *guide_sites.values()]:
@@ -103,23 +104,6 @@ def _run(
 
 def _is_enumerated(site: dict[str, Any]) -> bool:
     return site["infer"].get("enumerate") == "parallel" and not site["is_observed"]
-
-
-def _refuse_other_plates(model_site: dict[str, Any], guide_site: dict[str, Any]) -> None:
-    of_model, of_guide = (
-        {frame.dim: (frame.name, frame.size) for frame in plates_of(site)} for site in (model_site, guide_site)
-    )
-    if of_model == of_guide:
-        return
-    raise ValueError(
-        f"guide: expected site {model_site['name']!r} in the plates that it has in the model, "
-        f"{_listed(of_model)}; got {_listed(of_guide)}; give both the same names, dimensions and sizes."
-    )
-
-
-def _listed(plates: dict[int, tuple[str, int]]) -> str:
-    named = (f"{name!r} of size {size} at dim={dim}" for dim, (name, size) in sorted(plates.items(), reverse=True))
-    return " and ".join(named) or "none"
 
 
 def _refuse_other_scales(model_site: dict[str, Any], guide_site: dict[str, Any]) -> None:

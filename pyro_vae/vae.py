@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pyro_vae import _checks
-from pyro_vae._around import free_names, own_plate, plates_around, refuse_guide_without
+from pyro_vae._around import free_names, own_plate, plates_around, refuse_other_guide
 from pyro_vae._parts import Datum, any_parameter, fit_together, side_by_side
 
 __all__ = ["VAE"]
@@ -279,7 +279,7 @@ class Model(_Program):
             if subsample_size is not None:
                 x, context = self.datum.rows(x, context, rows)
             if z is None:
-                refuse_guide_without(self.site("z"))
+                refuse_other_guide(self.site("z"))
                 z = pyro.sample(self.site("z"), self.prior_of(context, values))
             if likelihood:
                 pyro.sample(self.site("x"), self.likelihood_of(z, context, values), obs=x)

@@ -448,6 +448,17 @@ REFUSED = {
         lambda: step_with(of_two(a := vae_of(name="a"), vae_of(name="b"))[0], a.guide),
         r"guide: expected it to draw site 'b/z', as the model does; got none; call the VAE's guide there",
     ),
+    "a plate of another name, at the first step": (
+        lambda: (
+            lambda: SVI(
+                (v := vae_of(name="a")).model,
+                lambda x: calls_in(6, -1, lambda: v.guide(x))(),
+                pyro.optim.Adam({"lr": 0.01}),
+                Trace_ELBO(),
+            ).step(X)
+        ),
+        r"guide: expected site 'a/z' in the plates.*'a/data' of size 6 at dim=-1; got 'outer' of size 6",
+    ),
     "a guide without the scope, at the first step": (
         lambda: step_with(scope((v := vae_of()).model, prefix="outer"), v.guide),
         r"guide: expected it to draw site 'outer/z'",

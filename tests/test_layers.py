@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "_around": {"_checks"},
     "vae": {"_checks", "_around", "_parts"},
     "_structure": set(),
-    "composition": {"_structure"},
+    "composition": {"_checks", "_structure"},
     "program": {"_checks", "_structure"},
     "graphs": {"_checks", "_structure"},
     "joint": {"_checks", "graphs", "program"},
