@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pyro
-from pyro.contrib.autoname.scoping import ScopeMessenger
+from pyro.contrib.autoname.scoping import NameCountMessenger, ScopeMessenger
 from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.condition_messenger import ConditionMessenger
 from pyro.poutine.replay_messenger import ReplayMessenger
@@ -61,7 +61,9 @@ def refuse_other_guide(site: str) -> None:
     for handler in reversed(_PYRO_STACK):  # from the inside out, as Pyro asks them
         if isinstance(handler, ScopeMessenger):
             site = f"{handler.prefix}/{site}"
-        elif isinstance(handler, BlockMessenger) or (isinstance(handler, ConditionMessenger) and site in handler.data):
+        elif isinstance(handler, (BlockMessenger, NameCountMessenger)) or (
+            isinstance(handler, ConditionMessenger) and site in handler.data
+        ):
             return
         elif isinstance(handler, ReplayMessenger) and handler.trace is not None and site not in handler.trace:
             raise ValueError(
@@ -69,8 +71,10 @@ def refuse_other_guide(site: str) -> None:
                 f"or pyro.sample({site!r}, vae.prior()) if the prior is meant to be the guide."
             )
         elif isinstance(handler, ReplayMessenger) and handler.trace is not None:
-            of_guide = handler.trace.nodes[site]["cond_indep_stack"]
-            return _checks.same_plates(site, _of_data(get_plates()), _of_data(of_guide))
+            here = list(_of_data(get_plates()))
+            dims = {frame.dim for frame in here}  # to their left the guide may have been drawn many times
+            of_guide = _of_data(handler.trace.nodes[site]["cond_indep_stack"])
+            return _checks.same_plates(site, here, (frame for frame in of_guide if frame.dim in dims))
 
 
 @contextmanager

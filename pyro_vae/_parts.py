@@ -147,7 +147,7 @@ def _called(part: str, module: nn.Module, *args: Tensor) -> dist.Distribution:
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         mend = (
             f"the VAE calls {_call(part, args)}, each part with all of context_shapes: let it take as many arguments"
-            if isinstance(error, TypeError)
+            if " argument" in str(error) and isinstance(error, TypeError)
             else "make the widths of its network fit the other parts"
         )
         raise ValueError(

@@ -203,11 +203,13 @@ def _data_frame(sites: list[dict[str, Any]], num_rows: int, plate: str | None) -
 
 def _refuse_outsider(sites: list[dict[str, Any]], plate: str) -> None:
     outside = next(site for site in sites if plate not in [frame.name for frame in plates_of(site)])
-    others = {frame.name for frame in plates_of(outside)}
-    if any(site["name"] == outside["name"] and plate in [frame.name for frame in plates_of(site)] for site in sites):
+    others = ", ".join(repr(frame.name) for frame in plates_of(outside))
+    if others and any(
+        site["name"] == outside["name"] and plate in [frame.name for frame in plates_of(site)] for site in sites
+    ):
         raise ValueError(
             f"model, guide: expected site {outside['name']!r} in plates of the same names; got {plate!r} in one of "
-            f"them, and {', '.join(map(repr, sorted(others))) or 'none'} in the other; give them one name."
+            f"them, and {others} in the other; give them one name."
         )
     if outside["infer"].get("is_auxiliary"):
         raise ValueError(
@@ -224,14 +226,13 @@ def _refuse_outsider(sites: list[dict[str, Any]], plate: str) -> None:
 
 
 def refuse_subsampling(trace: poutine.Trace) -> None:
-    """Rows that a plate takes at random are not the rows that were asked for."""
+    """Rows that a plate takes of others are not those that were asked for, or have parameters in other places."""
     for name, site in trace.nodes.items():
-        is_chosen = type(site.get("fn")).__name__ == "_Subsample" and site["fn"].subsample_size is not None
-        if is_chosen and len(site["value"]) < site["fn"].size:
+        if type(site.get("fn")).__name__ == "_Subsample" and len(site["value"]) < site["fn"].size:
             raise ValueError(
-                f"model, guide: expected plates that take no rows at random; got plate {name!r}, which takes "
-                f"{len(site['value'])} of {site['fn'].size} by its subsample_size; call them with the rows to "
-                "evaluate, and without it, or with subsample=rows in its place."
+                "model, guide: expected plates of the rows to evaluate, and no others; got plate "
+                f"{name!r}, which takes {len(site['value'])} of {site['fn'].size}; call them without subsample_size or "
+                "num_data, and let the size of a plate of your own be an argument that is len(x) by default."
             )
 
 

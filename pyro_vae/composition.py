@@ -54,8 +54,8 @@ def check_program(model: Callable[..., Any], guide: Callable[..., Any], *args: A
         ...         pyro.sample("latent", dist.Normal(x / 2, scale))
         >>> check_program(model, guide, torch.zeros(3))
         Traceback (most recent call last):
-        ValueError: guide: expected it to draw every latent site of the model; got no site 'z'; add it to the guide,
-        or, if it is data, observe it in the model with obs=...
+        ValueError: guide: expected it to draw every latent site of the model; got no site 'z', but 'latent', which the
+        model has not; add it to the guide under that name, or, if it is data, observe it in the model with obs=...
     """
     with _leaving_the_store():
         guide_trace, model_trace = _run(model, guide, args, kwargs)

@@ -19,7 +19,7 @@ from pyro_vae.program import Latents, Program
 __all__ = ["Joint", "joint_of"]
 
 Joint = Callable[[Program, Latents], tuple[Tensor, Tensor]]
-"""log p(z) and log p(x|z) of a program's latents, `(K, N)` each, which can be differentiated by them."""
+"""log p(z) and log p(x|z) of a program's latents, `(K, N)` each, which can be differentiated by them once."""
 
 PAIRS_AT_A_TIME = {"cpu": 1024, "cuda": 65_536}
 """How many (draw, datum) pairs a graph evaluates. The size for a GPU is not measured."""
@@ -46,8 +46,9 @@ def _in_chunks(program: Program, latents: Latents, chunk_size: int | None) -> tu
 class CompiledJoint:
     """The densities by one graph for any number of draws and data: of one draw for each row of a fixed number of rows.
 
-    Rows of the data are repeated for their draws, and the last graph is filled up with the first pair. Where a gradient
-    is needed, a second graph gives it along with the densities; it can be differentiated no further.
+    Rows of the data are repeated for their draws, and the last graph is filled up with the first pair. Pairs that would
+    fill no quarter of a graph run as they are, which is faster. Where a gradient is needed, a second graph gives it
+    along with the densities; it can be differentiated no further.
     """
 
     def __init__(self, num_pairs: int | None = None) -> None:
@@ -59,17 +60,20 @@ class CompiledJoint:
         if not program.structure.amortized:
             self._say_that_it_runs_as_it_is()
             return program.log_joint(latents)
-        values = [program.draws_first(value) for value in latents.values()]
+        names = sorted(latents)  # a graph takes them in one order, whichever the guide's and the model's are
+        values = [program.draws_first(latents[name]) for name in names]
         shape = values[0].shape[:2]
-        pairs = [value.flatten(0, 1) for value in values]
-        densities = self._of_pairs(program, tuple(latents), pairs)
+        most = PAIRS_AT_A_TIME.get(values[0].device.type, PAIRS_AT_A_TIME["cpu"])
+        size = min(self.num_pairs or most, most)
+        if 4 * shape.numel() < size:
+            return program.log_joint(latents)
+        densities = self._of_pairs(program, names, [value.flatten(0, 1) for value in values], size)
         prior, likelihood = densities.unflatten(-1, shape)
         return prior, likelihood
 
-    def _of_pairs(self, program: Program, names: tuple[str, ...], pairs: list[Tensor]) -> Tensor:
+    def _of_pairs(self, program: Program, names: list[str], pairs: list[Tensor], size: int) -> Tensor:
         """`(2, P)`."""
         needs_gradient = torch.is_grad_enabled() and any(value.requires_grad for value in pairs)
-        size = self.num_pairs or PAIRS_AT_A_TIME.get(pairs[0].device.type, PAIRS_AT_A_TIME["cpu"])
         everyone = torch.arange(len(pairs[0]), device=pairs[0].device)
         filled = torch.nn.functional.pad(everyone, (0, -len(everyone) % size))
         found = []
@@ -91,7 +95,7 @@ class CompiledJoint:
             )
 
 
-def _graph_of(program: Program, names: tuple[str, ...], with_gradients: bool) -> Callable[..., tuple[Tensor, ...]]:
+def _graph_of(program: Program, names: list[str], with_gradients: bool) -> Callable[..., tuple[Tensor, ...]]:
     """Densities `(2, P)` and, if asked for, their gradients `(2, P, ...)` by each latent, of P pairs."""
 
     def densities(latents: tuple[Tensor, ...], args: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:

@@ -256,5 +256,6 @@ def _check_options(options: Any) -> None:
             f"optim_args: expected a dictionary of {', '.join(sorted(OPTIONS))}; got {options!r}; other options of "
             "Adam's need pyro.optim.Adam."
         )
-    if options.get("lr") != 0:  # which leaves a parameter as it is
-        _checks.positive("optim_args: lr, the learning rate", options.get("lr", 1e-3))
+    rate = options.get("lr", 1e-3)
+    if type(rate) not in (int, float) or rate != 0:  # which leaves a parameter as it is
+        _checks.positive("optim_args: lr, the learning rate", rate)

@@ -10,7 +10,7 @@ import torch
 from compositions import COMPOSITIONS, LATENT, WIDTH, log_joint_of, vae_of
 from programs import binary
 from pyro import poutine
-from pyro.contrib.autoname import scope
+from pyro.contrib.autoname import name_count, scope
 from pyro.infer import SVI, Predictive, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal, AutoNormalMessenger
 from pyro.nn import PyroModule
@@ -680,3 +680,29 @@ def test_check_program_takes_automatic_guides(automatic):
     guide = automatic(regression)
     pv.check_program(regression, guide, torch.randn(5))
     pv.check_program(regression, guide, torch.randn(5, requires_grad=True))
+
+
+def test_a_guide_may_be_replayed_with_many_draws():
+    vae = vae_of()
+    with pyro.plate("mine", 5, dim=-2):
+        drawn = poutine.trace(vae.guide).get_trace(X)
+    assert poutine.trace(poutine.replay(vae.model, trace=drawn)).get_trace(X).nodes["z"]["value"].shape == (
+        5,
+        6,
+        LATENT,
+    )
+
+
+def test_calls_whose_names_are_counted():
+    vae = vae_of()
+
+    def twice(role):
+        @name_count
+        def program(x):
+            for rows in (x, x[:4]):
+                with pyro.plate("data", len(rows)):
+                    getattr(vae, role)(rows)
+
+        return program
+
+    assert SVI(twice("model"), twice("guide"), pyro.optim.Adam({"lr": 0.01}), Trace_ELBO()).step(X) > 0

@@ -9,7 +9,7 @@ from torch import nn
 from truths import draws_of, needs_compiler, small_vae
 
 import pyro_vae as pv
-from pyro_vae.joint import CompiledJoint, joint_of
+from pyro_vae.joint import PAIRS_AT_A_TIME, CompiledJoint, joint_of
 from pyro_vae.program import Program
 
 NUM_DATA = 5
@@ -60,7 +60,22 @@ def a_support_that_depends_on_the_datum():
     return model, guide, (torch.randn(NUM_DATA),)
 
 
-PROGRAMS = [a_vae, two_latents_and_an_exposure, a_support_that_depends_on_the_datum]
+def a_guide_in_another_order():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            a = pyro.sample("a", dist.Normal(0.0, 1.0))
+            b = pyro.sample("b", dist.Normal(3.0, 0.5))
+            pyro.sample("x", dist.Normal(a + 2 * b, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            b = pyro.sample("b", dist.Normal(3.0, 0.6))
+            pyro.sample("a", dist.Normal((x - 2 * b) / 2, 1.0))
+
+    return model, guide, (6 + torch.randn(NUM_DATA),)
+
+
+PROGRAMS = [a_vae, a_guide_in_another_order, two_latents_and_an_exposure, a_support_that_depends_on_the_datum]
 
 
 def with_gradients(joint, program, latents):
@@ -78,6 +93,7 @@ def test_densities_and_gradients_are_the_models(make, float64, interpreted, as_i
     for rows, num_samples in ((torch.arange(5), 3), (torch.tensor([3, 1]), 4), (torch.tensor([4]), 11)):
         some = program.at(rows)
         latents, _ = some.draw(num_samples)
+        latents = dict(sorted(latents.items(), reverse=num_samples > 3))  # in any order
         for one, other in zip(joint(some, latents), some.log_joint(latents), strict=True):
             assert one.shape == (num_samples, len(rows))
             assert torch.allclose(one, other, rtol=1e-12)
@@ -94,6 +110,26 @@ def test_a_row_that_is_another_shows(float64, interpreted, as_in_a_tile):
     latents, _ = program.draw(3)
     moved = program.at(torch.arange(NUM_DATA).roll(1))
     assert not torch.allclose(CompiledJoint(8)(moved, latents)[1], program.log_joint(latents)[1], rtol=1e-3)
+
+
+def test_few_pairs_run_as_they_are_and_no_more_are_taken_than_a_graph_holds(float64, interpreted, as_in_a_tile):
+    model, guide, args = a_vae()
+    program, joint = Program.of(model, guide, args), CompiledJoint(num_pairs=10**9)
+    few, many = program.draw(2)[0], program.draw(200)[0]
+    assert torch.equal(joint(program, few)[1], program.log_joint(few)[1]) and not interpreted
+    assert torch.allclose(joint(program, many)[1], program.log_joint(many)[1])  # a billion rows would not fit
+    assert len(interpreted) == 1
+
+
+def test_a_parameter_that_changes_is_read(float64, interpreted, as_in_a_tile):
+    vae = small_vae()
+    program, joint = Program.of(vae.model, vae.guide, (draws_of(vae, NUM_DATA),)), CompiledJoint(8)
+    latents, _ = program.draw(3)
+    before = joint(program, latents)[1]
+    vae.likelihood.network.layers[-1].bias.add_(1.0)
+    after = joint(program, latents)[1]
+    assert torch.allclose(after, program.log_joint(latents)[1]) and not torch.allclose(after, before, rtol=1e-3)
+    assert len(interpreted) == 1
 
 
 def test_a_pair_that_runs_on_all_data_together_runs_as_it_is():
@@ -118,19 +154,20 @@ def test_a_size_that_is_no_size(chunk_size):
 
 @needs_compiler
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Can't initialize NVML")
-def test_every_estimator_compiled(float64, recwarn):
-    """All that evaluate the model, by graphs of the same code."""
-    vae = small_vae()
-    x = draws_of(vae, 6)
+@pytest.mark.parametrize("make", [a_vae, a_guide_in_another_order])
+def test_estimators_compiled(make, float64, recwarn, monkeypatch):
+    """All that evaluate the model by pairs; `ais` and `bdmc` beside the plain ones."""
+    monkeypatch.setitem(PAIRS_AT_A_TIME, "cpu", 64)
+    model, guide, (x,) = make()
     calls = [
         *(
             lambda compile, proposal=proposal: pv.importance_sampling(
-                vae.model, vae.guide, x, num_samples=50, proposal=proposal, compile=compile
+                model, guide, x, num_samples=50, proposal=proposal, compile=compile
             )
             for proposal in ("inflated", "defensive", "laplace")
         ),
-        lambda compile: pv.log_evidence(vae.model, vae.guide, x, max_evaluations=3000, compile=compile),
-        lambda compile: pv.log_evidence(vae.model, vae.guide, x, tolerance=1e-3, max_evaluations=1200, compile=compile),
+        lambda compile: pv.log_evidence(model, guide, x, max_evaluations=3000, compile=compile),
+        lambda compile: pv.log_evidence(model, guide, x, tolerance=1e-12, max_evaluations=1200, compile=compile),
     ]
     for call in calls:
         plain, graph = call(False), call(True)

@@ -332,21 +332,11 @@ def from_the_prior(x):
         pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
 
 
-def test_rows_that_are_given_stand_for_themselves():
-    """A plate of more rows weighs an objective; no log p(x) knows of it."""
-    x = torch.randn(9)
-    of_these, of_many = (
-        pv.importance_sampling(model, guide, x, num_samples=50)
-        for model, guide in ((local_model, local_guide), (rows_of_many, rows_of_many_guide))
-    )
-    assert torch.equal(of_these.log_evidence, of_many.log_evidence)
-
-
 REFUSED = {
     "subsampled when there are many": (
         sometimes_subsampled,
         sometimes_subsampled_guide,
-        "expected plates that take no rows at random; got plate .data., which takes 8 of",
+        "expected plates of the rows to evaluate, and no others; got plate .data., which takes 8 of",
     ),
     "a point for a density": (local_model, point_guide, "got a point .Delta. at site 'z'"),
     "auxiliary noise": (local_model, auxiliary_guide, "got the auxiliary site 'a'"),
@@ -357,7 +347,16 @@ REFUSED = {
     "auto guide over all data": (local_model, AutoMultivariateNormal(local_model), "an automatic guide.s draw of all"),
     "guide misses a site": (local_model, empty_guide, "got no site 'z'"),
     "guide has a site too many": (local_model, guide_of_another_site, "got site 'w', and the model has none"),
-    "subsampled plate": (subsampled, subsampled_guide, "expected plates that take no rows at random; got plate .data."),
+    "subsampled plate": (
+        subsampled,
+        subsampled_guide,
+        "expected plates of the rows to evaluate, and no others; got plate .data., which takes 2 of",
+    ),
+    "given rows of more": (
+        rows_of_many,
+        rows_of_many_guide,
+        "got plate .data., which takes . of 1000; .*len.x. by default",
+    ),
     "plates of two names": (
         local_model,
         guide_in_rows,

@@ -62,7 +62,7 @@ def importance_sampling(
     neither on `chunk_size` (to float32 rounding), nor on the data before and after it. (There are two exceptions. A
     guide that has parameters for each datum runs on all data together, and its tiles span them all; and a sampler that
     rejects, such as Gamma's, uses up a varying share of a tile's noise.)
-    Parameters are not changed, and torch's generator is left as it was. Scales (`poutine.scale`, a subsampled plate)
+    Parameters are not changed, and torch's generator is left as it was. Scales (`poutine.scale`)
     are weights of an objective, and no part of log p(x).
 
     Args:
