@@ -157,13 +157,13 @@ def test_errors_by_hand():
 
 
 def test_the_error_of_the_mean_is_its_spread_over_seeds():
-    """300 seeds: the ratio of standard deviations has a standard error of 4 %; 0.8 to 1.25 are 5 of them."""
+    """200 seeds: the ratio of standard deviations has a standard error of 5 %; 0.8 to 1.25 are 4.5 of them (7e-6)."""
     truth = LinearGaussian()
     x = truth.draw(10)
     vae = truth.vae(GaussianPosterior(truth, inflation=1.3))
-    runs = [pv.importance_sampling(vae.model, vae.guide, x, num_samples=300, seed=seed) for seed in range(300)]
+    runs = [pv.importance_sampling(vae.model, vae.guide, x, num_samples=300, seed=seed) for seed in range(200)]
     spread = torch.tensor([run.mean for run in runs]).std().item()
-    stated = sum(run.mean_std_error for run in runs) / 300
+    stated = sum(run.mean_std_error for run in runs) / 200
     assert 0.8 < stated / spread < 1.25
 
 

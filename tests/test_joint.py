@@ -154,7 +154,7 @@ def test_a_size_that_is_no_size(chunk_size):
 
 @needs_compiler
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Can't initialize NVML")
-@pytest.mark.parametrize("make", [a_vae, a_guide_in_another_order])
+@pytest.mark.parametrize("make", [pytest.param(a_vae, marks=pytest.mark.slow), a_guide_in_another_order])
 def test_estimators_compiled(make, float64, recwarn, monkeypatch):
     """All that evaluate the model by pairs; `ais` and `bdmc` beside the plain ones."""
     monkeypatch.setitem(PAIRS_AT_A_TIME, "cpu", 64)
