@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pyro
+from pyro import poutine
 from pyro.contrib.autoname.scoping import NameCountMessenger, ScopeMessenger
 from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.condition_messenger import ConditionMessenger
@@ -65,16 +66,20 @@ def refuse_other_guide(site: str) -> None:
             isinstance(handler, ConditionMessenger) and site in handler.data
         ):
             return
-        elif isinstance(handler, ReplayMessenger) and handler.trace is not None and site not in handler.trace:
-            raise ValueError(
-                f"guide: expected it to draw site {site!r}, as the model does; got none; call the VAE's guide there, "
-                f"or pyro.sample({site!r}, vae.prior()) if the prior is meant to be the guide."
-            )
         elif isinstance(handler, ReplayMessenger) and handler.trace is not None:
-            here = list(_of_data(get_plates()))
-            dims = {frame.dim for frame in here}  # to their left the guide may have been drawn many times
-            of_guide = _of_data(handler.trace.nodes[site]["cond_indep_stack"])
-            return _checks.same_plates(site, here, (frame for frame in of_guide if frame.dim in dims))
+            return _refuse_other_draw(site, handler.trace)
+
+
+def _refuse_other_draw(site: str, guide: poutine.Trace) -> None:
+    if site not in guide:
+        raise ValueError(
+            f"guide: expected it to draw site {site!r}, as the model does; got none; call the VAE's guide there, "
+            f"or pyro.sample({site!r}, vae.prior()) if the prior is meant to be the guide."
+        )
+    here = list(_of_data(get_plates()))
+    dims = {frame.dim for frame in here}  # to their left the guide may have been drawn many times
+    there = _of_data(guide.nodes[site]["cond_indep_stack"])
+    _checks.same_plates(site, here, (frame for frame in there if frame.dim in dims))
 
 
 @contextmanager

@@ -29,12 +29,14 @@ def joint_of(chunk_size: int | None = None, compile: bool = False) -> Joint:
     """The densities, on so many (draw, datum) pairs at a time: that changes memory and speed but no draw."""
     if chunk_size is not None:
         _checks.whole_number("chunk_size", chunk_size)
-    return CompiledJoint(chunk_size) if compile else partial(_in_chunks, chunk_size=chunk_size)
+    if compile:
+        return CompiledJoint(chunk_size)
+    return Program.log_joint if chunk_size is None else partial(_in_chunks, chunk_size=chunk_size)
 
 
-def _in_chunks(program: Program, latents: Latents, chunk_size: int | None) -> tuple[Tensor, Tensor]:
+def _in_chunks(program: Program, latents: Latents, chunk_size: int) -> tuple[Tensor, Tensor]:
     num_samples = len(next(iter(latents.values())))
-    height = num_samples if chunk_size is None else max(1, chunk_size // program.num_data)
+    height = max(1, chunk_size // program.num_data)
     pieces = [
         program.log_joint({name: value[top : top + height] for name, value in latents.items()})
         for top in range(0, num_samples, height)
@@ -47,7 +49,7 @@ class CompiledJoint:
     """The densities by one graph for any number of draws and data: of one draw for each row of a fixed number of rows.
 
     Rows of the data are repeated for their draws, and the last graph is filled up with the first pair. Pairs that would
-    fill no quarter of a graph run as they are, which is faster. Where a gradient is needed, a second graph gives it
+    fill no quarter of a graph run as they are. Where a gradient is needed, a second graph gives it
     along with the densities; it can be differentiated no further.
     """
 

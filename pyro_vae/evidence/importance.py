@@ -151,7 +151,7 @@ def _evaluator(proposal: Proposal, chunk_size: int | None, compile: bool) -> Cal
 class _GuideAndModel:
     """Draws from the guide and their densities as one graph, of the first tile's size; other tiles run as they are.
 
-    For tiles of one size it is faster than a guide that runs through Pyro's handlers, and a model by pairs.
+    For tiles of one size it spares Pyro's handlers in the guide, and the repeated rows of a model by pairs.
     """
 
     def __init__(self) -> None:
