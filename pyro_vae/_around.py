@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import pyro
+import torch
 from pyro import poutine
 from pyro.contrib.autoname.scoping import NameCountMessenger, ScopeMessenger
 from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.condition_messenger import ConditionMessenger
 from pyro.poutine.replay_messenger import ReplayMessenger
 from pyro.poutine.runtime import _PYRO_STACK, get_plates
+from torch import Tensor
+from torch.distributions import constraints
+from torch.utils.weak import WeakIdKeyDictionary, WeakTensorKeyDictionary
 
 from pyro_vae import _checks
 
 OF_DRAWS = {"num_particles_vectorized", "_num_predictive_samples", "_particles"}
 """Plates of Pyro's objectives, of its `Predictive`, and of our evaluations: data have no dimension there."""
+
+_registered = WeakTensorKeyDictionary()
+"""The parameters that VAEs of this process have put into Pyro's store."""
+_told = WeakIdKeyDictionary()
+"""The data of VAEs whose users know of loaded parameters."""
 
 
 def plates_around() -> dict[int, int]:
@@ -96,3 +106,58 @@ def free_names() -> Iterator[None]:
             "pv.VAE(..., name=...), put several calls of one into pyro.contrib.autoname.scope(prefix=...), and let "
             "those that share a plate over data be called inside of it."
         ) from error
+
+
+def note_registered(parameter: Tensor) -> None:
+    """A VAE of this process has this parameter in Pyro's store."""
+    if parameter not in _registered:
+        _registered[parameter] = True
+
+
+def keep_layout(name: str, parameter: Tensor) -> None:
+    """Put a parameter into Pyro's store as it is laid out in memory: `pyro.param` would put a contiguous copy there."""
+    store = pyro.get_param_store()
+    if name not in store and not parameter.is_contiguous():
+        store.set_state({"params": {name: parameter}, "constraints": {name: constraints.real}})
+
+
+def is_loaded(named: Mapping[str, Tensor]) -> bool:
+    """Whether other values for all of these parameters lie under their names in Pyro's store, from elsewhere.
+
+    Those that a VAE of this process has put there, such as another without a name, or one that is gone, are its own.
+    """
+    store = pyro.get_param_store()
+    if not named or not all(name in store for name in named):
+        return False
+    pairs = [(store[name].unconstrained(), value) for name, value in named.items()]
+    if any(stored in _registered or stored.shape != value.shape for stored, value in pairs):
+        return False
+    return not all(_is_equal(stored, value) for stored, value in pairs)
+
+
+def _is_equal(one: Tensor, other: Tensor) -> bool:
+    return one is other or (one.device == other.device and one.dtype == other.dtype and torch.equal(one, other))
+
+
+def warn_of_loaded(names: Sequence[str], own_name: str | None, datum: Any) -> None:
+    """Say, once for each VAE, that parameters in Pyro's store are not those that it uses.
+
+    Model and guide of a VAE share what they know of its `datum`, and are told by that.
+    """
+    if datum in _told:
+        return
+    _told[datum] = True
+    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    elsewhere = "" if own_name is None else f", which lie under {own_name!r}"
+    module = names[0].split("$$$")[0]
+    role = module.rpartition(".")[2]
+    warnings.warn(
+        "name: expected no loaded parameters in Pyro's store under the name of this VAE; got "
+        f"{names[0]!r}{others}, of the shapes of its parameters, from no VAE of this process, as after "
+        "pyro.get_param_store().load(...); they are not used, and this VAE goes on with the values of its own"
+        f"{elsewhere}; load trained values with vae.load_state_dict(...), or take over the store's with "
+        f"pyro.module({module!r}, vae.{role}, update_module_params=True), for model and guide; pass name=... to the "
+        "VAE if it has nothing to do with them.",
+        UserWarning,
+        stacklevel=2,
+    )

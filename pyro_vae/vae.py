@@ -11,6 +11,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.nn import PyroModule
 from pyro.params import param_with_module_name
 from pyro.poutine.runtime import am_i_wrapped
@@ -18,7 +19,16 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pyro_vae import _checks
-from pyro_vae._around import free_names, own_plate, plates_around, refuse_other_guide
+from pyro_vae._around import (
+    free_names,
+    is_loaded,
+    keep_layout,
+    note_registered,
+    own_plate,
+    plates_around,
+    refuse_other_guide,
+    warn_of_loaded,
+)
 from pyro_vae._parts import Datum, any_parameter, fit_together, side_by_side
 
 __all__ = ["VAE"]
@@ -43,7 +53,8 @@ class VAE(nn.Module):
         posterior: `forward(x, *context)` returns q(z|x), of the prior's event shape.
         name: prefix of sites, plate and parameters, for several VAEs in one program. Without one, sites have no prefix,
             and parameters that of the first of vae, vae_1, vae_2, ... whose place in Pyro's parameter store is free,
-            so that several VAEs of one process all train. To save a VAE take its `state_dict()`.
+            so that several VAEs of one process all train. To save a VAE take its `state_dict()`: parameters that lie in
+            the store after `pyro.get_param_store().load(...)` are not taken over, which a warning says once for a VAE.
         context_shapes: shapes of what the further arguments of `model` and `guide` (labels, covariates, exposure) hold
             for one datum; all three parts are called with them.
 
@@ -143,18 +154,25 @@ class VAE(nn.Module):
 
     def encode(self, x: Any, *context: Any) -> dist.Distribution:
         """q(z|x), of batch shape `(N,)`. Inside of a Pyro program its parameters are registered, as by `guide`."""
-        values = self.guide.register() if am_i_wrapped() else {}
+        values = self.guide.registered_or_looked_for()
         return self.guide.posterior_of(self.guide.check(x), self.guide.check_context(context), values)
 
     def decode(self, z: Any, *context: Any) -> dist.Distribution:
         """p(x|z), of batch shape `(N,)`. Inside of a Pyro program its parameters are registered, as by `model`."""
-        values = self.model.register() if am_i_wrapped() else {}
+        values = self.model.registered_or_looked_for()
         return self.model.likelihood_of(self.model.check_latent(z), self.model.check_context(context), values)
 
     @torch.no_grad()
     def reconstruct(self, x: Any, *context: Any) -> Tensor:
-        """The mean of p(x|z) at the mean of q(z|x): `(N, *event_shape)`."""
-        return self.decode(self.encode(x, *context).mean, *context).mean
+        """The mean of p(x|z) at the mean of q(z|x): `(N, *event_shape)`, finite numbers.
+
+        Where a distribution has no finite mean (a Categorical, a Cauchy), its mode stands for it.
+
+        Raises:
+            ValueError: if p(x|z) or q(z|x) has neither, or none that Pyro knows.
+        """
+        z = _centre("posterior", self.encode(x, *context))
+        return _centre("likelihood", self.decode(z, *context))
 
     @torch.no_grad()
     def sample(self, num_samples: int = 1, *context: Any) -> Tensor:
@@ -198,17 +216,36 @@ class _Program(nn.Module):
         a second module would silently never train. Returned are the values that a handler, such as `poutine.lift`, has
         put in the place of parameters.
         """
+        loaded: dict[str, nn.Parameter] = {}
         for name in self._names():
             full_name = f"{name}.{self.role}"
             if not _taken_by_another(full_name, self):
                 self._name_in_use = name
+                if loaded:
+                    warn_of_loaded([*loaded], full_name, self.datum)
                 return _replaced(full_name, self)
+            loaded = loaded or self._loaded(full_name)
         raise ValueError(
             f"name: expected a name that is free in Pyro's parameter store; got {self.name!r}, under which another "
             "module's parameters lie; give this VAE another (vae.name = ...), or call pyro.clear_param_store() if the "
             "other is gone (or is this one, before load_state_dict(..., assign=True)); to take over values of a loaded "
             f"store, pyro.module({full_name!r}, ..., update_module_params=True)."
         )
+
+    def registered_or_looked_for(self) -> Values:
+        """Inside of a Pyro program, `register()`; outside of one, no more than a look at what lies in the store."""
+        if am_i_wrapped():
+            return self.register()
+        full_name = f"{self.name or self._name_in_use}.{self.role}"
+        loaded = self._loaded(full_name)
+        if loaded:
+            warn_of_loaded([*loaded], None, self.datum)
+        return {}
+
+    def _loaded(self, full_name: str) -> dict[str, nn.Parameter]:
+        """The parameters, by their names in the store, if others lie there that were loaded."""
+        named = dict(_trainable(full_name, self).values())
+        return named if is_loaded(named) else {}
 
     def _distribution(self, part: str, values: Values, args: tuple[Tensor, ...]) -> dist.Distribution:
         """What a part returns, with these values in the place of its parameters."""
@@ -335,6 +372,62 @@ def _refuse_contradictions(x: Any, z: Any, likelihood: bool, subsample_size: int
         )
 
 
+def _centre(part: str, distribution: dist.Distribution) -> Tensor:
+    """The mean, and in the place of numbers that are not finite, the mode's."""
+    mean = _known(distribution, "mean")
+    if mean is not None and mean.isfinite().all():
+        return mean
+    mode = _mode(distribution)
+    if mode is not None:
+        centre = mode if mean is None else torch.where(mean.isfinite(), mean, mode.to(mean.dtype))
+        # Of probabilities that are NaN, some value is still the largest.
+        if centre.isfinite().all() and not distribution.log_prob(mode).isnan().any():
+            return centre
+    of_mean = "no mean that Pyro knows" if mean is None else "a mean of NaN or infinity"
+    of_mode = "no mode that Pyro knows" if mode is None else "a mode that is no better"
+    raise ValueError(
+        f"{part}: expected a distribution with a finite mean or with a mode; got {_described(distribution)}, with "
+        f"{of_mean} and {of_mode}; draw from it, vae.decode(vae.encode(x).sample()).sample(), or take another."
+    )
+
+
+def _mode(distribution: Any) -> Tensor | None:
+    """The mode, if it is known; that of a discrete distribution over numbers is looked for among all of them."""
+    if isinstance(distribution, (torch.distributions.Independent, dist.MaskedDistribution)):
+        return _mode(distribution.base_dist)
+    if isinstance(distribution, ExpandedDistribution):
+        mode = _mode(distribution.base_dist)
+        return None if mode is None else mode.expand(distribution.batch_shape + distribution.event_shape)
+    if isinstance(distribution, torch.distributions.MixtureSameFamily):
+        return _likeliest(distribution, distribution.component_distribution)
+    mode = _known(distribution, "mode")
+    return _likeliest(distribution, distribution) if mode is None else mode
+
+
+def _likeliest(distribution: Any, enumerated: Any) -> Tensor | None:
+    """The likeliest of the numbers that another distribution enumerates; None if it does not."""
+    if not enumerated.has_enumerate_support or enumerated.event_shape:
+        return None
+    numbers = enumerated.enumerate_support(expand=False).flatten()
+    log_probs = distribution.log_prob(numbers.reshape(-1, *[1] * len(distribution.batch_shape)))
+    return numbers[log_probs.argmax(0)]
+
+
+def _known(distribution: Any, name: str) -> Tensor | None:
+    """An attribute that distributions need not have."""
+    try:
+        return getattr(distribution, name)
+    except NotImplementedError:
+        return None
+
+
+def _described(distribution: Any) -> str:
+    """Its name, and in brackets what it is wrapped about."""
+    name = type(distribution).__name__
+    inner = getattr(distribution, "base_dist", getattr(distribution, "component_distribution", None))
+    return name if inner is None else f"{name}({_described(inner)})"
+
+
 def _require_module(argument: str, part: Any) -> None:
     if not isinstance(part, nn.Module):
         raise TypeError(
@@ -370,8 +463,10 @@ def _replaced(full_name: str, module: nn.Module) -> Values:
     """Register parameters, and return what came back in the place of some, under all their names in the module."""
     values = {}
     for name, parameter in _trainable(full_name, module).values():
+        keep_layout(name, parameter)
         value = pyro.param(name, parameter)
         if value is parameter:
+            note_registered(parameter)
             continue
         if value.shape != parameter.shape:
             raise ValueError(

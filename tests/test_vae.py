@@ -1,8 +1,10 @@
 """The VAE as a Pyro program: under every handler, objective and optimizer that takes one."""
 
 import copy
+import warnings
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
@@ -94,6 +96,130 @@ def test_a_name_that_is_taken_is_refused_before_anything_trains():
     assert changed(second, before) == []
     pyro.clear_param_store()
     second.model(x)
+
+
+@pytest.fixture
+def loaded_store(tmp_path):
+    """Trained parameters as another process has saved them."""
+
+    def load(**kwargs):
+        vae = small_vae(**kwargs)
+        SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO()).step(draws_of(vae, 8))
+        pyro.get_param_store().save(tmp_path / "store.pt")
+        pyro.clear_param_store()
+        pyro.get_param_store().load(tmp_path / "store.pt")
+        return vae
+
+    return load
+
+
+ENTRANCES = {
+    "SVI": lambda vae, x: SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO()).step(x),
+    "fit": lambda vae, x: pv.fit(vae, x, num_epochs=1, progress=False),
+    "log_weights": lambda vae, x: pv.log_weights(vae.model, vae.guide, x, num_samples=3),
+    "model": lambda vae, x: vae.model(x),
+    "sample": lambda vae, x: vae.sample(3),
+    "reconstruct": lambda vae, x: vae.reconstruct(x),
+    "decode": lambda vae, x: vae.decode(torch.zeros(3, 2)),
+}
+
+
+@pytest.mark.parametrize("entrance", ENTRANCES)
+def test_loaded_parameters_that_are_not_used_give_one_warning(loaded_store, entrance):
+    loaded_store()
+    vae, x = small_vae(), torch.ones(3, 6)
+    with pytest.warns(
+        UserWarning, match=r"got 'vae.(model|guide)\$\$\$\w+.* and \d more.*load_state_dict.*name="
+    ) as said:
+        ENTRANCES[entrance](vae, x)
+        for each in ENTRANCES.values():
+            each(vae, x)
+    assert len([each for each in said if "loaded parameters" in str(each.message)]) == 1
+
+
+@pytest.mark.parametrize("is_late", [False, True], ids=["before the first call", "after the warning"])
+def test_loaded_parameters_can_be_taken_over(loaded_store, is_late):
+    trained, vae = loaded_store(), small_vae()
+    x = torch.ones(3, 6)
+    if is_late:
+        with pytest.warns(UserWarning, match="expected no loaded parameters"):
+            used(vae)
+    for role in ("model", "guide"):
+        pyro.module(f"vae.{role}", getattr(vae, role), update_module_params=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        vae.model(x)
+        vae.guide(x)
+    assert all(torch.equal(*pair) for pair in zip(vae.parameters(), trained.parameters(), strict=True))
+    before = snapshot(vae)
+    used(vae)
+    assert changed(vae, before) == list(before)
+
+
+def used(vae):
+    return ENTRANCES["SVI"](vae, torch.ones(3, 6))
+
+
+def rebuilt():
+    used(small_vae())
+    used(small_vae())  # while the first is gone
+
+
+def copied():
+    vae = small_vae()
+    used(vae)
+    twin = copy.deepcopy(vae)
+    del vae
+    used(twin)
+
+
+def of_other_shapes(loaded_store):
+    loaded_store(hidden=(5,))
+    used(small_vae())
+
+
+def of_another_name(loaded_store):
+    loaded_store()
+    used(small_vae(name="mine"))
+
+
+def of_the_same_values(loaded_store):
+    vae = small_vae()
+    vae.load_state_dict(loaded_store().state_dict())
+    used(vae)
+
+
+def put_back():
+    vae = small_vae()
+    used(vae)
+    state = pyro.get_param_store().get_state()
+    pyro.clear_param_store()
+    pyro.get_param_store().set_state(state)
+    used(vae)
+    used(small_vae())
+
+
+SILENT = [rebuilt, copied, put_back, of_other_shapes, of_another_name, of_the_same_values]
+
+
+@pytest.mark.parametrize("case", SILENT, ids=lambda case: case.__name__)
+def test_parameters_in_the_store_that_nobody_can_have_meant(case, loaded_store):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        case(loaded_store) if case.__code__.co_argcount else case()
+
+
+def test_parameters_of_any_layout_in_memory_train():
+    """Pyro's store would keep a contiguous copy of one that is not, and train that."""
+    decoder = nn.Sequential(nn.Linear(2, 36), nn.Unflatten(1, (4, 3, 3)), nn.Conv2d(4, 4, 3, padding=1))
+    vae = pv.VAE(pv.StandardNormal(2), pv.Bernoulli(decoder), pv.DiagonalNormal(pv.nn.MLP((4, 3, 3), [], 4)))
+    vae.to(memory_format=torch.channels_last)
+    assert not all(parameter.is_contiguous() for parameter in vae.parameters())
+    for _ in range(2):
+        before = snapshot(vae)
+        SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO()).step(torch.ones(3, 4, 3, 3))
+        assert changed(vae, before) == list(before)
+    assert all(name.startswith(("vae.model", "vae.guide")) for name in pyro.get_param_store())
 
 
 def test_a_frozen_part_stays_as_it_is():
@@ -270,3 +396,129 @@ def test_sizes_that_contradict_each_other(case):
             program(x, **arguments)
     with pytest.raises(ValueError, match="subsample_size: expected it with x"):
         vae.model(subsample_size=3)
+
+
+class Returning(nn.Module):
+    """A likelihood of any kind, from a linear layer."""
+
+    def __init__(self, make, width):
+        super().__init__()
+        self.make, self.layer = make, nn.Linear(2, width)
+
+    def forward(self, z):
+        return self.make(self.layer(z))
+
+
+def pixels(logits):
+    """Of three, with five grey levels each."""
+    return dist.Categorical(logits=logits.unflatten(-1, (3, 5)))
+
+
+def mixture(out):
+    return dist.MixtureSameFamily(
+        dist.Categorical(logits=out[..., :2]), dist.Categorical(logits=out[..., 2:12].unflatten(-1, (2, 5)))
+    )
+
+
+def likeliest(out):
+    return out.unflatten(-1, (3, 5)).argmax(-1).float()
+
+
+def rows_of(out):
+    return torch.ones(out.shape[:-1], dtype=torch.bool)
+
+
+CENTRES = {
+    "Categorical": (lambda out: pixels(out).to_event(1), likeliest),
+    "masked": (lambda out: pixels(out).mask(rows_of(out)[..., None]).to_event(1).mask(rows_of(out)), likeliest),
+    "expanded": (
+        lambda out: dist.torch_distribution.ExpandedDistribution(pixels(out).to_event(1), out.shape[:-1]),
+        likeliest,
+    ),
+    "mixture of Categoricals": (
+        lambda out: mixture(out).expand([*out.shape[:-1]]),
+        lambda out: (
+            (out[..., :2].softmax(-1)[..., None] * out[..., 2:12].unflatten(-1, (2, 5)).softmax(-1)).sum(-2).argmax(-1)
+        ),
+    ),
+    "OneHotCategorical": (lambda out: dist.OneHotCategorical(logits=out), lambda out: out.softmax(-1)),
+    "Multinomial": (lambda out: dist.Multinomial(3, logits=out), lambda out: 3 * out.softmax(-1)),
+    "Poisson": (lambda out: dist.Poisson(out.exp()).to_event(1), torch.exp),
+    "Delta": (lambda out: dist.Delta(out).to_event(1), lambda out: out),
+    "Cauchy": (lambda out: dist.Cauchy(out, 1.0).to_event(1), lambda out: out),
+    "HalfCauchy": (lambda out: dist.HalfCauchy(out.exp()).to_event(1), torch.zeros_like),
+    "StudentT, in part without a mean": (
+        lambda out: dist.StudentT(torch.tensor([0.5, 3.0]).repeat(8)[:15], out, 1.0).to_event(1),
+        lambda out: out,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CENTRES)
+def test_a_reconstruction_is_finite(case):
+    make, expected = CENTRES[case]
+    width = make(torch.zeros(1, 15)).event_shape.numel()
+    likelihood = Returning(make, 15)
+    vae = pv.VAE(pv.StandardNormal(2), likelihood, pv.DiagonalNormal(nn.Linear(width, 4) if width > 1 else Widened()))
+    x = vae.sample(7)
+    found = vae.reconstruct(x)
+    assert found.shape == x.shape and found.isfinite().all()
+    with torch.no_grad():
+        out = likelihood.layer(vae.encode(x).mean)
+    assert torch.allclose(found, expected(out).to(found.dtype))
+
+
+class Widened(nn.Module):
+    """A network for data that are single numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(1, 4)
+
+    def forward(self, x):
+        return self.layer(x[..., None])
+
+
+def test_the_posterior_may_have_no_mean():
+    class Heavy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 2)
+
+        def forward(self, x):
+            return dist.Cauchy(self.layer(x), 1.0).to_event(1)
+
+    vae = pv.VAE(pv.StandardNormal(2), pv.Bernoulli(nn.Linear(2, 6)), Heavy())
+    x = torch.ones(3, 6)
+    assert torch.equal(vae.reconstruct(x), vae.decode(vae.posterior.layer(x)).mean)
+
+
+NO_CENTRE = {
+    "MultivariateStudentT": lambda out: dist.MultivariateStudentT(torch.tensor(0.5), out[..., :2], torch.eye(2)),
+    "MixtureSameFamily\\(Independent\\(Categorical\\)\\)": lambda out: dist.MixtureSameFamily(
+        dist.Categorical(logits=out[..., :2]),
+        dist.Categorical(logits=out[..., :12].unflatten(-1, (2, 3, 2))).to_event(1),
+    ),
+    "TransformedDistribution\\(Independent\\(Normal\\)\\)": lambda out: dist.TransformedDistribution(
+        dist.Normal(out[..., :3], 1.0).to_event(1), [dist.transforms.TanhTransform()]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NO_CENTRE)
+def test_without_a_mean_and_a_mode_there_is_no_reconstruction(name):
+    make = NO_CENTRE[name]
+    width = make(torch.zeros(1, 15)).event_shape.numel()
+    vae = pv.VAE(pv.StandardNormal(2), Returning(make, 15), pv.DiagonalNormal(nn.Linear(width, 4)))
+    with pytest.raises(ValueError, match=rf"likelihood: expected .*; got {name}, with .* mode.*draw from it"):
+        vae.reconstruct(vae.sample(3))
+
+
+@pytest.mark.parametrize("make", [lambda out: dist.Normal(out, 1.0).to_event(1), lambda out: pixels(out).to_event(1)])
+def test_networks_that_are_nan_have_no_reconstruction(make):
+    width = make(torch.zeros(1, 15)).event_shape.numel()
+    vae = pv.VAE(pv.StandardNormal(2), Returning(make, 15), pv.DiagonalNormal(nn.Linear(width, 4)))
+    with torch.no_grad():
+        vae.likelihood.layer.bias.fill_(torch.nan)
+    with pyro.validation_enabled(False), pytest.raises(ValueError, match="a mode that is no better"):
+        vae.reconstruct(torch.ones(3, width))
