@@ -20,6 +20,12 @@ __all__ = ["FusedAdam"]
 
 OPTIONS = {"lr", "betas", "eps", "weight_decay"}
 
+CLIPPING = (
+    "gradients are clipped by pyro.optim.ClippedAdam, or by pyro.optim.Adam(optim_args, clip_args), which a compiled "
+    "ELBO takes as well"
+)
+SCHEDULE = "pass functools.partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=60), say"
+
 
 class FusedAdam(PyroOptim):
     r"""Adam as one of Pyro's optimizers, with one torch optimizer for all parameters instead of one for each.
@@ -36,11 +42,15 @@ class FusedAdam(PyroOptim):
             `functools.partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=60)`; it goes on by a step at each call
             of `step`, which `fit` makes after each epoch.
 
+    Gradients are not clipped: there is no `clip_args`. With `pyro.optim.ClippedAdam`, or with `pyro.optim.Adam` and its
+    `clip_args`, a compiled ELBO has a graph of value and gradient, and the update is the optimizer's own.
+
     Its state is that of `pyro.optim.Adam`: `get_state`, `set_state`, `save` and `load` of either can be read by the
     other.
 
     Raises:
-        TypeError, ValueError: for an option that Adam lacks, or a learning rate that cannot be.
+        TypeError, ValueError: for an option that Adam lacks, a value that it cannot have, or a schedule that is none
+            (a dictionary of `clip_args`, say), when it is made; of a function from names, at the first step.
 
     References:
         Kingma and Ba (2015), Adam: a method for stochastic optimization.
@@ -66,6 +76,8 @@ class FusedAdam(PyroOptim):
     ) -> None:
         if not callable(optim_args):
             _check_options(optim_args)
+        if lr_scheduler is not None:
+            _check_schedule(lr_scheduler)
         super().__init__(Adam, optim_args)
         self.lr_scheduler = lr_scheduler
         self.optimizers: list[Adam] = []
@@ -252,10 +264,46 @@ def _without_gradients(params: Iterable[Tensor]) -> Iterator[None]:
 
 def _check_options(options: Any) -> None:
     if not isinstance(options, dict) or not options.keys() <= OPTIONS:
+        unknown = sorted(map(str, options.keys() - OPTIONS)) if isinstance(options, dict) else []
         raise TypeError(
-            f"optim_args: expected a dictionary of {', '.join(sorted(OPTIONS))}; got {options!r}; other options of "
-            "Adam's need pyro.optim.Adam."
+            f"optim_args: expected a dictionary of {', '.join(sorted(OPTIONS))}; got {options!r}"
+            f"{', which has ' + ', '.join(map(repr, unknown)) if unknown else ''}; {_instead_of(unknown)}."
         )
     rate = options.get("lr", 1e-3)
     if type(rate) not in (int, float) or rate != 0:  # which leaves a parameter as it is
         _checks.positive("optim_args: lr, the learning rate", rate)
+    try:
+        Adam([torch.zeros(1)], **options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"optim_args: expected values that torch.optim.Adam takes; got {options!r}, and from it an error, {error}; "
+            "correct that value."
+        ) from error
+
+
+def _instead_of(unknown: list[str]) -> str:
+    """What to do about options that Adam, or this one, lacks."""
+    if any("clip" in name for name in unknown):
+        return CLIPPING
+    if any("rate" in name for name in unknown):
+        return "the learning rate is called lr"
+    return "other options of Adam's need pyro.optim.Adam"
+
+
+def _check_schedule(lr_scheduler: Any) -> None:
+    """Make a schedule for an optimizer that nobody uses."""
+    if isinstance(lr_scheduler, dict) or not callable(lr_scheduler) or isinstance(lr_scheduler, PyroOptim):
+        raise TypeError(
+            "lr_scheduler: expected a function from a torch optimizer to a schedule of its learning rate; got "
+            f"{lr_scheduler!r}; {CLIPPING if isinstance(lr_scheduler, dict) else SCHEDULE}."
+        )
+    try:
+        schedule, found = lr_scheduler(Adam([torch.zeros(1)])), None
+    except TypeError as error:
+        schedule, found = None, error
+    if not isinstance(schedule, LRScheduler):
+        what = f"{schedule!r} from it" if found is None else f"an error from it, {found}"
+        raise TypeError(
+            "lr_scheduler: expected a function from a torch optimizer to a schedule of its learning rate; got "
+            f"{what}; {SCHEDULE}."
+        ) from found

@@ -147,11 +147,55 @@ def test_a_parameter_without_gradient_stays():
         ({"lr": "fast"}, TypeError, "lr, the learning rate: expected a positive number"),
         ({"lr": 1e-3, "amsgrad": True}, TypeError, "optim_args: expected a dictionary of .*; got .*amsgrad"),
         (1e-3, TypeError, "optim_args: expected a dictionary of .*; got 0.001"),
+        ({"learning_rate": 1e-3}, TypeError, "which has 'learning_rate'; the learning rate is called lr"),
+        (
+            {"lr": 1e-3, "clip_norm": 10.0},
+            TypeError,
+            "which has 'clip_norm'; gradients are clipped by pyro.optim.Clipped",
+        ),
+        ({"betas": (1.2, 0.9)}, ValueError, r"optim_args: expected values that .*Adam takes; got .*Invalid beta.*1\.2"),
+        ({"betas": 0.9}, ValueError, "optim_args: expected values that torch.optim.Adam takes; got"),
+        ({"weight_decay": -1.0}, ValueError, "optim_args: expected values .*Invalid weight_decay value: -1.0"),
+        ({"eps": "small"}, ValueError, "optim_args: expected values that torch.optim.Adam takes; got"),
     ],
 )
 def test_bad_options(optim_args, error, message):
     with pytest.raises(error, match=message):
         pv.FusedAdam(optim_args)
+
+
+@pytest.mark.parametrize(
+    ("lr_scheduler", "message"),
+    [
+        (
+            {"clip_norm": 10.0},
+            r"got {'clip_norm': 10.0}; .*pyro.optim.ClippedAdam, or by pyro.optim.Adam\(optim_args, clip",
+        ),
+        (1e-3, "got 0.001; pass functools.partial"),
+        (lambda module, name: {"clip_norm": 10.0}, "got an error from it, .*missing 1 required positional argument"),
+        (lambda optimizer: {"clip_norm": 10.0}, "got {'clip_norm': 10.0} from it; pass functools.partial"),
+        (torch.optim.lr_scheduler.StepLR, "got an error from it, .*missing 1 .*'step_size'; pass functools.partial"),
+        (
+            pyro.optim.ExponentialLR({"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.01}, "gamma": 0.5}),
+            "got <pyro.optim.lr_scheduler.PyroLRScheduler.*; pass functools.partial",
+        ),
+    ],
+)
+def test_what_is_no_schedule_is_refused_at_once(lr_scheduler, message):
+    with pytest.raises(TypeError, match=f"lr_scheduler: expected a function from a torch optimizer .*; {message}"):
+        pv.FusedAdam({"lr": 1e-3}, lr_scheduler)
+
+
+def test_gradients_are_clipped_by_pyros_adam_beside_a_compiled_objective(float64, interpreted):
+    """What the message says to do."""
+    clip_args, ends = {"clip_norm": 0.1, "clip_value": 0.05}, []
+    for elbo in (Trace_ELBO(), pv.CompiledTrace_ELBO()):
+        pyro.clear_param_store()
+        svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}, clip_args), elbo)
+        for _ in range(5):
+            svi.step(X)
+        ends.append(values())
+    assert interpreted and torch.allclose(*ends, rtol=1e-6)
 
 
 def test_bad_options_by_name():
