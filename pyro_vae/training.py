@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -11,7 +12,8 @@ from typing import Any, Literal
 import torch
 from pyro.infer import ELBO, SVI, Trace_ELBO, TraceMeanField_ELBO
 from pyro.optim import PyroLRScheduler, PyroOptim
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributions import Distribution
 from tqdm.auto import tqdm
 
 from pyro_vae import _checks
@@ -81,7 +83,10 @@ class History:
 
 
 class DivergedError(ValueError):
-    """Training met a loss or a gradient that is no number.
+    """Training met a loss, a gradient or a parameter that is NaN or infinite.
+
+    Whatever else stops it, such as data outside of a support or a shape that does not fit, is raised as it is, with a
+    note that names the step.
 
     Attributes:
         history: the epochs finished until then.
@@ -130,9 +135,10 @@ def fit(
         `History`, nats per datum.
 
     Raises:
-        TypeError, ValueError: for data or numbers that cannot be, before any parameter changes.
-        DivergedError: (a ValueError) for a loss or gradient that is no number; it names the step. The parameters are
-            then the last that had a finite loss, or, compiled, those of at most 100 steps before.
+        TypeError, ValueError: for data or numbers that cannot be, and for a batch of one datum where a BatchNorm needs
+            more, before any parameter changes.
+        DivergedError: (a ValueError) for a loss, gradient or parameter that is NaN or infinite; it names the step. The
+            parameters are then the last that had a finite loss, or, compiled, those of at most 100 steps before.
 
     Examples:
         >>> import pyro_vae as pv
@@ -159,6 +165,8 @@ def fit(
     history = History()
     with forked_generator(device), tqdm(total=num_epochs, disable=not progress, unit="epoch") as bar:
         _rehearse(vae, objective, train)
+        if 1 in (batch_size, len(train) % batch_size):
+            _rehearse_a_batch_of_one(vae, objective, train, batch_size)
         torch.manual_seed(seed)
         stepper = _Stepper(vae, objective, optim, history)
         for _ in range(num_epochs):
@@ -205,6 +213,32 @@ def _rehearse(vae: VAE, objective: ELBO, train: Dataset) -> None:
         raise TypeError(
             f"objective: expected an ELBO with one loss; got {type(objective).__name__}, which has {loss!r}."
         )
+
+
+def _rehearse_a_batch_of_one(vae: VAE, objective: ELBO, train: Dataset, batch_size: int) -> None:
+    """Take its loss in training mode, where a BatchNorm over the rows alone has nothing to compare a datum with."""
+    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in vae.modules()):
+        return
+    buffers = [(buffer, buffer.clone()) for buffer in vae.buffers()]
+    x = train.batch(torch.zeros(1, dtype=torch.long, device=train.device))
+    vae.train()
+    try:
+        objective.loss_and_grads(vae.model, vae.guide, x)
+    except ValueError as error:
+        if not str(error).startswith("Expected more than 1 value per channel"):
+            raise
+        last = "the last batch" if len(train) > 1 < batch_size else "each batch"
+        raise ValueError(
+            "batch_size: expected at least two data in each batch, for BatchNorm in training mode; got one datum in "
+            f"{last}, of {len(train)} data and batch_size={batch_size}; take another batch_size, drop a row, or "
+            "replace BatchNorm by GroupNorm or LayerNorm."
+        ) from error
+    finally:
+        vae.eval()
+        vae.zero_grad()
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
 
 
 def _epoch(vae: VAE, stepper: _Stepper, train: Dataset, batch_size: int) -> float:
@@ -267,11 +301,16 @@ class _Stepper:
         self._copy(self.state, self.last_good)
 
     def guarded(self, compute: Callable[[], Any]) -> Any:
-        """What Pyro's validation refuses here, after a rehearsal, are parameters that are no numbers any more."""
+        """Tell an error that comes of NaN or infinity from all others, which only get a note of where they were met."""
         try:
             return compute()
-        except ValueError as error:
-            raise self._stopped("parameters that Pyro refuses") from error
+        except Exception as error:
+            if not torch.stack([tensor.isfinite().all() for tensor in self.state]).all():
+                raise self._stopped("parameters of NaN or infinity") from error
+            if _refuses_infinity(error):
+                raise self._stopped("a distribution whose numbers are NaN or infinite") from error
+            error.add_note(f"pyro_vae.fit met this {self._place()}.")
+            raise
 
     def _compiled_step(self, x: Tensor) -> Tensor | None:
         if (
@@ -295,16 +334,26 @@ class _Stepper:
         self._copy(self.last_good, self.state)
         self.vae.zero_grad()
         return DivergedError(
-            f"objective: expected finite numbers; got {found} at step {self.num_steps}, in epoch "
-            f"{len(self.history) + 1}; the parameters are {kept}: lower the learning rate, or bound the scale of the "
-            "likelihood.",
+            f"objective: expected finite numbers; got {found} {self._place()}; the parameters are {kept}: lower the "
+            "learning rate, or bound the scale of the likelihood.",
             self.history,
         )
+
+    def _place(self) -> str:
+        return f"at step {self.num_steps}, in epoch {len(self.history) + 1}"
 
     @torch.no_grad()
     def _copy(self, source: list[Tensor], target: list[Tensor]) -> None:
         for old, new in zip(source, target, strict=True):
             new.copy_(old)
+
+
+def _refuses_infinity(error: Exception) -> bool:
+    """Whether this is torch's refusal of a distribution's parameters, or of a draw, that are NaN or infinite."""
+    refusals = (Distribution.__init__.__code__, Distribution._validate_sample.__code__)
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code in refusals)
+    values = (frame.f_locals.get("value") for frame in frames)
+    return any(isinstance(value, Tensor) and not value.isfinite().all() for value in values)
 
 
 def _as_dataset(name: str, data: Any, vae: VAE) -> Dataset:

@@ -3,6 +3,7 @@
 import math
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
@@ -139,6 +140,135 @@ def test_a_learning_rate_that_is_too_high_ends_in_a_clear_error_and_a_model_that
         pv.fit(vae, x, optim=optim, num_epochs=20, batch_size=batch_size, progress=False)
     assert len({len(column) for name, column in e.value.history.as_dict().items() if name != "validation_elbo"}) == 1
     assert torch.isfinite(pv.rate_distortion(vae.model, vae.guide, x).elbo).all()
+
+
+def normalised(width=8, norm=nn.BatchNorm1d):
+    encoder = nn.Sequential(nn.Linear(6, width), norm(width), nn.Linear(width, 4))
+    return pv.VAE(pv.StandardNormal(2), pv.Bernoulli(nn.Linear(2, 6)), pv.DiagonalNormal(encoder))
+
+
+@pytest.mark.parametrize(
+    ("num_data", "batch_size", "found"),
+    [(21, 5, "the last batch, of 21 data and batch_size=5"), (4, 1, "each batch"), (1, 100, "each batch")],
+)
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_batch_of_one_under_batch_norm_is_refused_at_the_start(num_data, batch_size, found, compile):
+    vae = normalised()
+    before = [tensor.clone() for tensor in vae.state_dict().values()]
+    with pytest.raises(
+        ValueError, match=f"batch_size: expected at least two data.*got one datum in {found}.*GroupNorm"
+    ) as e:
+        pv.fit(vae, torch.ones(num_data, 6), batch_size=batch_size, compile=compile, progress=False)
+    assert not isinstance(e.value, pv.DivergedError) and not vae.training
+    assert all(torch.equal(*pair) for pair in zip(before, vae.state_dict().values(), strict=True))
+
+
+class PerPixel(nn.Module):
+    """A BatchNorm over an image has numbers enough in one of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Unflatten(-1, (1, 2, 3)), nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(6, 4))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+@pytest.mark.parametrize("case", ["two in the last batch", "LayerNorm", "over an image", "in evaluation mode"])
+def test_what_batch_norm_can_do(case):
+    x = torch.bernoulli(torch.full((22 if case == "two in the last batch" else 21, 6), 0.5))
+    vae = normalised(norm=nn.LayerNorm if case == "LayerNorm" else nn.BatchNorm1d)
+    if case == "over an image":
+        vae = pv.VAE(pv.StandardNormal(2), pv.Bernoulli(nn.Linear(2, 6)), pv.DiagonalNormal(PerPixel()))
+    if case == "in evaluation mode":
+        vae.posterior.network[1].train = lambda mode=True: vae.posterior.network[1]
+        vae.posterior.network[1].training = False
+    buffers = [buffer.clone() for buffer in vae.buffers()]
+    assert len(pv.fit(vae, x, num_epochs=2, batch_size=5, progress=False)) == 2
+    if case == "over an image":  # the rehearsal is none of the batches
+        assert vae.posterior.network.layers[1].num_batches_tracked - buffers[-1] == 10
+
+
+class Failing(nn.Module):
+    """A likelihood that does not do what it did in the rehearsal."""
+
+    def __init__(self, fail, from_step=3):
+        super().__init__()
+        self.fail, self.from_step, self.steps, self.layer = fail, from_step, 0, nn.Linear(2, 6)
+
+    def forward(self, z):
+        self.steps += self.training
+        out = self.layer(z)
+        return self.fail(out) if self.training and self.steps >= self.from_step else dist.Normal(out, 1.0).to_event(1)
+
+
+class OwnError(Exception):
+    pass
+
+
+def raising(error):
+    def fail(out):
+        raise error
+
+    return fail
+
+
+NO_DIVERGENCE = {
+    "an exception of one's own": (raising(OwnError("mine")), OwnError, "mine"),
+    "a ValueError of one's own": (raising(ValueError("mine")), ValueError, "mine"),
+    "values outside of the support": (
+        lambda out: dist.Exponential(out.exp()).to_event(1),
+        ValueError,
+        "Expected value argument .* to be within the support",
+    ),
+    "a parameter outside of its constraint": (
+        lambda out: dist.Normal(out, -1.0).to_event(1),
+        ValueError,
+        "Expected parameter scale .* to satisfy the constraint",
+    ),
+    "a shape": (lambda out: dist.Normal(out[:, :5], 1.0).to_event(1), (ValueError, RuntimeError), "."),
+    "a sum that cannot be": (lambda out: dist.Normal(out + torch.ones(7), 1.0).to_event(1), RuntimeError, "size"),
+}
+
+
+@pytest.mark.parametrize("case", NO_DIVERGENCE)
+def test_what_is_no_divergence_is_not_called_so(case):
+    fail, error, message = NO_DIVERGENCE[case]
+    vae = pv.VAE(pv.StandardNormal(2), Failing(fail), pv.DiagonalNormal(nn.Linear(6, 4)))
+    with pytest.raises(error, match=message) as e:
+        pv.fit(vae, torch.randn(20, 6), batch_size=10, progress=False)
+    assert not isinstance(e.value, pv.DivergedError) and not vae.training
+    assert "pyro_vae.fit met this at step 3, in epoch 2." in e.value.__notes__
+
+
+DIVERGENCE = {
+    "a mean of NaN": lambda out: dist.Normal(out * torch.nan, 1.0).to_event(1),
+    "a scale of infinity": lambda out: dist.Normal(out, torch.inf).to_event(1),
+    "a probability of infinity": lambda out: dist.Poisson(out.exp() * torch.inf).to_event(1),
+}
+
+
+@pytest.mark.parametrize("validation", [True, False])
+@pytest.mark.parametrize("case", DIVERGENCE)
+def test_what_is_a_divergence(case, validation):
+    vae = pv.VAE(pv.StandardNormal(2), Failing(DIVERGENCE[case]), pv.DiagonalNormal(nn.Linear(6, 4)))
+    with pyro.validation_enabled(validation), pytest.raises(pv.DivergedError, match="at step 3, in epoch 2") as e:
+        pv.fit(vae, torch.ones(20, 6), batch_size=10, progress=False)
+    assert len(e.value.history) == 1
+
+
+def test_parameters_that_turn_to_nan_are_a_divergence_whatever_the_error():
+    """A Cholesky factor of NaN is none of a ValueError."""
+    vae = pv.VAE(pv.StandardNormal(2), Failing(lambda out: spoilt()), pv.DiagonalNormal(nn.Linear(6, 4)))
+
+    def spoilt():
+        with torch.no_grad():
+            vae.likelihood.layer.bias.fill_(torch.nan)
+        raise torch.linalg.LinAlgError("not positive-definite")
+
+    with pytest.raises(pv.DivergedError, match="parameters of NaN or infinity at step 3"):
+        pv.fit(vae, torch.randn(20, 6), batch_size=10, progress=False)
+    assert all(parameter.isfinite().all() for parameter in vae.parameters())
 
 
 def test_dropout_is_on_in_training_and_off_in_evaluation(digits):
