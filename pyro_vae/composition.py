@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from pyro_vae import _checks
-from pyro_vae._structure import forked_generator, masks_of, plates_of, refuse_other_names, sample_sites
+from pyro_vae._structure import forked_generator, plates_of, refuse_other_names, sample_sites
 
 __all__ = ["check_program"]
 
@@ -38,7 +38,8 @@ def check_program(model: Callable[..., Any], guide: Callable[..., Any], *args: A
 
     Raises:
         ValueError: for a latent site of the model that is missing in the guide and is not enumerated; for a site of
-            the guide that is no latent of the model's; for plates, scales or masks of a site that differ; for a site
+            the guide that is no latent of the model's; for plates, scales or masks of a site that differ (masks are
+            compared number by number, whatever made them: `poutine.mask`, `Distribution.mask`, `obs_mask`); for a site
             whose shape is not that of its plates; for parameters that are used but not in the store; and if there is
             nothing to train, all being frozen. And what model, guide and Pyro's validation raise.
 
@@ -118,18 +119,47 @@ def _refuse_other_scales(model_site: dict[str, Any], guide_site: dict[str, Any])
 
 
 def _refuse_other_masks(model_site: dict[str, Any], guide_site: dict[str, Any]) -> None:
-    of_model, of_guide = (_mask(site) for site in (model_site, guide_site))
-    if not torch.equal(*torch.broadcast_tensors(of_model, of_guide)):
-        raise ValueError(
-            f"guide: expected site {model_site['name']!r} with the mask that it has in the model, which keeps "
-            f"{int(of_model.sum())} of {of_model.numel()}; got one that keeps {int(of_guide.sum())} of "
-            f"{of_guide.numel()}; put both into the same poutine.mask: else one density counts without the other."
+    of_model, of_guide = torch.broadcast_tensors(*map(_elementwise_mask, (model_site, guide_site)))
+    if torch.equal(of_model, of_guide):
+        return
+    name = model_site["name"]
+    raise ValueError(
+        f"guide: expected site {name!r} with the mask that it has in the model, which keeps {int(of_model.sum())} of "
+        f"{of_model.numel()}; got one that keeps {int(of_guide.sum())} of {of_guide.numel()}; {_same_mask(name)}."
+    )
+
+
+def _same_mask(name: str) -> str:
+    """How to give a site of the guide the model's mask, which `pyro.sample(..., obs_mask=...)` makes without a word."""
+    if name.endswith("_unobserved"):
+        return (
+            "where it comes of pyro.sample(..., obs_mask=obs_mask) in the model, put the guide's site into "
+            "poutine.mask(mask=~obs_mask), as AutoNormalMessenger does by itself: else the guide's entropy counts "
+            "where the model's density does not, and grows"
         )
+    return "put both into the same poutine.mask: else one density counts without the other"
 
 
-def _mask(site: dict[str, Any]) -> Tensor:
-    whole = torch.ones(site["fn"].batch_shape, dtype=torch.bool, device=site["value"].device)
-    return functools.reduce(torch.logical_and, masks_of(site), whole)
+def _elementwise_mask(site: dict[str, Any]) -> Tensor:
+    """Which numbers of a site count: of the shape of its value, but for dimensions of one where all are alike.
+
+    `poutine.mask` masks what the whole distribution has as its batch. The mask of a distribution lies inside of those
+    that are wrapped about it, and has, to its right, the dimensions of its own event only.
+    """
+    fn = site["fn"]
+    masks = [(site["mask"], fn), *((getattr(layer, "_mask", None), layer) for layer in _layers(fn))]
+    whole = torch.ones([*fn.batch_shape, *[1] * fn.event_dim], dtype=torch.bool, device=site["value"].device)
+    given = [(torch.as_tensor(mask, device=whole.device).bool(), layer) for mask, layer in masks if mask is not None]
+    aligned = (mask.reshape([*mask.shape, *[1] * len(layer.event_shape)]) for mask, layer in given)
+    return functools.reduce(torch.logical_and, aligned, whole)
+
+
+def _layers(fn: Any) -> Iterator[Any]:
+    """A distribution, and what it is wrapped about, from the outside in."""
+    yield fn
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+        yield fn
 
 
 def _refuse_strays(model_trace: poutine.Trace, guide_trace: poutine.Trace, given: Any) -> None:

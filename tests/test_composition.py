@@ -11,7 +11,7 @@ from compositions import COMPOSITIONS, LATENT, WIDTH, log_joint_of, vae_of
 from programs import binary
 from pyro import poutine
 from pyro.contrib.autoname import name_count, scope
-from pyro.infer import SVI, Predictive, Trace_ELBO
+from pyro.infer import SVI, Predictive, Trace_ELBO, TraceEnum_ELBO
 from pyro.infer.autoguide import AutoNormal, AutoNormalMessenger
 from pyro.nn import PyroModule
 from torch import nn
@@ -706,3 +706,219 @@ def test_calls_whose_names_are_counted():
         return program
 
     assert SVI(twice("model"), twice("guide"), pyro.optim.Adam({"lr": 0.01}), Trace_ELBO()).step(X) > 0
+
+
+ROWS = torch.arange(6) < 4
+COLUMNS = torch.tensor([True, False, True, True, True, True])
+
+
+def by_poutine(mask):
+    def draw(fn):
+        with poutine.mask(mask=mask):
+            return pyro.sample("z", fn.to_event(1))
+
+    return draw
+
+
+def inside(mask):
+    """As Pyro's deep Markov model has it: the mask is of numbers, and broadcasts."""
+    return lambda fn: pyro.sample("z", fn.mask(mask).to_event(1))
+
+
+def outside(mask):
+    return lambda fn: pyro.sample("z", fn.to_event(1).mask(mask))
+
+
+def at_two_layers(fn):
+    return pyro.sample("z", fn.mask(COLUMNS).to_event(1).mask(ROWS))
+
+
+def jointly(mask):
+    """By a guide whose event cannot be taken apart."""
+
+    def draw(fn):
+        with poutine.mask(mask=mask):
+            return pyro.sample("z", dist.MultivariateNormal(fn.mean, torch.eye(6)))
+
+    return draw
+
+
+def masked_pair(in_model, in_guide):
+    """Six rows of six latents each, so that a mask of the rows is none of the columns."""
+
+    def model(x):
+        with pyro.plate("data", 6):
+            z = in_model(dist.Normal(torch.zeros(6, 6), 1.0))
+            pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
+
+    def guide(x):
+        loc = pyro.param("loc", torch.zeros(6, 6))
+        with pyro.plate("data", 6):
+            in_guide(dist.Normal(loc, 1.0))
+
+    return model, guide
+
+
+SAME_MASKS = {
+    "of the distribution, in both": (inside(ROWS[:, None]), inside(ROWS[:, None])),
+    "of numbers, in both": (inside(ROWS[:, None] & COLUMNS), inside((ROWS[:, None] & COLUMNS).float())),
+    "of the program and of the distribution": (by_poutine(ROWS), inside(ROWS[:, None])),
+    "outside of the event and inside": (outside(ROWS), inside(ROWS[:, None].expand(6, 6))),
+    "of the program and outside of the event": (by_poutine(ROWS), outside(ROWS)),
+    "at two layers": (at_two_layers, inside(ROWS[:, None] & COLUMNS)),
+    "of columns": (inside(COLUMNS), inside(COLUMNS.expand(6, 6))),
+    "of a joint guide": (inside(ROWS[:, None]), jointly(ROWS)),
+    "nothing": (by_poutine(False), inside(torch.zeros(6, 1))),
+    "everything": (by_poutine(True), inside(torch.ones(6, 6))),
+    "everything, without a mask": (outside(torch.ones(6)), lambda fn: pyro.sample("z", fn.to_event(1))),
+}
+
+
+@pytest.mark.parametrize("case", SAME_MASKS)
+def test_masks_that_are_alike(case):
+    for pair in (SAME_MASKS[case], SAME_MASKS[case][::-1]):
+        pyro.clear_param_store()
+        model, guide = masked_pair(*pair)
+        pv.check_program(model, guide, torch.zeros(6))
+
+
+def test_a_mask_that_broadcasts_over_latents():
+    """As many rows as latents hide what is not aligned; here they are six and two."""
+
+    def model(x):
+        with pyro.plate("data", 6):
+            z = pyro.sample("z", dist.Normal(torch.zeros(6, 2), 1.0).mask(ROWS[:, None]).to_event(1))
+            pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
+
+    def guide_with(mask):
+        def guide(x):
+            loc = pyro.param("loc", torch.zeros(6, 2))
+            with pyro.plate("data", 6):
+                pyro.sample("z", dist.Normal(loc, 1.0).mask(mask).to_event(1))
+
+        return guide
+
+    pv.check_program(model, guide_with(ROWS[:, None].float()), torch.zeros(6))
+    with pytest.raises(ValueError, match="keeps 8 of 12; got one that keeps 6 of 12"):
+        pv.check_program(model, guide_with(torch.tensor([True, False])), torch.zeros(6))
+
+
+OTHER_MASKS = {
+    "rows for columns": (by_poutine(ROWS), inside(ROWS), "24 of 36; got one that keeps 24 of 36"),
+    "other rows": (inside(ROWS[:, None]), inside(~ROWS[:, None]), "24 of 36; got one that keeps 12 of 36"),
+    "in the model alone": (inside(ROWS[:, None]), jointly(True), "24 of 36; got one that keeps 36 of 36"),
+    "in the guide alone": (outside(torch.ones(6)), outside(ROWS), "6 of 6; got one that keeps 4 of 6"),
+    "columns of a joint guide": (inside(COLUMNS), jointly(ROWS), "30 of 36; got one that keeps 24 of 36"),
+    "one of two layers": (at_two_layers, outside(ROWS), "20 of 36; got one that keeps 24 of 36"),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_MASKS)
+def test_masks_that_are_not(case):
+    *pair, found = OTHER_MASKS[case]
+    model, guide = masked_pair(*pair)
+    with pytest.raises(
+        ValueError, match=f"guide: expected site 'z' with the mask .*keeps {found}; put both into the same"
+    ):
+        pv.check_program(model, guide, torch.zeros(6))
+
+
+def test_a_mask_of_no_dimensions():
+    model, guide = masked_pair(by_poutine(torch.tensor(True)), by_poutine(torch.tensor(True)))
+    pv.check_program(model, guide, torch.zeros(6))
+
+    def one(x):
+        with poutine.mask(mask=torch.tensor(False)):
+            pyro.sample("z", dist.Normal(pyro.param("loc", torch.zeros(())), 1.0))
+
+    pv.check_program(one, one, torch.zeros(6))
+
+
+def test_a_mask_of_an_outer_plate():
+    def program(fn, **kwargs):
+        with (
+            pyro.plate("groups", 3, dim=-2),
+            pyro.plate("data", 6),
+            poutine.mask(mask=torch.tensor([[1], [0], [1]]) > 0),
+        ):
+            z = pyro.sample("z", fn.expand([3, 6, 2]).to_event(1))
+            if kwargs:
+                pyro.sample("x", dist.Normal(z.sum(-1), 1.0), **kwargs)
+
+    def model(x):
+        program(dist.Normal(0.0, 1.0), obs=x)
+
+    pv.check_program(model, lambda x: program(dist.Normal(pyro.param("loc", torch.zeros(())), 1.0)), torch.zeros(6))
+
+
+def partly_observed(latent, amortized, is_masked):
+    """Some of c are observed; a guide for all of them, with weights or scales that rows share or do not."""
+
+    def model(x, c, obs_mask):
+        with pyro.plate("data", len(x)):
+            value = pyro.sample("c", latent(torch.zeros(len(x), 2)), obs=c, obs_mask=obs_mask)
+            pyro.sample("x", dist.Normal(value, 0.5), obs=x)
+
+    def guide(x, c, obs_mask):
+        weight = pyro.param("weight", torch.zeros(() if amortized else (len(x), 1)))
+        with pyro.plate("data", len(x)), poutine.mask(mask=~obs_mask if is_masked else True):
+            pyro.sample("c_unobserved", latent(weight * x[:, None].expand(-1, 2)))
+
+    return model, guide
+
+
+LATENTS = {
+    "continuous": lambda out: dist.Normal(out[..., 0], out[..., 1].exp()),
+    "discrete": lambda out: dist.Categorical(logits=out),
+}
+
+
+@pytest.mark.parametrize("amortized", [True, False])
+@pytest.mark.parametrize("latent", LATENTS)
+def test_what_is_observed_in_part(latent, amortized):
+    args = torch.randn(6), torch.zeros(6), ROWS
+    pv.check_program(*partly_observed(LATENTS[latent], amortized, is_masked=True), *args)
+    with pytest.raises(
+        ValueError, match=r"'c_unobserved' with the mask.*guide's site into poutine.mask\(mask=~obs_mask\)"
+    ):
+        pv.check_program(*partly_observed(LATENTS[latent], amortized, is_masked=False), *args)
+
+
+def test_an_automatic_guide_of_what_is_observed_in_part():
+    model, _ = partly_observed(LATENTS["continuous"], True, True)
+    args = torch.randn(6), torch.zeros(6), ROWS
+    pv.check_program(model, AutoNormalMessenger(model), *args)
+    with pytest.raises(ValueError, match="as AutoNormalMessenger does by itself"):
+        pv.check_program(model, AutoNormal(model), *args)
+
+
+@pytest.mark.parametrize("latent", LATENTS)
+def test_why_a_guide_without_the_mask_is_refused(latent):
+    """Where c is observed nothing but its entropy trains the guide, and with it the weights that all rows share."""
+    found = []
+    x = torch.cat([torch.full((30,), 1.0), torch.full((10,), -1.0)]).repeat(2)
+    obs_mask = torch.arange(len(x)) % 4 > 0
+    infer, elbo = {}, Trace_ELBO()
+    if latent == "discrete":
+        infer, elbo = {"enumerate": "parallel"}, TraceEnum_ELBO(max_plate_nesting=1)
+    for is_masked in (True, False):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+
+        def model(x, c, obs_mask):
+            with pyro.plate("data", len(x)):
+                value = pyro.sample("c", LATENTS[latent](torch.zeros(len(x), 2)), obs=c, obs_mask=obs_mask)
+                pyro.sample("x", dist.Normal(2.0 * value - 1.0, 0.5), obs=x)
+
+        def guide(x, c, obs_mask, is_masked=is_masked):
+            out = pyro.param("bias", torch.zeros(2)) + x[:, None] * pyro.param("weight", torch.zeros(2))
+            with pyro.plate("data", len(x)), poutine.mask(mask=~obs_mask if is_masked else True):
+                pyro.sample("c_unobserved", LATENTS[latent](out), infer=infer)
+
+        svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), elbo)
+        for _ in range(150):
+            svi.step(x, (x > 0).to(x.dtype), obs_mask)
+        out = pyro.param("bias") + pyro.param("weight")
+        found.append(LATENTS[latent](out).entropy().item())
+    # p(c|x=1): with odds of exp(8), 0.003 nats; or with a standard deviation of 1 / sqrt(1 + 16), 0.003 nats as well.
+    assert found[0] == pytest.approx(0.003, abs=0.15) and found[1] > 0.2
