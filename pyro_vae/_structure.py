@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -10,10 +11,12 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import Delta, Unit
+from pyro.distributions import Delta, Empirical, SineBivariateVonMises, SineSkewed, Unit, VonMises
 from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_site_shape
 from torch import Tensor, nn
+
+from pyro_vae._masks import elements_of
 
 
 @contextmanager
@@ -41,6 +44,14 @@ class Structure:
     particle_dim: int
     amortized: bool
     """Whether the pair runs on any number of rows. A guide with parameters for each datum runs on all of them only."""
+    latents: frozenset[str] = frozenset()
+    """The model's latent sites."""
+    auxiliary: frozenset[str] = frozenset()
+    """What the guide draws beside them."""
+    guide_has_density: bool = True
+    """Whether the guide's density is known at values that it has not drawn."""
+    can_draw_prior: bool = True
+    """Whether the latents can be drawn from the model."""
 
     @property
     def data_axis(self) -> int:
@@ -51,7 +62,7 @@ class Structure:
 @torch.no_grad()
 def initialise(guide: Callable[..., Any], rows: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
     """Run the guide once on all data: parameters that it makes at its first call get the size that they should have."""
-    with poutine.block(), seeded(rows[0].device, 0), refusing_noisy_modules():
+    with poutine.block(), seeded(rows[0].device, 0), refusing_noisy_modules(), refusing_what_has_no_batch():
         guide(*rows, **kwargs)
 
 
@@ -72,8 +83,11 @@ def look_at(
             guide_trace, model_trace = _traces(model, guide, args, kwargs)
             for trace in (guide_trace, model_trace):
                 refuse_subsampling(trace)
-                trace.compute_log_prob()
-    guide_sites, model_sites = dict(sample_sites(guide_trace)), dict(sample_sites(model_trace))
+                _refuse_draws_as_distributions(trace)
+                with refusing_what_has_no_batch():
+                    trace.compute_log_prob()
+    guide_sites, model_sites = drawn_sites(guide_trace), dict(sample_sites(model_trace))
+    _refuse_half_precision({**guide_sites, **model_sites})
     _refuse_mismatch(model_sites, guide_sites)
     _refuse_densities_without_volume(model_sites, guide_sites)
     sites = [*model_sites.values(), *guide_sites.values()]
@@ -81,14 +95,30 @@ def look_at(
     deepest = min(frame.dim for site in sites for frame in plates_of(site))
     for site in sites:
         check_site_shape(site, -deepest)
-    return Structure(data_dim, deepest - 1, amortized)
+    latents = frozenset(name for name, site in model_sites.items() if not site["is_observed"])
+    return Structure(data_dim, deepest - 1, amortized, latents, frozenset(guide_sites) - latents)
 
 
 def _traces(
     model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Tensor, ...], kwargs: dict[str, Any]
 ) -> tuple[poutine.Trace, poutine.Trace]:
-    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-    return guide_trace, poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    with refusing_what_has_no_batch():
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        return guide_trace, poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+
+
+@contextmanager
+def refusing_what_has_no_batch() -> Iterator[None]:
+    """Say in words what Pyro's distributions that cannot be expanded or evaluated raise."""
+    try:
+        yield
+    except (NotImplementedError, AssertionError, IndexError) as error:
+        said = (str(error).splitlines() or [""])[0] or "no reason given"
+        raise ValueError(
+            "model, guide: expected distributions that can be drawn from and evaluated for a batch in a plate; got "
+            f"{type(error).__name__}: {said}; use another (LKJCholesky for LKJ, say), or write one with `expand`, "
+            "`sample` and `log_prob`."
+        ) from error
 
 
 def sample_sites(trace: poutine.Trace) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -98,9 +128,29 @@ def sample_sites(trace: poutine.Trace) -> Iterator[tuple[str, dict[str, Any]]]:
             yield name, site
 
 
+def drawn_sites(trace: poutine.Trace) -> dict[str, dict[str, Any]]:
+    """The sites of a guide whose densities are part of log q: not what it observes, such as data or a factor."""
+    return {name: site for name, site in sample_sites(trace) if not site["is_observed"]}
+
+
+def name_of_latent(site: dict[str, Any]) -> str:
+    """The latent that a site of a guide stands for: Pyro's automatic guides draw `z_unconstrained` for `z`."""
+    name: str = site["name"]
+    return name.removesuffix("_unconstrained") if site["infer"].get("is_auxiliary") else name
+
+
 def plates_of(site: dict[str, Any]) -> list[Any]:
     """The frames of the plates that give a site its batch dimensions."""
     return [frame for frame in site["cond_indep_stack"] if frame.vectorized]
+
+
+def _refuse_half_precision(sites: dict[str, Any]) -> None:
+    for name, site in sites.items():
+        if site["log_prob"].dtype in HALF:
+            raise ValueError(
+                f"model, guide: expected log densities in float32 or float64; got {site['log_prob'].dtype} at site "
+                f"{name!r}; call .float() on x and on the parameters."
+            )
 
 
 def _refuse_mismatch(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> None:
@@ -140,7 +190,7 @@ def _refuse_densities_without_volume(model_sites: dict[str, Any], guide_sites: d
     points = [
         name
         for name in guide_sites.keys() & model_sites.keys()
-        if _is_point(guide_sites[name]) and not _is_point(model_sites[name])
+        if is_point(guide_sites[name]) and not is_point(model_sites[name])
     ]
     if points and not auxiliary:
         raise ValueError(
@@ -154,29 +204,47 @@ def _refuse_densities_without_volume(model_sites: dict[str, Any], guide_sites: d
         )
 
 
-def _is_point(site: dict[str, Any]) -> bool:
-    return any(isinstance(fn, Delta) for fn in _layers(site["fn"]))
+def _refuse_draws_as_distributions(trace: poutine.Trace) -> None:
+    for name, site in sample_sites(trace):
+        if any(isinstance(fn, Empirical) for fn in layers_of(site["fn"])):
+            raise ValueError(
+                f"model, guide: expected densities; got an Empirical at site {name!r}, which is a set of points; fit a "
+                "distribution to them, or make them a MixtureSameFamily."
+            )
 
 
-def _layers(fn: Any) -> Iterator[Any]:
-    """A distribution, and what it is wrapped about."""
+def is_point(site: dict[str, Any]) -> bool:
+    return any(isinstance(fn, Delta) for fn in layers_of(site["fn"]))
+
+
+def layers_of(fn: Any) -> Iterator[Any]:
+    """A distribution, and what it is wrapped about or a mixture of."""
     yield fn
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-        yield fn
+    for inner in ("base_dist", "component_distribution"):
+        if hasattr(fn, inner):
+            yield from layers_of(getattr(fn, inner))
+
+
+HALF = (torch.float16, torch.bfloat16)
+CIRCULAR = (VonMises, SineBivariateVonMises, SineSkewed)
+
+
+def is_circular(fn: Any) -> bool:
+    """Whether values are angles, though their support is declared to be the real line."""
+    return any(isinstance(layer, CIRCULAR) for layer in layers_of(fn))
+
+
+def is_angle(value: Tensor, batch_ndim: int) -> Tensor:
+    """Whether angles are between -pi and pi, beyond which a density on a circle comes again."""
+    inside = value.abs() <= math.pi + 1e-5
+    return inside.flatten(batch_ndim).all(-1) if inside.ndim > batch_ndim else inside
 
 
 def kind_of(site: dict[str, Any]) -> str:
     """What a site's log density is the log of."""
-    if any(isinstance(fn, Unit) for fn in _layers(site["fn"])):
+    if any(isinstance(fn, Unit) for fn in layers_of(site["fn"])):
         return "factor"
     return "probability" if site["fn"].support.is_discrete else "density"
-
-
-def masks_of(site: dict[str, Any]) -> list[Tensor]:
-    """By `poutine.mask`, by `Distribution.mask`."""
-    masks = [(site["mask"], site["fn"]), *((getattr(fn, "_mask", None), fn) for fn in _layers(site["fn"]))]
-    return [torch.as_tensor(mask).expand(fn.batch_shape) for mask, fn in masks if mask is not None and mask is not True]
 
 
 def _data_frame(sites: list[dict[str, Any]], num_rows: int, plate: str | None) -> Any:
@@ -239,12 +307,31 @@ def refuse_subsampling(trace: poutine.Trace) -> None:
 def refuse_impossible_data(observed: dict[str, Any]) -> None:
     """As Pyro's validation would: grey pixels, say, have no likelihood under a Bernoulli."""
     for name, site in observed.items():
-        if not site["fn"].support.check(site["value"]).all():
+        fn, mask = elements_of(site)
+        possible = fn.support.check(site["value"])
+        if not possible.all():  # what is masked, and NaN that the distribution takes for what was not measured
+            possible = possible | _stands_for_missing(fn, site["value"])
+            possible = possible if mask is None else possible | (~mask & _is_number(fn, site["value"]))
+        if not possible.all():
             low, high = site["value"].min().item(), site["value"].max().item()
             raise ValueError(
                 f"model: expected observed values in the support of their distribution, {site['fn'].support}; got "
                 f"values from {low:g} to {high:g} at site {name!r}; transform the data, or take another distribution."
             )
+
+
+def _stands_for_missing(fn: Any, value: Tensor) -> Tensor:
+    """Where an event has NaN and a density all the same, as under `NanMaskedNormal`."""
+    return _any_of_event(value.isnan(), fn.event_dim) & fn.log_prob(value).isfinite()
+
+
+def _is_number(fn: Any, value: Tensor) -> Tensor:
+    """Where an event has no NaN, through which gradients would be none even where it is masked."""
+    return ~_any_of_event(value.isnan(), fn.event_dim)
+
+
+def _any_of_event(value: Tensor, event_dim: int) -> Tensor:
+    return value.flatten(-event_dim).any(-1) if event_dim else value
 
 
 def refuse_autocast() -> None:
@@ -259,10 +346,16 @@ def refuse_autocast() -> None:
 
 @contextmanager
 def refusing_noisy_modules() -> Iterator[None]:
-    """Stop at a module in training mode whose noise or statistics the data of a batch would share."""
+    """Stop at a module in half precision, or in training mode where the data of a batch share noise or statistics."""
 
     def refuse(module: nn.Module, args: Any) -> None:
         refuse_autocast()
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.dtype in HALF:
+                raise ValueError(
+                    f"model, guide: expected parameters in float32 or float64; got {parameter.dtype} in the {name} of "
+                    f"a {type(module).__name__}, which moves log densities by tenths of a nat; call .float() first."
+                )
         noisy = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
         if module.training and isinstance(module, noisy):
             raise ValueError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from pyro_vae import _checks
+from pyro_vae._masks import elements_of, mask_of
 from pyro_vae._structure import forked_generator, plates_of, refuse_other_names, sample_sites
 
 __all__ = ["check_program"]
@@ -141,25 +141,9 @@ def _same_mask(name: str) -> str:
 
 
 def _elementwise_mask(site: dict[str, Any]) -> Tensor:
-    """Which numbers of a site count: of the shape of its value, but for dimensions of one where all are alike.
-
-    `poutine.mask` masks what the whole distribution has as its batch. The mask of a distribution lies inside of those
-    that are wrapped about it, and has, to its right, the dimensions of its own event only.
-    """
-    fn = site["fn"]
-    masks = [(site["mask"], fn), *((getattr(layer, "_mask", None), layer) for layer in _layers(fn))]
-    whole = torch.ones([*fn.batch_shape, *[1] * fn.event_dim], dtype=torch.bool, device=site["value"].device)
-    given = [(torch.as_tensor(mask, device=whole.device).bool(), layer) for mask, layer in masks if mask is not None]
-    aligned = (mask.reshape([*mask.shape, *[1] * len(layer.event_shape)]) for mask, layer in given)
-    return functools.reduce(torch.logical_and, aligned, whole)
-
-
-def _layers(fn: Any) -> Iterator[Any]:
-    """A distribution, and what it is wrapped about, from the outside in."""
-    yield fn
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-        yield fn
+    """Which numbers of a site count: of the shape of its value, but for dimensions of one where all are alike."""
+    mask = mask_of(site)
+    return mask.reshape([*mask.shape, *[1] * elements_of(site).fn.event_dim])
 
 
 def _refuse_strays(model_trace: poutine.Trace, guide_trace: poutine.Trace, given: Any) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae import _checks
+from pyro_vae._options import apart_from_the_program
 from pyro_vae.program import Latents, Program
 from pyro_vae.tiling import block_width, blocks, noise, seed_for, tiles
 
@@ -34,6 +35,7 @@ class RateDistortion(NamedTuple):
         return -(self.rate + self.distortion)
 
 
+@apart_from_the_program()
 def rate_distortion(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -69,7 +71,7 @@ def rate_distortion(
     program = Program.of(model, guide, args, kwargs, plate)
     rate, distortion = torch.zeros(2, program.num_data, dtype=torch.float64)
     for block, tile in tiles(program, num_samples, _checks.seed(seed)):
-        prior, likelihood, log_q = (each[:, block.columns].sum(0).cpu() / num_samples for each in tile.densities)
+        prior, likelihood, log_q = (each.sum(0).cpu() / num_samples for each in tile.densities)
         rate[block.rows] += log_q - prior
         distortion[block.rows] -= likelihood
     return RateDistortion(rate, distortion)
@@ -100,6 +102,7 @@ class LatentUse:
     aggregate_kl: float
 
 
+@apart_from_the_program()
 def latent_use(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -147,7 +150,7 @@ def latent_use(
     num_samples = _checks.whole_number("num_samples", num_samples, minimum=2)
     threshold = _checks.positive("threshold", threshold)
     seed = _checks.seed(seed)
-    program = Program.of(model, guide, args, kwargs, plate)
+    program = Program.of(model, guide, args, kwargs, plate).with_masked_latents
     num_data = program.num_data
     information = torch.zeros(num_samples, num_data, dtype=torch.float64)
     rate = 0.0

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae import _checks
+from pyro_vae._options import apart_from_the_program
 from pyro_vae._structure import seeded
 from pyro_vae.joint import Joint
 from pyro_vae.program import Latents, LogDensities, Program
@@ -92,8 +93,10 @@ class Tile(NamedTuple):
 def tiles(program: Program, num_samples: int, seed: int, first_index: int = 0) -> Iterator[tuple[Block, Tile]]:
     """The log densities of `num_samples` draws from the guide for each datum, tile by tile."""
     for block in blocks(program, block_width(program, num_samples), first_index):
-        for tile in tiles_of(block, evaluating(block.program, block.program.draw), num_samples, seed):
-            yield block, tile
+        part = block.part(block.asked_for)
+        evaluate = evaluating(part.program, kept(block.program, block.program.draw, block.asked_for))
+        for tile in tiles_of(part, evaluate, num_samples, seed, block.program.num_data):
+            yield part, tile
 
 
 Evaluate = Callable[[int], tuple[Latents, LogDensities]]
@@ -129,6 +132,9 @@ def tiles_of(block: Block, evaluate: Evaluate, num_samples: int, seed: int, widt
 
 def kept(program: Program, draw: Draw, columns: Tensor) -> Draw:
     """Draws for all of a block, so that noise is that of the place, of which those of some columns are kept."""
+
+    if len(columns) == program.num_data:
+        return draw
 
     def draw_kept(num_samples: int) -> tuple[Latents, Tensor]:
         latents, log_q = draw(num_samples)
@@ -206,6 +212,7 @@ def refuse_nan(log_weights: Tensor, rows: Sequence[int]) -> None:
         )
 
 
+@apart_from_the_program()
 def log_weights(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -251,5 +258,5 @@ def log_weights(
     program = Program.of(model, guide, args, kwargs, plate)
     weights = torch.empty(num_samples, program.num_data, dtype=torch.float64)
     for block, tile in tiles(program, num_samples, seed):
-        weights[tile.draws, block.rows[0] : block.rows[-1] + 1] = tile.densities.weight[:, block.columns].cpu()
+        weights[tile.draws, block.rows[0] : block.rows[-1] + 1] = tile.densities.weight.cpu()
     return weights

@@ -26,6 +26,7 @@ from pyro_vae._structure import Structure
 from pyro_vae.evidence import hmc
 from pyro_vae.evidence.ais import path_from
 from pyro_vae.evidence.laplace import Gaussian
+from pyro_vae.evidence.survey import Region, find_modes, survey
 from pyro_vae.program import Program
 from pyro_vae.unconstrained import Unconstrained
 
@@ -62,7 +63,7 @@ def test_the_twin_with_a_transition_that_is_not_invariant_is_caught(monkeypatch)
 
     def careless(state, density, noise, metric, beta, step_size, num_leapfrog):
         momentum = noise.normal(len(state.position))
-        size = torch.full_like(momentum[..., :1], 1.0)
+        size = torch.full_like(momentum[..., :1], 1.5)
         moved, _ = hmc._leapfrog(state, momentum, density, metric, beta, size, num_leapfrog)
         return moved, torch.ones_like(moved.log_end)
 
@@ -109,10 +110,12 @@ def test_fifty_latents():
 
 def path_and_noise(num_data=30, start="guide"):
     vae, x, _ = approximate(num_data=num_data)
-    view = Unconstrained.of(Program.of(vae.model, vae.guide, (x,)))
-    numbers = tiling.Noise(num_data, torch.arange(num_data), view.dim)
+    program = Program.of(vae.model, vae.guide, (x,))
+    view = Unconstrained.of(program)
+    region = Region.of(program, view, torch.arange(num_data))
     with torch.no_grad():
-        return path_from(start, view, numbers), numbers, view
+        gaussians = find_modes(region, survey(region, [region.guide])).gaussians
+        return path_from(start, region, gaussians), region.noise, view
 
 
 def test_leapfrog_is_reversible_and_keeps_volume():
@@ -208,6 +211,7 @@ def test_the_twin_that_starts_backwards_from_elsewhere_is_caught(monkeypatch):
         "_as_one_draw",
         lambda program, latents, rows: {k: torch.randn_like(v[None][:, rows]) for k, v in latents.items()},
     )
+    monkeypatch.setattr(sys.modules["pyro_vae.evidence.bdmc"], "_refuse_teacher_forcing", lambda *_: None)
     truth = LinearGaussian(latent_dim=2, data_dim=4)
     vae = truth.vae()
     sandwich = pv.bdmc(vae.model, vae.guide, num_data=300, start="prior", num_temperatures=5)
@@ -275,11 +279,12 @@ def test_a_budget_that_does_not_pay_for_annealing_goes_to_the_guide():
     evidence = pv.log_evidence(vae.model, vae.guide, x, tolerance=1e-4, max_evaluations=1000)
     assert "importance sampling from Laplace's Gaussian" in evidence.method
     assert "AIS from Laplace's Gaussian" not in evidence.method
-    assert (evidence.num_evaluations == 1000).all() and not evidence.diagnostics["reached"].any()
+    by_laplace = evidence.num_evaluations[[name.endswith("Laplace's Gaussian") for name in evidence.method]]
+    assert ((by_laplace > 850) & (by_laplace <= 1000)).all() and not evidence.diagnostics["reached"].any()
 
 
 def many_modes(scale):
-    """Some twenty modes in z, each narrow, of which Laplace's Gaussian sees one; the guide is the prior."""
+    """Some twenty modes in z, each narrow, of which Laplace's Gaussians see a few; the guide is the prior."""
 
     def model(x):
         with pyro.plate("data", len(x)):
@@ -298,9 +303,10 @@ def many_modes(scale):
 
 def test_modes_that_laplace_would_miss_are_left_to_the_guide():
     model, guide, x, exact = many_modes(0.1)
-    assert (pv.importance_sampling(model, guide, x, proposal="laplace").log_evidence < exact - 1).all()
+    by_laplace = pv.importance_sampling(model, guide, x, proposal="laplace")
+    assert (by_laplace.log_evidence < exact - 0.5).all() and not by_laplace.reliable.any()
     evidence = pv.log_evidence(model, guide, x)
-    assert set(evidence.method) == {"importance sampling from the guide"}
+    assert all(name.startswith("importance sampling from the guide") for name in evidence.method)
     assert_unbiased(evidence.log_evidence, evidence.std_error, exact)
 
 
@@ -330,14 +336,14 @@ def test_a_mixture_for_a_prior(start):
 
 def test_what_the_guide_contradicts_is_flagged(monkeypatch):
     monkeypatch.setattr(
-        sys.modules["pyro_vae.evidence.auto"]._Job, "_missed_by", lambda job, columns, seen: columns < 0
+        sys.modules["pyro_vae.evidence.auto"]._Job, "_missed_by", lambda job, columns, pilot, around: columns < 0
     )
     model, guide, x, exact = many_modes(0.1)
     evidence = pv.log_evidence(model, guide, x)
-    low = evidence.log_evidence < exact - 1
+    low = evidence.log_evidence < exact - 0.7
     assert low.sum() > 10 and evidence.diagnostics["contradicted"][low].double().mean() > 0.9
     assert not evidence.reliable[evidence.diagnostics["contradicted"]].any()
-    assert "missed a mode" in evidence.summary()
+    assert "missed some of p(x)" in evidence.summary()
 
 
 ESTIMATORS = {
@@ -451,8 +457,8 @@ def test_guides_that_are_not_amortized():
     exact = truth.log_evidence(x)
     for evidence in (pv.ais(vae.model, guide, x, num_temperatures=5), pv.log_evidence(vae.model, guide, x)):
         assert torch.allclose(evidence.log_evidence, exact, atol=0.2)
-    with pytest.raises(ValueError, match="guide: expected a density of the model's latent sites"):
-        pv.ais(vae.model, guide, x, start="guide", num_temperatures=5)
+    evidence = pv.ais(vae.model, guide, x, start="guide", num_temperatures=20)
+    assert torch.allclose(evidence.log_evidence, exact, atol=0.4)
 
 
 @pytest.mark.parametrize("start", ["laplace", "guide", "prior"])

@@ -539,7 +539,7 @@ REFUSED = {
     ),
     "other masks": (
         lambda: checked(poutine.mask((v := vae_of()).model, mask=torch.arange(6) < 2), v.guide, X),
-        r"guide: expected site 'z' with the mask.*keeps 2 of 6; got one that keeps 6 of 6",
+        r"guide: expected site 'z' with the mask.*keeps 4 of 12; got one that keeps 12 of 12",
     ),
     "a dimension without a plate": (
         lambda: checked(without_a_plate, vae_of().guide, X),
@@ -807,7 +807,7 @@ OTHER_MASKS = {
     "rows for columns": (by_poutine(ROWS), inside(ROWS), "24 of 36; got one that keeps 24 of 36"),
     "other rows": (inside(ROWS[:, None]), inside(~ROWS[:, None]), "24 of 36; got one that keeps 12 of 36"),
     "in the model alone": (inside(ROWS[:, None]), jointly(True), "24 of 36; got one that keeps 36 of 36"),
-    "in the guide alone": (outside(torch.ones(6)), outside(ROWS), "6 of 6; got one that keeps 4 of 6"),
+    "in the guide alone": (outside(torch.ones(6)), outside(ROWS), "36 of 36; got one that keeps 24 of 36"),
     "columns of a joint guide": (inside(COLUMNS), jointly(ROWS), "30 of 36; got one that keeps 24 of 36"),
     "one of two layers": (at_two_layers, outside(ROWS), "20 of 36; got one that keeps 24 of 36"),
 }

@@ -12,11 +12,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_vae import _checks
+from pyro_vae._options import apart_from_the_program
 from pyro_vae.evidence import hmc
 from pyro_vae.evidence.hmc import Metric, State
 from pyro_vae.evidence.importance import NUM_ELBO_SAMPLES, guide_terms
-from pyro_vae.evidence.laplace import NUM_DRAWS, Gaussian, LaplaceFit, fit_laplace, guide_moments
+from pyro_vae.evidence.laplace import Gaussian, Gaussians, moments
 from pyro_vae.evidence.result import Bound, Draws, Evidence, Observed
+from pyro_vae.evidence.survey import NUM_POINTS, Elsewhere, Region, find_modes, region_of, survey
 from pyro_vae.evidence.weights import Estimate, estimate, resampled
 from pyro_vae.joint import Joint, joint_of
 from pyro_vae.program import Program
@@ -44,6 +46,7 @@ SCHEDULES = ("adaptive", "linear", "sigmoid")
 TARGET_ACCEPTANCE = 0.8
 PILOT_TEMPERATURES = 20
 PILOT_CHAINS = 8
+NUM_DRAWS = 64  # of a start, to see how wide it is
 RELIABLE_SHARE = 0.75  # of the chains that the effective sample size must exceed
 
 
@@ -55,12 +58,9 @@ class Path:
     draw: Callable[[int], Tensor]
     evaluate: hmc.Evaluate
     start_precision: Tensor | None
-    """Of the start where the metric must change along the path, `(N, D)`; None where the start is `gaussian`."""
+    """Of the start where the metric must change along the path, `(N, D)`; None where the start is Laplace's."""
     gaussian: Gaussian
-    """Laplace's, of the posterior."""
-    num_evaluations: int
-    """Spent on each datum to find it."""
-    num_evaluations_per_draw: int = 0
+    """Laplace's, at the posterior's main mode."""
 
     def metric(self, beta: Tensor) -> Metric:
         """The map whose covariance is the inverse of the precisions' weighted mean, at $\\beta$ `(N,)`."""
@@ -95,58 +95,35 @@ class Trajectory(NamedTuple):
     """The mean over chains and temperatures, `(N,)`."""
 
 
-def path_from(start: str, whole: Unconstrained, noise: Noise, joint: Joint = Program.log_joint) -> Path:
-    """The path from "laplace", "guide" or "prior" for some columns of a block, with noise for the whole of it."""
-    columns = noise.columns
-    view = whole.at(columns)
-    loc, variance = guide_moments(whole)
-    fit = fit_laplace(view, (loc[columns], variance[columns]))
-    log_joint = _log_joint(view, joint)
+def path_from(start: str, region: Region, gaussians: Gaussians) -> Path:
+    """The path from "laplace", "guide" or "prior", with the metric of Laplace's Gaussian."""
+    view, main = region.view, gaussians.main
     if start == "laplace":
-        return laplace_path(view, fit, noise, joint)
+        return laplace_path(region, gaussians)
     if start == "guide":
 
         def from_guide(u: Tensor) -> tuple[Tensor, Tensor]:
-            return view.log_guide(u), torch.stack(log_joint(u)).sum(0)
+            return view.log_guide(u), torch.stack(region.log_joint(u)).sum(0)
 
-        return Path(
-            view,
-            lambda num: whole.draw_guide(num)[0][:, columns],
-            hmc.evaluating(from_guide),
-            1 / variance[columns],
-            *fit,
-        )
-
-    def draw(num_chains: int) -> Tensor:
-        return whole.draw_prior(num_chains)[:, columns]
+        precision = 1 / moments(region.draw_guide(NUM_DRAWS))[1]
+        return Path(view, region.draw_guide, hmc.evaluating(from_guide), precision, main)
 
     def from_prior(u: Tensor) -> tuple[Tensor, Tensor]:
-        prior, likelihood = log_joint(u)
+        prior, likelihood = region.log_joint(u)
         return prior, prior + likelihood
 
-    precision = 1 / draw(NUM_DRAWS).var(0)
-    return Path(view, draw, hmc.evaluating(from_prior), precision, fit.gaussian, fit.num_evaluations + NUM_DRAWS, 1)
+    precision = 1 / moments(region.draw_prior(NUM_DRAWS))[1]
+    return Path(view, region.draw_prior, hmc.evaluating(from_prior), precision, main)
 
 
-def laplace_path(view: Unconstrained, fit: LaplaceFit, noise: Noise, joint: Joint = Program.log_joint) -> Path:
-    """The path from Laplace's Gaussian."""
-    log_joint = _log_joint(view, joint)
-    return Path(
-        view,
-        lambda num_chains: fit.gaussian.rsample(noise.normal(num_chains)),
-        hmc.evaluating(lambda u: (fit.gaussian.log_prob(u), torch.stack(log_joint(u)).sum(0))),
-        None,
-        *fit,
-    )
+def laplace_path(region: Region, gaussians: Gaussians) -> Path:
+    """The path from Laplace's Gaussian, or from several as a mixture."""
 
+    def from_laplace(u: Tensor) -> tuple[Tensor, Tensor]:
+        return gaussians.log_prob(u), torch.stack(region.log_joint(u)).sum(0)
 
-def _log_joint(view: Unconstrained, joint: Joint) -> hmc.Density:
-    def log_joint(u: Tensor) -> tuple[Tensor, Tensor]:
-        latents, stretch = view.unpack(u)
-        prior, likelihood = joint(view.program, latents)
-        return prior + stretch, likelihood
-
-    return log_joint
+    component = region.gaussian(gaussians)
+    return Path(region.view, component.draw, hmc.evaluating(from_laplace), None, gaussians.main)
 
 
 def anneal(path: Path, noise: Noise, settings: Settings, start: Tensor | None = None) -> Trajectory:
@@ -307,25 +284,25 @@ class Annealing:
     def num_pilot_evaluations(self) -> int:
         return PILOT_CHAINS * (1 + self.num_pilot_temperatures * self.num_leapfrog) if self.num_temperatures > 1 else 0
 
-    def prepared(self, block: Block, seed: int, joint: Joint = Program.log_joint) -> Prepared:
+    def prepared(self, block: Block, view: Unconstrained, seed: int, joint: Joint = Program.log_joint) -> Prepared:
         """The path and the frozen settings for the data of a block; its noise is none of the measured run's."""
-        whole = Unconstrained.of(block.program)
-        numbers = Noise(block.program.num_data, block.asked_for, whole.dim)
+        region = region_of(view, block, block.asked_for, joint)
         with noise(block.program, seed_for(seed, "where to start"), block.place):
-            path = path_from(self.start, whole, numbers, joint)
+            if self.start == "guide":
+                region.view.log_guide(region.draw_guide(1))  # which says so if it cannot be evaluated
+            seen = survey(region, [region.guide])
+            fit = find_modes(region, seen)
+            path = path_from(self.start, region, fit.gaussians)
         with noise(block.program, seed_for(seed, "pilot"), block.place):
-            return Prepared(path, numbers, self._settings(path, numbers), self._total(path))
+            settings = self._settings(path, region.noise)
+        num_evaluations = NUM_POINTS + fit.num_evaluations + self.num_pilot_evaluations + self.num_evaluations
+        return Prepared(path, region.noise, settings, seen.against(None), fit.converged, num_evaluations)
 
     def _settings(self, path: Path, numbers: Noise) -> Settings:
         if self.num_temperatures > 1:
             return pilot(path, numbers, self.num_pilot_temperatures, PILOT_CHAINS, self.num_leapfrog).settings(self)
         betas = _schedule("linear", 1, len(numbers.columns), numbers.columns.device)  # no transition
         return Settings(betas, torch.ones_like(betas), self.num_chains, self.num_leapfrog)
-
-    def _total(self, path: Path) -> int:
-        num_pilot_chains = PILOT_CHAINS if self.num_temperatures > 1 else 0
-        from_start = path.num_evaluations_per_draw * (self.num_chains + num_pilot_chains)
-        return path.num_evaluations + self.num_pilot_evaluations + self.num_evaluations + from_start
 
 
 class Prepared(NamedTuple):
@@ -334,10 +311,15 @@ class Prepared(NamedTuple):
     path: Path
     noise: Noise
     settings: Settings
-    num_evaluations: int
-    """Those of the measured run among them."""
+    seen: Elsewhere
+    """What draws from wider than the guide found."""
+    converged: Tensor
+    """Whether the search for the mode has come to its end, `(N,)`."""
+    num_evaluations: Tensor
+    """Those of the measured run among them, `(N,)`."""
 
 
+@apart_from_the_program()
 def ais(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -414,11 +396,11 @@ def ais(
     num_posterior_draws = _checks.whole_number("num_posterior_draws", num_posterior_draws, minimum=0)
     joint = joint_of(chunk_size, compile)
     program = Program.of(model, guide, args, kwargs, plate)
-    observed = Observed.of(program)
+    view, observed = Unconstrained.of(program), Observed.of(program)
     runs = []
     with tqdm(total=program.num_data, disable=not progress, unit="datum") as bar:
         for block in blocks(program, block_size(program, num_chains), first_index):
-            prepared = annealing.prepared(block, seed, joint)
+            prepared = annealing.prepared(block, view, seed, joint)
             with noise(block.program, seed, block.place):
                 trajectory = anneal(prepared.path, prepared.noise, prepared.settings)
                 draws = end_draws(prepared.path.view, trajectory, prepared.noise, num_posterior_draws)
@@ -465,12 +447,16 @@ def _evidence(
 
     log_weights = joined(lambda prepared, run: run.log_weights)
     found = annealed(log_weights)
+    seen = Elsewhere.joined([prepared.seen for prepared, *_ in runs])
+    contradicted = seen.contradicts(found)
+    found = found._replace(reliable=found.reliable & ~contradicted)
     terms = guide_terms(program, NUM_ELBO_SAMPLES, seed, first_index)
     draws = Draws.joined([draws for *_, draws in runs])
-    spent = runs[0][0].num_evaluations + NUM_ELBO_SAMPLES + (0 if draws is None else len(draws.log_prior))
+    spent = joined(lambda prepared, run: prepared.num_evaluations) + NUM_ELBO_SAMPLES
+    spent = spent + (0 if draws is None else len(draws.log_prior))
     return Evidence(
         **found._asdict(),
-        num_evaluations=torch.full_like(found.ess, spent).long(),
+        num_evaluations=spent,
         num_samples=annealing.num_chains,
         seed=seed,
         method=(f"AIS from {START_NAMES[annealing.start]}",) * program.num_data,
@@ -485,5 +471,7 @@ def _evidence(
             "acceptance": joined(lambda prepared, run: run.acceptance),
             "step_size": joined(lambda prepared, run: prepared.settings.step_sizes[-1]),
             "log_weights": log_weights,
+            "contradicted": contradicted,
+            "converged": joined(lambda prepared, run: prepared.converged),
         },
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_vae import _checks
+from pyro_vae._options import apart_from_the_program
 from pyro_vae.evidence.ais import (
     PILOT_CHAINS,
     PILOT_TEMPERATURES,
@@ -24,12 +25,23 @@ from pyro_vae.evidence.ais import (
     pilot,
 )
 from pyro_vae.evidence.importance import GuideTerms, Reservoir
-from pyro_vae.evidence.laplace import Gaussian, LaplaceFit, fit_laplace, guide_moments, laplace_evaluations
+from pyro_vae.evidence.laplace import Gaussians
 from pyro_vae.evidence.result import Draws, Evidence, Observed
+from pyro_vae.evidence.survey import (
+    NUM_POINTS,
+    Component,
+    Elsewhere,
+    Region,
+    Survey,
+    checked,
+    find_modes,
+    region_of,
+    survey,
+)
 from pyro_vae.evidence.weights import Estimate, Totals
-from pyro_vae.joint import Joint, joint_of
+from pyro_vae.joint import joint_of
 from pyro_vae.program import Program
-from pyro_vae.tiling import Block, Draw, Noise, blocks, evaluating, kept, noise, refuse_nan, seed_for, tiles_of
+from pyro_vae.tiling import Block, Draw, Noise, Tile, blocks, evaluating, kept, noise, refuse_nan, seed_for, tiles_of
 from pyro_vae.unconstrained import Unconstrained
 
 __all__ = ["log_evidence"]
@@ -43,6 +55,7 @@ FEWEST_TEMPERATURES = 5  # fewer are not worth their pilot run
 LEVELS = 4  # how many lengths of annealing there are, each half the next
 
 
+@apart_from_the_program()
 def log_evidence(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -111,13 +124,13 @@ def log_evidence(
     first_index = _checks.whole_number("first_index", first_index, minimum=0)
     num_posterior_draws = _checks.whole_number("num_posterior_draws", num_posterior_draws, minimum=0)
     program = Program.of(model, guide, args, kwargs, plate)
-    dim = Unconstrained.of(program).dim
-    plan = _Plan(tolerance, max_evaluations, dim, num_posterior_draws, program.structure.amortized)
+    view = Unconstrained.of_any(program)
+    plan = _Plan(tolerance, max_evaluations, num_posterior_draws, program.structure.amortized)
     observed, joint = Observed.of(program), joint_of(compile=compile)
     jobs = []
     with tqdm(total=program.num_data, disable=not progress, unit="datum") as bar:
         for block in blocks(program, block_size(program, NUM_CHAINS), first_index):
-            jobs.append(_Job(block, plan, seed, joint))
+            jobs.append(_Job(block, region_of(view, block, block.asked_for, joint), plan, seed))
             jobs[-1].run()
             bar.update(len(block.rows))
     return _evidence(observed, jobs, plan, seed)
@@ -129,7 +142,6 @@ class _Plan:
 
     tolerance: float
     max_evaluations: int
-    dim: int
     num_posterior_draws: int
     amortized: bool
 
@@ -141,48 +153,54 @@ class _Plan:
             )
 
     @property
-    def laplace(self) -> int:
-        """The price of Laplace's Gaussian."""
-        return laplace_evaluations(self.dim)
-
-    @property
     def annealing_pilot(self) -> int:
         return PILOT_CHAINS * (1 + PILOT_TEMPERATURES * NUM_LEAPFROG)
 
-    @property
-    def most_temperatures(self) -> int:
-        """What is left after all pilots pays for so many."""
-        pilots = GUIDE_PILOT + self.laplace + LAPLACE_PILOT + self.annealing_pilot
-        left = self.max_evaluations - pilots - self.num_posterior_draws
-        return 1 + (left // NUM_CHAINS - 1) // NUM_LEAPFROG
+    def can_find_modes(self, dim: int) -> bool:
+        """Whether the budget goes so far, if two rounds of the search will do."""
+        search = 20 + 6 * dim
+        return GUIDE_PILOT + 2 * NUM_POINTS + search + 2 * LAPLACE_PILOT <= self.max_evaluations
 
-    @property
-    def has_laplace(self) -> bool:
-        """Whether the budget goes that far."""
-        return GUIDE_PILOT + self.laplace + 2 * LAPLACE_PILOT <= self.max_evaluations
-
-    @property
-    def has_annealing(self) -> bool:
-        """Whether it goes so far."""
-        return self.most_temperatures >= FEWEST_TEMPERATURES
-
-    def num_draws(self, pilot: Estimate, num_pilot: int) -> Tensor:
+    def num_draws(self, pilot: Estimate, num_pilot: int, seen: Elsewhere) -> Tensor:
         """How many draws take the error below the tolerance, as a power of two; infinity where that cannot be told."""
         variance = num_pilot / pilot.ess.clamp(min=1) - 1
+        if not seen.log_weight.isnan().any():
+            variance = torch.maximum(variance, seen.relative_variance(pilot.log_evidence, self.tolerance / 4))
         needed = (SAFETY * variance / self.tolerance**2).clamp(min=128).log2().ceil().exp2()
-        return self._for_all(needed.where(pilot.khat < LARGEST_KHAT, torch.inf))
+        return self._for_all(needed.where((pilot.khat < LARGEST_KHAT) & ~seen.contradicts(pilot), torch.inf))
 
-    def num_temperatures(self, log_weights: Tensor) -> Tensor:
+    def affordable_temperatures(self, spent: Tensor) -> Tensor:
+        """How many temperatures of a measured run are, in few different numbers."""
+        left = self.max_evaluations - spent - self.num_posterior_draws
+        return _rounded_down(1 + (torch.div(left, NUM_CHAINS, rounding_mode="floor") - 1).div(NUM_LEAPFROG).floor())
+
+    def num_temperatures(self, log_weights: Tensor, most: Tensor) -> Tensor:
         """How many temperatures do, for the variance of log w falls with their number; one of a few lengths."""
         needed = SAFETY * PILOT_TEMPERATURES * log_weights.var(0) / (NUM_CHAINS * self.tolerance**2)
-        chosen = torch.full_like(needed, self.most_temperatures)
-        for length in [max(FEWEST_TEMPERATURES, self.most_temperatures >> i) for i in range(1, LEVELS)]:
-            chosen = torch.where(needed <= length, float(length), chosen)
+        chosen = most.to(needed.dtype)
+        for level in range(1, LEVELS):
+            length = (most / 2**level).floor().clamp(min=FEWEST_TEMPERATURES)
+            chosen = torch.where(needed <= length, length.to(needed.dtype), chosen)
         return self._for_all(chosen)
 
     def _for_all(self, needed: Tensor) -> Tensor:
         """A guide with parameters for each datum runs on all data or on none: what the worst needs, all get."""
         return needed if self.amortized else needed.max().expand_as(needed)
+
+
+def _rounded_down(number: Tensor) -> Tensor:
+    """To a power of the fourth root of two."""
+    return (number.double().clamp(min=1).log2() * 4 + 1e-9).floor().div(4).exp2().floor()
+
+
+class _Source(NamedTuple):
+    """What draws come from."""
+
+    name: str
+    program: Program
+    """What evaluates them, of the columns."""
+    draw: Draw
+    component: Component | None
 
 
 class _Result(NamedTuple):
@@ -192,7 +210,7 @@ class _Result(NamedTuple):
     estimate: Estimate
     contradicted: Tensor
     method: str
-    num_evaluations: int
+    num_evaluations: Tensor
     draws: Draws | None
 
 
@@ -201,99 +219,162 @@ class _Job:
     """The data of one block, which leave it one by one as an estimator is found for them."""
 
     block: Block
+    region: Any
     plan: _Plan
     seed: int
-    joint: Joint
     results: list[_Result] = field(default_factory=list)
+    gaussians: Gaussians | None = None
+    """Laplace's, once they have been sought."""
 
     def run(self) -> None:
         everyone = self.block.asked_for
-        self.terms, spent = GuideTerms(), GUIDE_PILOT
-        self.seen = self._pilot(everyone, self._guide(everyone), GUIDE_PILOT, "guide pilot", self.terms)
-        needed = self.plan.num_draws(self.seen, GUIDE_PILOT).to(everyone.device)
-        left = self._sample(everyone, needed, self._guide, "the guide", spent)
+        self.terms, self.spent = GuideTerms(), torch.zeros(self.width, dtype=torch.int64, device=everyone.device)
+        guide = self._guide(everyone)
+        self.pilot = self._pilot(everyone, guide, GUIDE_PILOT, "guide pilot", self.terms)
+        self.seen = self._survey(everyone, self.region.guide)
+        self.elsewhere = self.seen.against(guide.component)
+        if self.region.everything() is not None:
+            return self._sum_up(everyone)
+        needed = self.plan.num_draws(self.pilot, GUIDE_PILOT, self.elsewhere).to(everyone.device)
+        left = self._sample(everyone, needed, self._guide)
         if not len(left):
-            return
-        if not self.plan.has_laplace:
-            return self._spend_the_rest(left, self._guide, "the guide", spent)
-        self.fit = self._laplace(left)
-        spent += self.plan.laplace + LAPLACE_PILOT
-        seen = self._pilot(left, self._gaussian(left), LAPLACE_PILOT, "Laplace pilot", GuideTerms())
-        missed = self._missed_by(left, seen).to(left.device)
-        self._spend_the_rest(left[missed], self._guide, "the guide", spent)
-        needed = self.plan.num_draws(seen, LAPLACE_PILOT).to(left.device)[~missed]
-        left = self._sample(left[~missed], needed, self._gaussian, "Laplace's Gaussian", spent)
-        if self.plan.has_annealing and len(left):
-            self._anneal(left, spent + self.plan.annealing_pilot)
-        else:
-            self._spend_the_rest(left, self._gaussian, "Laplace's Gaussian", spent)
+            return None
+        if not isinstance(self.region, Region) or not self.plan.can_find_modes(self.region.view.dim):
+            return self._spend_the_rest(left, self._guide)
+        return self._go_on_from_modes(left)
 
-    def _spend_the_rest(self, columns: Tensor, draw: Callable[[Tensor], Draw], name: str, spent: int) -> None:
+    def _go_on_from_modes(self, columns: Tensor) -> None:
+        self._find_modes(columns)
+        laplace = self._laplace(columns)
+        pilot = self._pilot(columns, laplace, LAPLACE_PILOT, "Laplace pilot", GuideTerms())
+        around = self._survey(columns, laplace.component).against(laplace.component)
+        missed = self._missed_by(columns, pilot, around).to(columns.device)
+        self._spend_the_rest(columns[missed], self._both)
+        needed = self.plan.num_draws(pilot, LAPLACE_PILOT, around).to(columns.device)[~missed]
+        left = self._sample(columns[~missed], needed, self._laplace)
+        most = self.plan.affordable_temperatures(self.spent[left] + self.plan.annealing_pilot)
+        can_anneal = self._for_all(most >= FEWEST_TEMPERATURES)
+        self._spend_the_rest(left[~can_anneal], self._laplace)
+        if can_anneal.any():
+            self._anneal(left[can_anneal])
+
+    def _for_all(self, possible: Tensor) -> Tensor:
+        return possible if self.plan.amortized else possible.all().expand_as(possible)
+
+    def _spend_the_rest(self, columns: Tensor, source: Callable[[Tensor], _Source]) -> None:
         """On draws, where they will not do and nothing better can be paid for."""
-        rest = torch.full_like(columns, self.plan.max_evaluations - spent)
-        self._sample(columns, rest, draw, name, spent)
+        if len(columns):
+            left = self.plan.max_evaluations - self.spent[columns]
+            # After a search data have spent what each needed; of one number they are drawn for together.
+            self._sample(columns, left if self.gaussians is None else _rounded_down(left), source)
 
-    def _missed_by(self, columns: Tensor, seen: Estimate) -> Tensor:
-        """For which of them Laplace's Gaussian, and annealing from it, would miss what the guide finds."""
-        return _is_above(self.seen.at(columns.cpu() - self.block.columns.start), seen) & self.plan.amortized
+    def _missed_by(self, columns: Tensor, pilot: Estimate, around: Elsewhere) -> Tensor:
+        """For which of them Laplace's Gaussian, and annealing from it, would miss what was found by other draws."""
+        rows = self._rows(columns)
+        missed = _is_above(self.pilot.at(rows), pilot) | self.elsewhere.at(rows).contradicts(pilot)
+        return (missed | around.contradicts(pilot)) & self.plan.amortized
+
+    def _rows(self, columns: Tensor) -> Tensor:
+        """Of these columns among all that were asked for."""
+        return columns.cpu() - self.block.columns.start
 
     @property
     def width(self) -> int:
         return self.block.program.num_data
 
-    def _guide(self, columns: Tensor) -> Draw:
-        return kept(self.block.program, self.block.program.draw, columns)
+    def _guide(self, columns: Tensor) -> _Source:
+        draw = kept(self.block.program, self.block.program.draw, columns)
+        program = self.block.program.at(columns)
+        component = self.region.at(columns).guide if program.guide_has_density else None
+        return _Source("the guide", program, draw, component)
 
-    def _laplace(self, columns: Tensor) -> LaplaceFit:
+    def _laplace(self, columns: Tensor) -> _Source:
+        assert self.gaussians is not None
+        region, gaussians = self.region.at(columns), self.gaussians.at(columns)
+        component = region.gaussian(gaussians)
+        return _Source("Laplace's Gaussian", region.view.program, region.drawing(component), component)
+
+    def _both(self, columns: Tensor) -> _Source:
+        """The guide and Laplace's Gaussian in equal parts; the guide, if its density is not known."""
+        guide, laplace = self._guide(columns), self._laplace(columns)
+        if guide.component is None:
+            return guide
+        region = self.region.at(columns)
+        both = region.half_and_half(guide.component, laplace.component)
+        return _Source("the guide and Laplace's Gaussian", region.view.program, region.drawing(both), both)
+
+    def _find_modes(self, columns: Tensor) -> None:
         """Laplace's Gaussians of these columns, in their places among all."""
-        whole = Unconstrained.of(self.block.program)
+        region = self.region.at(columns)
         with noise(self.block.program, seed_for(self.seed, "where to start"), self.block.place):
-            loc, variance = guide_moments(whole)
-            gaussian, num_evaluations = fit_laplace(whole.at(columns), (loc[columns], variance[columns]))
-        scale_tril = variance.sqrt().diag_embed()
-        loc[columns], scale_tril[columns] = gaussian
-        return LaplaceFit(Gaussian(loc, scale_tril), num_evaluations)
+            fit = find_modes(region, self.seen.at(columns - self.block.columns.start))
+        self.spent[columns] += fit.num_evaluations
+        self.gaussians = fit.gaussians.spread(columns, self.width)
 
-    def _numbers(self, columns: Tensor) -> Noise:
-        return Noise(self.width, columns, self.plan.dim)
-
-    def _view(self, columns: Tensor) -> Unconstrained:
-        return Unconstrained.of(self.block.program.at(columns))
-
-    def _gaussian(self, columns: Tensor) -> Draw:
-        return self.fit.gaussian.at(columns).draw(self._view(columns), self._numbers(columns).normal)
-
-    def _pilot(self, columns: Tensor, draw: Draw, num_samples: int, purpose: str, terms: GuideTerms) -> Estimate:
-        totals, part = Totals(num_samples), self.block.part(columns)
-        evaluate = evaluating(part.program, draw, self.joint)
-        for tile in tiles_of(part, evaluate, num_samples, seed_for(self.seed, purpose), self.width):
+    def _pilot(self, columns: Tensor, source: _Source, num_samples: int, purpose: str, terms: GuideTerms) -> Estimate:
+        """What draws that do not count say."""
+        totals = Totals(num_samples)
+        for tile in self._tiles(columns, source, num_samples, seed_for(self.seed, purpose)):
             totals.add(tile.densities.weight)
             terms.add(tile.densities)
+        self.spent[columns] += num_samples
         return totals.estimate()
 
-    def _sample(self, columns: Tensor, needed: Tensor, draw: Callable[[Tensor], Draw], name: str, spent: int) -> Tensor:
+    def _tiles(self, columns: Tensor, source: _Source, num_samples: int, seed: int) -> Iterator[Tile]:
+        part = self.block.part(columns)._replace(program=source.program)
+        evaluate = evaluating(part.program, source.draw, self.region.joint)
+        return tiles_of(part, evaluate, num_samples, seed, self.width)
+
+    def _survey(self, columns: Tensor, component: Component | None) -> Survey:
+        with noise(self.block.program, seed_for(self.seed, f"survey {len(self.results)}"), self.block.place):
+            seen = survey(self.region.at(columns), [component])
+        self.spent[columns] += seen.num_places
+        return seen
+
+    def _sample(self, columns: Tensor, needed: Tensor, source: Callable[[Tensor], _Source]) -> Tensor:
         """Importance sampling for the data that it serves; what is returned are the others."""
-        affordable = spent + needed <= self.plan.max_evaluations
+        affordable = self._for_all(self.spent[columns] + needed <= self.plan.max_evaluations)
         for number in map(int, needed[affordable].unique().tolist()):
-            chosen = columns[needed == number]
-            totals, part = Totals(number), self.block.part(chosen)
-            reservoir = Reservoir(self.plan.num_posterior_draws, self._numbers(chosen))
+            chosen = columns[affordable & (needed == number)]
+            here, totals = source(chosen), Totals(number)
+            reservoir = Reservoir(self.plan.num_posterior_draws, Noise(self.width, chosen))
             # The number is part of the seed: places are counted in tiles, of which another number has more or fewer, so
             # that with one seed for all a tile here and one there could have the same noise.
-            seed = seed_for(self.seed, f"measured, {number} from {name}")
-            for tile in tiles_of(part, evaluating(part.program, draw(chosen), self.joint), number, seed, self.width):
+            seed = seed_for(self.seed, f"measured, {number} from {here.name}")
+            for tile in self._tiles(chosen, here, number, seed):
                 totals.add(tile.densities.weight)
-                with noise(part.program, seed_for(seed, "resampling"), part.place * number + tile.draws.start):
-                    reservoir.add(part.program, tile.densities, tile.latents)
-            self._keep(chosen, totals.estimate(), f"importance sampling from {name}", spent + number, reservoir.draws)
+                with noise(here.program, seed_for(seed, "resampling"), self.block.place * number + tile.draws.start):
+                    reservoir.add(here.program, tile.densities, tile.latents)
+            self.spent[chosen] += number
+            found = self._checked(chosen, totals.estimate(), number, here)
+            self._keep(chosen, found, f"importance sampling from {here.name}", reservoir.draws)
         return columns[~affordable]
 
-    def _anneal(self, columns: Tensor, spent: int) -> None:
+    def _checked(self, columns: Tensor, found: Estimate, number: int, source: _Source) -> Estimate:
+        """By what the draws from elsewhere say of the source."""
+        if source.name == "the guide":
+            return checked(found, number, self.elsewhere.at(self._rows(columns)))
+        seen = self.seen.at(columns - self.block.columns.start)
+        return checked(found, number, seen.against(source.component))
+
+    def _sum_up(self, columns: Tensor) -> None:
+        """All values of discrete latents."""
+        log_joint = self.seen.log_joint
+        exact = log_joint.logsumexp(0).cpu()
+        zero, number = torch.zeros_like(exact), self.seen.num_places
+        found = Estimate(exact, zero, zero + number, zero, torch.ones_like(exact, dtype=torch.bool), exact)
+        with noise(self.block.program, seed_for(self.seed, "resampling"), self.block.place):
+            draws = self.region.resampled(self.seen.places, log_joint, self.plan.num_posterior_draws)
+        self._keep(columns, found, "a sum over all values", draws)
+
+    def _anneal(self, columns: Tensor) -> None:
         """AIS for all that are left."""
         path, numbers = self._path(columns)
         with noise(path.view.program, seed_for(self.seed, "pilot"), self.block.place):
             seen = pilot(path, numbers, PILOT_TEMPERATURES, PILOT_CHAINS, NUM_LEAPFROG)
-        needed = self.plan.num_temperatures(seen.log_weights)
+        self.spent[columns] += self.plan.annealing_pilot
+        most = self.plan.affordable_temperatures(self.spent[columns])
+        needed = self.plan.num_temperatures(seen.log_weights, most)
         for number in map(int, needed.unique().tolist()):
             these = needed == number
             path, numbers = self._path(columns[these])
@@ -302,19 +383,19 @@ class _Job:
                 trajectory = anneal(path, numbers, seen.at(these).settings(annealing))
                 draws = end_draws(path.view, trajectory, numbers, self.plan.num_posterior_draws)
             refuse_nan(trajectory.log_weights, self.block.part(columns[these]).rows)
-            total = spent + annealing.num_evaluations + self.plan.num_posterior_draws
-            self._keep(columns[these], annealed(trajectory.log_weights), "AIS from Laplace's Gaussian", total, draws)
+            self.spent[columns[these]] += annealing.num_evaluations + self.plan.num_posterior_draws
+            self._keep(columns[these], annealed(trajectory.log_weights), "AIS from Laplace's Gaussian", draws)
 
     def _path(self, columns: Tensor) -> tuple[Path, Noise]:
-        numbers = self._numbers(columns)
-        fit = LaplaceFit(self.fit.gaussian.at(columns), self.fit.num_evaluations)
-        return laplace_path(self._view(columns), fit, numbers, self.joint), numbers
+        assert self.gaussians is not None
+        region = self.region.at(columns)
+        return laplace_path(region, self.gaussians.at(columns)), region.noise
 
-    def _keep(self, columns: Tensor, found: Estimate, method: str, spent: int, draws: Draws | None) -> None:
-        columns = columns.cpu()
-        contradicted = _is_above(self.seen.at(columns - self.block.columns.start), found)
+    def _keep(self, columns: Tensor, found: Estimate, method: str, draws: Draws | None) -> None:
+        rows = self._rows(columns)
+        contradicted = _is_above(self.pilot.at(rows), found) | self.elsewhere.at(rows).contradicts(found)
         found = found._replace(reliable=found.reliable & ~contradicted)
-        self.results.append(_Result(columns, found, contradicted, method, spent, draws))
+        self.results.append(_Result(columns.cpu(), found, contradicted, method, self.spent[columns].cpu(), draws))
 
 
 def _is_above(pilot: Estimate, found: Estimate) -> Tensor:
@@ -344,7 +425,7 @@ def _evidence(observed: Observed, jobs: list[_Job], plan: _Plan, seed: int) -> E
         khat=khat,
         reliable=reliable.bool(),
         jackknife=jackknife,
-        num_evaluations=joined(lambda result: torch.full_like(result.columns, result.num_evaluations)),
+        num_evaluations=joined(lambda result: result.num_evaluations),
         num_samples=None,
         seed=seed,
         method=tuple(named[i] for named, index in zip(names, order, strict=True) for i in index.tolist()),

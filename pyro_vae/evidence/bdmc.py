@@ -13,12 +13,15 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vae import _checks
+from pyro_vae._masks import elements_of
+from pyro_vae._options import apart_from_the_program
 from pyro_vae._structure import refusing_noisy_modules, sample_sites, seeded
 from pyro_vae.evidence.ais import Annealing, anneal, annealed, block_size
 from pyro_vae.evidence.result import std_error_of_mean
 from pyro_vae.joint import joint_of
 from pyro_vae.program import Latents, Program
 from pyro_vae.tiling import blocks, noise, refuse_nan, seed_for
+from pyro_vae.unconstrained import Unconstrained
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -95,6 +98,7 @@ class Sandwich:
         )
 
 
+@apart_from_the_program("num_data")
 def bdmc(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -153,12 +157,14 @@ def bdmc(
     if args and num_data is not None:
         raise ValueError("num_data: expected None where args give the rows; got both; leave one out.")
     num_data = None if args else _checks.whole_number("num_data", 100 if num_data is None else num_data)
-    latents, x = _simulate(model, args, kwargs, num_data, seed_for(seed, "simulation"))
+    latents, x, made = _simulate(model, args, kwargs, num_data, seed_for(seed, "simulation"))
     program = Program.of(model, guide, (x, *args[1:]), kwargs, plate)
+    view = Unconstrained.of(program)
+    _refuse_teacher_forcing(view.program, latents, made)
     lower: list[Tensor] = []
     upper: list[Tensor] = []
     for block in blocks(program, block_size(program, num_chains)):
-        prepared = annealing.prepared(block, seed, joint)
+        prepared = annealing.prepared(block, view, seed, joint)
         rows = torch.tensor(block.rows, device=x.device)
         exact = prepared.path.view.pack(_as_one_draw(block.program, latents, rows)).expand(num_chains, -1, -1)
         for bounds, origin in ((lower, None), (upper, exact)):
@@ -173,8 +179,8 @@ def bdmc(
 @torch.no_grad()
 def _simulate(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], num_data: int | None, seed: int
-) -> tuple[Latents, Tensor]:
-    """z from the prior, and x from p(x|z)."""
+) -> tuple[Latents, Tensor, Tensor]:
+    """z from the prior, x from p(x|z), and log p(x, z) of the run that made them, of all data together."""
     size = {} if num_data is None else {"num_data": num_data}
     rows = tuple(torch.as_tensor(arg) for arg in args)
     device = rows[0].device if rows else torch.get_default_device()
@@ -206,7 +212,31 @@ def _simulate(
             f"{tuple(x.shape)}; pass the observed tensor as the first argument."
         )
     latents = {name: site["value"] for name, site in sites.items() if name not in observed}
-    return latents, x.reshape(rows[0].shape) if rows else x
+    made = torch.stack([_unscaled(site) for site in sites.values()]).sum()
+    return latents, x.reshape(rows[0].shape) if rows else x, made
+
+
+def _unscaled(site: dict[str, Any]) -> Tensor:
+    """A site's log density, of all that it has: a latent that is masked has been drawn all the same."""
+    each = elements_of(site)
+    log_prob = each.fn.log_prob(site["value"]).double()
+    is_latent = not site["infer"].get("was_observed")
+    return log_prob.sum() if is_latent or each.mask is None else log_prob.where(each.mask, 0.0).sum()
+
+
+def _refuse_teacher_forcing(program: Program, latents: Latents, made: Tensor) -> None:
+    """Stop unless the data have the density by which they were made, once they are given."""
+    rows = torch.arange(program.num_data, device=made.device)
+    with torch.no_grad(), pyro.validation_enabled(False):
+        again = torch.stack(program.log_joint(_as_one_draw(program, latents, rows))).sum()
+    if not torch.isclose(made, again, rtol=1e-4, atol=1e-2):
+        raise ValueError(
+            "model: expected data that are drawn from what comes before them in the run; got another density of the "
+            f"same data once they were given, {again:.4g} and not {made:.4g}: the model reads x, as teacher forcing "
+            "does (a mean made of the x before). Draw x step by step, each from those that were drawn, at one site a "
+            "step; "
+            "log_evidence needs no such thing."
+        )
 
 
 def _as_one_draw(program: Program, latents: Latents, rows: Tensor) -> Latents:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from pyro_vae import _checks
+from pyro_vae._options import apart_from_the_program
 from pyro_vae.evidence.ais import block_size
 from pyro_vae.evidence.auto import log_evidence
 from pyro_vae.evidence.importance import GuideTerms
@@ -83,6 +85,7 @@ class InferenceGap:
         )
 
 
+@apart_from_the_program()
 def inference_gap(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -133,11 +136,12 @@ def inference_gap(
     guides, best = [], []
     for block in blocks(program, block_size(program, num_particles), first_index):
         with noise(block.program, seed_for(seed, "refinement"), block.place):
-            refined = refine(block.program, num_steps, num_particles, block.asked_for)
+            refined, _ = refine(block.program, num_steps, num_particles, block.asked_for)
         guides.append(_terms(block, block.program.draw, num_samples, seed_for(seed, "guide")))
         best.append(_terms(block, refined.draw, num_samples, seed_for(seed, "best")))
     if evidence is None:
-        evidence = log_evidence(model, guide, *args, seed=seed, plate=plate, first_index=first_index, **kwargs)
+        estimate = inspect.unwrap(log_evidence)
+        evidence = estimate(model, guide, *args, seed=seed, plate=plate, first_index=first_index, **kwargs)
     return InferenceGap(evidence, GuideTerms.joined(best).elbo, GuideTerms.joined(guides).elbo)
 
 

@@ -13,12 +13,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_vae import _checks
+from pyro_vae._options import apart_from_the_program
 from pyro_vae.evidence import proposals
-from pyro_vae.evidence.proposals import Proposal
+from pyro_vae.evidence.proposals import Fitted, Proposal
+from pyro_vae.evidence.psis import MIN_SAMPLES
 from pyro_vae.evidence.result import Bound, Draws, Evidence, Observed
+from pyro_vae.evidence.survey import NUM_POINTS, Elsewhere, checked, region_of, survey
 from pyro_vae.evidence.weights import Groups, Totals, resampled
 from pyro_vae.graphs import compiled
-from pyro_vae.joint import joint_of
+from pyro_vae.joint import Joint, joint_of
 from pyro_vae.program import Latents, LogDensities, Program
 from pyro_vae.tiling import (
     Block,
@@ -33,12 +36,14 @@ from pyro_vae.tiling import (
     tiles,
     tiles_of,
 )
+from pyro_vae.unconstrained import Unconstrained
 
 __all__ = ["GuideTerms", "Reservoir", "guide_terms", "importance_sampling"]
 
 NUM_ELBO_SAMPLES = 100  # from the guide, where the proposal is another
 
 
+@apart_from_the_program()
 def importance_sampling(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -120,15 +125,21 @@ def importance_sampling(
     ks = _bounds_to_estimate(bounds, num_samples)
     chosen = proposals.of(proposal)
     evaluator = _evaluator(chosen, chunk_size, compile)
+    joint = joint_of(chunk_size, compile and not isinstance(chosen, proposals.Guide))
     program = Program.of(model, guide, args, kwargs, plate)
+    view = (Unconstrained.of_any if chosen.width is None else Unconstrained.of)(program)
     observed = Observed.of(program)
     runs = []
     with tqdm(total=program.num_data * num_samples, disable=not progress, unit="draw", unit_scale=True) as bar:
         width = chosen.width or block_width(program, num_samples)
         for block in blocks(program, width, first_index):
-            runs.append(_run(block, chosen, num_samples, seed, ks, num_posterior_draws, evaluator))
+            region = region_of(view, block, block.asked_for, joint)
+            runs.append(_run(block, region, chosen, num_samples, seed, ks, num_posterior_draws, evaluator))
             bar.update(len(block.rows) * num_samples)
-    return _evidence(program, observed, chosen, runs, ks, num_samples, seed, first_index)
+    seen = [Elsewhere.joined(each) for each in zip(*(run.seen for run in runs), strict=True)]
+    if num_samples >= MIN_SAMPLES and chosen.width is None:
+        seen = [_seen_of_guide(program, view, seed, first_index, joint)]
+    return _evidence(program, observed, chosen, runs, seen, ks, num_samples, seed, first_index)
 
 
 def _bounds_to_estimate(bounds: Iterable[int] | None, num_samples: int) -> tuple[int, ...]:
@@ -184,15 +195,17 @@ class _GuideAndModel:
 class _Run(NamedTuple):
     """What is kept of the draws for one block."""
 
-    block: Block
     totals: Totals
     terms: GuideTerms
     reservoir: Reservoir
-    num_evaluations: int
+    num_evaluations: Tensor
+    seen: list[Elsewhere]
+    converged: Tensor | None
 
 
 def _run(
     block: Block,
+    region: Any,
     proposal: Proposal,
     num_samples: int,
     seed: int,
@@ -200,20 +213,40 @@ def _run(
     num_posterior_draws: int,
     evaluator: Callable[[Program, Draw], Evaluate],
 ) -> _Run:
+    columns = block.asked_for
     with noise(block.program, seed_for(seed, f"proposal {proposal.name}"), block.place):
-        fitted = proposal.fit(block.program)
-    totals, terms, reservoir = (
-        Totals(num_samples, ks),
-        GuideTerms(),
-        Reservoir(num_posterior_draws, Noise.of(block.program)),
-    )
-    for tile in tiles_of(block, evaluator(block.program, fitted.draw), num_samples, seed):
+        fitted = proposal.fit(block, region)
+    part = block.part(columns)._replace(program=fitted.program)
+    totals, terms = Totals(num_samples, ks), GuideTerms()
+    reservoir = Reservoir(num_posterior_draws, Noise(block.program.num_data, columns))
+    is_whole = len(columns) == block.program.num_data  # a graph has the size of a whole block
+    evaluate = (evaluator if is_whole else evaluating)(part.program, fitted.draw)
+    for tile in tiles_of(part, evaluate, num_samples, seed, block.program.num_data):
         totals.add(tile.densities.weight)
         terms.add(tile.densities)
         with noise(block.program, seed_for(seed, "resampling"), block.place * num_samples + tile.draws.start):
-            reservoir.add(block.program, tile.densities, tile.latents)
-    num_evaluations = fitted.num_evaluations + num_samples * fitted.num_evaluations_per_draw
-    return _Run(block, totals, terms, reservoir, num_evaluations)
+            reservoir.add(part.program, tile.densities, tile.latents)
+    seen = _seen(block, region, fitted, seed) if num_samples >= MIN_SAMPLES and proposal.width is not None else []
+    spent = fitted.num_evaluations + num_samples + NUM_POINTS * (len(seen) > 0)
+    return _Run(totals, terms, reservoir, torch.zeros_like(columns) + spent, seen, fitted.converged)
+
+
+def _seen(block: Block, region: Any, fitted: Fitted, seed: int) -> list[Elsewhere]:
+    """What draws from elsewhere say of a proposal: some about it, and those that were made to find it."""
+    with noise(block.program, seed_for(seed, "survey"), block.place):
+        around = survey(region, [fitted.component or region.guide])
+        return [each.against(fitted.component) for each in (around, fitted.seen) if each is not None]
+
+
+def _seen_of_guide(
+    program: Program, view: Unconstrained | None, seed: int, first_index: int, joint: Joint
+) -> Elsewhere:
+    """The same of the guide, for more data at a time than a tile of its draws has."""
+    parts = []
+    for block in blocks(program, block_width(program, NUM_POINTS), first_index):
+        region = region_of(view, block, block.asked_for, joint)
+        parts += _seen(block, region, proposals.Guide().fit(block, region), seed)
+    return Elsewhere.joined(parts)
 
 
 def _evidence(
@@ -221,25 +254,35 @@ def _evidence(
     observed: Observed,
     proposal: Proposal,
     runs: list[_Run],
+    seen: list[Elsewhere],
     ks: tuple[int, ...],
     num_samples: int,
     seed: int,
     first_index: int,
 ) -> Evidence:
-    columns = [run.block.columns for run in runs]
-    found = Totals.joined([run.totals for run in runs], columns).estimate()
-    groups = torch.cat([run.totals.bounds()[..., each] for run, each in zip(runs, columns, strict=True)], dim=-1)
-    all_bounds = {k: Bound(k, *pair) for k, pair in zip(ks, groups, strict=True)}
+    totals = Totals.joined([run.totals for run in runs])
+    found = totals.estimate()
+    contradicted = torch.zeros_like(found.reliable)
+    for each in seen:
+        contradicted = contradicted | each.contradicts(found)
+        found = checked(found, num_samples, each)
+    all_bounds = {
+        k: Bound(k, *pair) for k, pair in zip(ks, torch.cat([run.totals.bounds() for run in runs], -1), strict=True)
+    }
     all_bounds[num_samples] = Bound(num_samples, found.log_evidence, found.std_error)
-    num_evaluations = runs[0].num_evaluations
+    num_evaluations = torch.cat([run.num_evaluations for run in runs]).cpu()
     if isinstance(proposal, proposals.Guide):
-        terms = GuideTerms.joined([run.terms for run in runs], columns)
+        terms = GuideTerms.joined([run.terms for run in runs])
+        num_evaluations = num_evaluations + NUM_POINTS * len(seen)
     else:
         terms = guide_terms(program, NUM_ELBO_SAMPLES, seed, first_index)
-        num_evaluations += NUM_ELBO_SAMPLES
+        num_evaluations = num_evaluations + NUM_ELBO_SAMPLES
+    diagnostics = {"contradicted": contradicted} if seen else {}
+    if runs[0].converged is not None:
+        diagnostics["converged"] = torch.cat([run.converged for run in runs if run.converged is not None]).cpu()
     return Evidence(
         **found._asdict(),
-        num_evaluations=torch.full((program.num_data,), num_evaluations),
+        num_evaluations=num_evaluations,
         num_samples=num_samples,
         seed=seed,
         method=(f"importance sampling from {proposal.name}",) * program.num_data,
@@ -248,8 +291,9 @@ def _evidence(
         guide_elbo=terms.elbo,
         rate=terms.rate,
         distortion=terms.distortion,
-        draws=Draws.joined([run.reservoir.draws for run in runs], columns),
+        draws=Draws.joined([run.reservoir.draws for run in runs]),
         settings={"proposal": proposal.name, "num_samples": num_samples},
+        diagnostics=diagnostics,
     )
 
 
@@ -268,11 +312,11 @@ class GuideTerms:
         self.weights.add(densities.weight.cpu())
 
     @classmethod
-    def joined(cls, parts: list[GuideTerms], columns: list[slice] | None = None) -> _Terms:
-        columns = columns or [slice(None)] * len(parts)
+    def joined(cls, parts: list[GuideTerms]) -> _Terms:
+        """Of the data of all parts."""
 
         def cat(of_part: Callable[[GuideTerms], Tensor]) -> Tensor:
-            return torch.cat([of_part(part)[..., each] for part, each in zip(parts, columns, strict=True)], dim=-1)
+            return torch.cat([of_part(part) for part in parts], dim=-1)
 
         rate, distortion = cat(lambda part: part.sums / part.num_samples)
         return _Terms(Bound(1, cat(lambda p: p.weights.mean), cat(lambda p: p.weights.std_error)), rate, distortion)
@@ -287,11 +331,9 @@ class _Terms(NamedTuple):
 def guide_terms(program: Program, num_samples: int, seed: int, first_index: int = 0) -> _Terms:
     """The ELBO from draws of their own."""
     parts: dict[int, GuideTerms] = {}
-    columns: dict[int, slice] = {}
     for block, tile in tiles(program, num_samples, seed_for(seed, "ELBO"), first_index):
         parts.setdefault(block.place, GuideTerms()).add(tile.densities)
-        columns[block.place] = block.columns
-    return GuideTerms.joined(list(parts.values()), list(columns.values()))
+    return GuideTerms.joined(list(parts.values()))
 
 
 class Reservoir:

@@ -1,22 +1,28 @@
-"""A Gaussian for each datum's posterior: at its mode, with the curvature there."""
+"""Gaussians for each datum's posterior: at its modes, with the curvature there."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pyro_vae.program import Latents
-from pyro_vae.tiling import Draw
+from pyro_vae.tiling import Noise
 from pyro_vae.unconstrained import Unconstrained
 
-__all__ = ["Gaussian", "LaplaceFit", "fit_laplace", "guide_moments", "laplace_evaluations"]
+__all__ = ["Gaussian", "Gaussians", "LaplaceFit", "fit_laplace", "moments"]
 
-NUM_DRAWS = 64  # of the guide, to see where it lies and how wide it is
-NUM_STEPS, NUM_HESSIANS = 10, 2
+NUM_STEPS, MAX_ROUNDS = 10, 6
+NUM_EXPLORING = 15  # steps from another start, before a Hessian is spent on where they lead
+CONVERGED = 1e-2  # of the squared length of a Newton step, which is twice what it would gain, nats
+NUM_PRIOR_STARTS, MAX_STARTS_ELSEWHERE = 4, 2
+SHARE_ELSEWHERE = 0.01  # of p(x), which is worth another start
+SAME_MODE = 2.0  # distance, in the standard deviations of one of two Gaussians
+SMALLEST_SHARE = 0.05  # of the draws, for a mode of little mass
+NEGLIGIBLE = 10.0  # nats of mass below the first mode
 MAX_PAIRS = 16_384  # (direction, datum) pairs for which products with the Hessian are formed together
 
 
@@ -32,15 +38,12 @@ class Gaussian(NamedTuple):
         """Of some of the data."""
         return Gaussian(self.loc[rows], self.scale_tril[rows])
 
-    def draw(self, view: Unconstrained, normal: Callable[[int], Tensor]) -> Draw:
-        """Draw latents, given where standard normal numbers `(K, N, D)` come from."""
-
-        def draw(num_samples: int) -> tuple[Latents, Tensor]:
-            u = self.rsample(normal(num_samples))
-            latents, stretch = view.unpack(u)
-            return latents, self.log_prob(u) - stretch
-
-        return draw
+    def spread(self, rows: Tensor, num_data: int) -> Gaussian:
+        """The same for these rows of more data."""
+        loc = self.loc.new_zeros(num_data, self.loc.shape[1])
+        scale_tril = torch.eye(self.loc.shape[1], dtype=loc.dtype, device=loc.device).repeat(num_data, 1, 1)
+        loc[rows], scale_tril[rows] = self.loc, self.scale_tril
+        return Gaussian(loc, scale_tril)
 
     def rsample(self, standard_normal: Tensor) -> Tensor:
         """u `(K, N, D)` of standard normal numbers of that shape."""
@@ -54,60 +57,191 @@ class Gaussian(NamedTuple):
         """L^T v, for `(K, N, D)`."""
         return torch.einsum("nji,knj->kni", self.scale_tril, v)
 
+    def whitened(self, u: Tensor) -> Tensor:
+        """L^-1 (u - loc), for `(K, N, D)`."""
+        centred = (u - self.loc).movedim(0, -1)
+        return torch.linalg.solve_triangular(self.scale_tril, centred, upper=False).movedim(-1, 0)
+
+    @property
+    def log_volume(self) -> Tensor:
+        """log det L + D log(2 pi) / 2, `(N,)`."""
+        dim = self.loc.shape[-1]
+        return self.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 0.5 * dim * math.log(2 * math.pi)
+
     def log_prob(self, u: Tensor) -> Tensor:
         """`(K, N)`, nats."""
-        centred = (u - self.loc).movedim(0, -1)
-        whitened = torch.linalg.solve_triangular(self.scale_tril, centred, upper=False)
-        log_volume = self.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        return -0.5 * whitened.square().sum(1).T - log_volume - 0.5 * u.shape[-1] * math.log(2 * math.pi)
+        return -0.5 * self.whitened(u).square().sum(-1) - self.log_volume
+
+
+class Gaussians(NamedTuple):
+    """A mixture of Gaussians over u, for each datum; the first is that of its main mode."""
+
+    parts: tuple[Gaussian, ...]
+    log_shares: Tensor
+    """`(number of parts, N)`; -inf where a datum has no such part."""
+
+    @classmethod
+    def one(cls, gaussian: Gaussian) -> Gaussians:
+        """Of one part."""
+        return cls((gaussian,), torch.zeros_like(gaussian.loc[:, 0])[None])
+
+    @property
+    def main(self) -> Gaussian:
+        """At the main mode."""
+        return self.parts[0]
+
+    @property
+    def num_modes(self) -> Tensor:
+        """Of each datum, `(N,)`."""
+        return self.log_shares.isfinite().sum(0)
+
+    def at(self, rows: Tensor) -> Gaussians:
+        """Of some of the data."""
+        return Gaussians(tuple(part.at(rows) for part in self.parts), self.log_shares[:, rows])
+
+    def sample(self, noise: Noise, num_samples: int) -> Tensor:
+        """u `(K, N, D)`."""
+        normal = noise.normal(num_samples)
+        u = self.main.rsample(normal)
+        if len(self.parts) == 1:
+            return u
+        left = self.log_shares.exp().cumsum(0)
+        uniform = noise.uniform(num_samples)
+        for part, below, share in zip(self.parts[1:], left, self.log_shares[1:], strict=False):
+            chosen = (uniform >= below) & share.isfinite()
+            u = torch.where(chosen[..., None], part.rsample(normal), u)
+        return u
+
+    def log_prob(self, u: Tensor) -> Tensor:
+        """`(K, N)`, nats."""
+        if len(self.parts) == 1:
+            return self.main.log_prob(u)
+        each = [part.log_prob(u) + share for part, share in zip(self.parts, self.log_shares, strict=True)]
+        return torch.stack(each).logsumexp(0)
+
+    def spread(self, rows: Tensor, num_data: int) -> Gaussians:
+        """The same for these rows of more data; what the others have means nothing."""
+        log_shares = torch.zeros_like(self.log_shares[:, :1]).repeat(1, num_data)
+        log_shares[:, rows] = self.log_shares
+        return Gaussians(tuple(part.spread(rows, num_data) for part in self.parts), log_shares)
 
 
 class LaplaceFit(NamedTuple):
-    """Laplace's Gaussian of each datum's posterior, and what it took to find it."""
+    """Laplace's Gaussians of each datum's posterior, and what it took to find them."""
+
+    gaussians: Gaussians
+    converged: Tensor
+    """Whether the search for the main mode has come to its end, `(N,)`."""
+    num_evaluations: Tensor
+    """Of log p(x, z), a product with the Hessian counting as two; `(N,)`, int64."""
+
+    def at(self, rows: Tensor) -> LaplaceFit:
+        """Of some of the data."""
+        return LaplaceFit(self.gaussians.at(rows), self.converged[rows], self.num_evaluations[rows])
+
+
+class _Modes(NamedTuple):
+    """Where searches have ended, of N of them."""
 
     gaussian: Gaussian
-    num_evaluations: int
+    value: Tensor
+    """log p(x, u) there."""
+    converged: Tensor
+    num_evaluations: Tensor
+
+    def at(self, rows: Tensor) -> _Modes:
+        """Of some of the data."""
+        return _Modes(self.gaussian.at(rows), *(each[rows] for each in self[1:]))
+
+    def spread(self, like: _Modes, rows: Tensor) -> _Modes:
+        """Modes of some data among all; the others have none, a value of -inf."""
+        loc, scale_tril = like.gaussian.loc.clone(), like.gaussian.scale_tril.clone()
+        loc[rows], scale_tril[rows] = self.gaussian
+        value = torch.full_like(like.value, -math.inf)
+        value[rows] = self.value
+        return _Modes(Gaussian(loc, scale_tril), value, like.converged, like.num_evaluations)
+
+    @property
+    def log_mass(self) -> Tensor:
+        """Laplace's approximation of log p(x), `(N,)`."""
+        return self.value + self.gaussian.log_volume
 
 
 def fit_laplace(
-    view: Unconstrained,
-    moments: tuple[Tensor, Tensor] | None = None,
-    num_steps: int = NUM_STEPS,
-    num_hessians: int = NUM_HESSIANS,
+    view: Unconstrained, start: Tensor, prior: Tensor, places: Tensor | None = None, log_ratio: Tensor | None = None
 ) -> LaplaceFit:
-    r"""N(m, H^{-1}) with m the mode of $\log p(x, u)$ over u and $H = -\nabla^2 \log p(x, m)$, all data at once.
+    r"""N(m, H^{-1}) with m a mode of $\log p(x, u)$ over u and $H = -\nabla^2 \log p(x, m)$; or a mixture.
 
-    From the guide's mean (`moments`, the guide's mean and variance, where they are known), each of `num_hessians`
-    rounds forms H and takes `num_steps` steps $m \leftarrow m + a |H|^{-1} \nabla$, where $|H|$ has the absolute
-    eigenvalues of H and each datum its own a, halved when its density falls. So away from a mode, and in directions
-    where the density bends upwards, the steps still climb. Eigenvalues are kept above that of a Gaussian ten times
-    as wide as the guide.
+    Each round forms H and takes ten steps $m \leftarrow m + a |H|^{-1} \nabla$, where $|H|$ has the absolute
+    eigenvalues of H and each datum its own a, halved when its density falls. So away from a mode, and where the density
+    bends upwards, the steps still climb. Rounds go on until a step would gain next to nothing, at most six times.
+    Eigenvalues are kept above that of a Gaussian ten times as wide as the prior.
+
+    Other modes are sought from a few draws of the prior, and from where draws of a wider density g show that some of
+    p(x) lies away from the modes that are known. The metric of the first mode leads uphill from there, and where that
+    comes to rest away from those modes, rounds follow. What they find becomes one more part of the mixture, in
+    proportion to its mass.
+
+    Args:
+        view: the posterior.
+        start: where to begin, `(N, D)`.
+        prior: draws from the prior, `(K, N, D)`.
+        places, log_ratio: draws of g `(M, N, D)`, and log p / g of them `(M, N)`.
 
     References:
         Tierney and Kadane (1986); Dauphin et al. (2014), on |H|.
     """
+    floor = _smallest_curvature(prior)
+    first = _search(view, start, floor)
+    search = _Searches(view, floor, [first], first.num_evaluations)
+    everyone = torch.arange(len(start), device=start.device)
+    for other in prior[:NUM_PRIOR_STARTS]:
+        search.go_on(everyone, other.where(other.isfinite(), first.gaussian.loc))
+    if places is not None and log_ratio is not None:
+        share = log_ratio.softmax(0).nan_to_num()
+        for _ in range(MAX_STARTS_ELSEWHERE):
+            share = share.where(_distances(search.found, places) > _away(view.dim), 0.0)
+            left = (share.sum(0) > SHARE_ELSEWHERE).nonzero().flatten()
+            if not len(left):
+                break
+            index = share[:, left].argmax(0)
+            search.go_on(left, places[index, left])
+            share[index, left] = 0.0
+    return LaplaceFit(_mixture(search.found), first.converged, search.num_evaluations)
 
-    def density(u: Tensor) -> Tensor:
-        prior, likelihood = view.log_joint(u)
-        return prior + likelihood
 
-    loc, variance = moments or guide_moments(view)
-    floor = 1e-2 / variance.amax(-1, keepdim=True)
-    for _ in range(num_hessians):
-        scale_tril = _scale_tril(_hessian(density, loc), floor)
-        loc = _climb(density, Gaussian(loc, scale_tril), num_steps)
-    scale_tril = _scale_tril(_hessian(density, loc), floor)
-    return LaplaceFit(Gaussian(loc, scale_tril), laplace_evaluations(view.dim, num_steps, num_hessians))
+@dataclass
+class _Searches:
+    """Modes that are known, and what it took to find them."""
+
+    view: Unconstrained
+    floor: Tensor
+    found: list[_Modes]
+    num_evaluations: Tensor
+
+    def go_on(self, rows: Tensor, start: Tensor) -> None:
+        """Look for one more mode of these data."""
+        first, known = self.found[0].at(rows), [each.at(rows) for each in self.found]
+        end = _climb(_density(self.view.at(rows)), first.gaussian, start, NUM_EXPLORING)
+        is_away = _distances(known, end.position[None])[0] > _away(self.view.dim)
+        new = (is_away & (end.gain < self.view.dim)).nonzero().flatten()
+        self.num_evaluations = self.num_evaluations.index_add(0, rows, torch.full_like(rows, NUM_EXPLORING))
+        if not len(new):
+            return
+        mode = _search(self.view.at(rows[new]), end.position[new], self.floor[rows[new]])
+        is_new = _distances([each.at(new) for each in known], mode.gaussian.loc[None])[0] > SAME_MODE
+        mode = mode._replace(value=mode.value.where(is_new & mode.converged, -torch.inf))
+        self.found.append(mode.spread(self.found[0], rows[new]))
+        self.num_evaluations = self.num_evaluations.index_add(0, rows[new], mode.num_evaluations)
 
 
-def laplace_evaluations(dim: int, num_steps: int = NUM_STEPS, num_hessians: int = NUM_HESSIANS) -> int:
-    """What `fit_laplace` spends on a datum, a product with the Hessian counting as two."""
-    return num_hessians * num_steps + 2 * (num_hessians + 1) * dim
+def _away(dim: int) -> float:
+    """The distance at which a place is not merely one of those about a mode."""
+    return 1 + math.sqrt(dim)
 
 
-def guide_moments(view: Unconstrained) -> tuple[Tensor, Tensor]:
-    """Mean and variance of the guide's draws of u, `(N, D)`; draws outside the prior's support do not count."""
-    u, _ = view.draw_guide(NUM_DRAWS)
+def moments(u: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of draws `(K, N, D)`, `(N, D)` each; those that are no numbers do not count."""
     inside = u.isfinite().all(-1, keepdim=True)
     count = inside.sum(0).clamp(min=1)
     loc = u.where(inside, 0.0).sum(0) / count
@@ -115,21 +249,86 @@ def guide_moments(view: Unconstrained) -> tuple[Tensor, Tensor]:
     return loc, variance.where(variance > 0, 1.0)
 
 
-def _climb(density: Callable[[Tensor], Tensor], gaussian: Gaussian, num_steps: int) -> Tensor:
-    """Steps uphill from the mean of a Gaussian, in its metric."""
-    u = gaussian.loc
-    size = torch.ones_like(u[:, :1])
-    best, value, step = u, torch.full_like(u[:, 0], -math.inf), torch.zeros_like(u)
+def _smallest_curvature(prior: Tensor) -> Tensor:
+    """A hundredth of the prior's least precision, `(N, 1)`."""
+    loc, _ = moments(prior)
+    centred = (prior - loc).nan_to_num().movedim(0, 1)
+    largest = torch.linalg.matrix_norm(centred, ord=2).square() / len(prior)
+    return 1e-2 / largest.clamp(min=1e-12)[:, None]
+
+
+def _density(view: Unconstrained) -> Callable[[Tensor], Tensor]:
+    def density(u: Tensor) -> Tensor:
+        prior, likelihood = view.log_joint(u)
+        return prior + likelihood
+
+    return density
+
+
+def _search(view: Unconstrained, loc: Tensor, floor: Tensor) -> _Modes:
+    """Newton's rounds from one start for each datum."""
+    num_data, dim = loc.shape
+    spent = torch.zeros(num_data, dtype=torch.int64, device=loc.device)
+    converged = torch.zeros(num_data, dtype=torch.bool, device=loc.device)
+    value = torch.full_like(loc[:, 0], -math.inf)
+    loc = loc.clone()
+    for _ in range(MAX_ROUNDS):
+        left = (~converged).nonzero().flatten()
+        if not len(left):
+            break
+        density = _density(view.at(left))
+        metric = Gaussian(loc[left], _scale_tril(_hessian(density, loc[left]), floor[left]))
+        climbed = _climb(density, metric, loc[left], NUM_STEPS)
+        loc[left], value[left], converged[left] = climbed.position, climbed.value, climbed.gain < CONVERGED
+        spent[left] += NUM_STEPS + 2 * dim
+    scale_tril = _scale_tril(_hessian(_density(view), loc), floor)
+    return _Modes(Gaussian(loc, scale_tril), value, converged, spent + 2 * dim)
+
+
+class _Climbed(NamedTuple):
+    position: Tensor
+    value: Tensor
+    gain: Tensor
+    """The squared length of the next step."""
+
+
+def _climb(density: Callable[[Tensor], Tensor], metric: Gaussian, start: Tensor, num_steps: int) -> _Climbed:
+    """Steps uphill, in the metric of a Gaussian."""
+    size = torch.ones_like(start[:, :1])
+    best, value, step = start, torch.full_like(start[:, 0], -math.inf), torch.zeros_like(start)
+    gain = torch.full_like(value, math.inf)
     for _ in range(num_steps):
         proposed = best + size * step
         new_value, gradient = _with_gradient(density, proposed[None])
-        better = (new_value[0] > value)[:, None]
-        best = proposed.where(better, best)
-        value = new_value[0].where(better[:, 0], value)
-        uphill = gaussian.scaled(gaussian.scaled_transposed(gradient))[0]
-        step = uphill.where(better, step)
-        size = torch.where(better, (1.5 * size).clamp(max=1.0), 0.5 * size)
-    return best
+        better = new_value[0] > value
+        value = new_value[0].where(better, value)
+        best = proposed.where(better[:, None], best)
+        whitened = metric.scaled_transposed(gradient)
+        gain = whitened.square().sum(-1)[0].where(better, gain)
+        step = metric.scaled(whitened)[0].where(better[:, None], step)
+        size = torch.where(better[:, None], (1.5 * size).clamp(max=1.0), 0.5 * size)
+    return _Climbed(best, value, gain)
+
+
+def _distances(known: list[_Modes], u: Tensor) -> Tensor:
+    """Of places `(M, N, D)` from the nearest mode that is known, in its standard deviations, `(M, N)`."""
+    each = [mode.gaussian.whitened(u).norm(dim=-1).where(mode.value.isfinite(), torch.inf) for mode in known]
+    return torch.stack(each).amin(0)
+
+
+def _mixture(found: list[_Modes]) -> Gaussians:
+    """In proportion to mass, but for a smallest share; the mode of most mass comes first."""
+    log_mass = torch.stack([each.log_mass for each in found])
+    log_mass = log_mass.where(log_mass.isfinite(), -torch.inf)
+    log_mass[0] = log_mass[0].nan_to_num(neginf=0.0)
+    log_mass, order = log_mass.sort(0, descending=True)
+    log_mass = log_mass.where(log_mass > log_mass[0] - NEGLIGIBLE, -torch.inf)
+    num_parts = int(log_mass.isfinite().sum(0).max())
+    share = log_mass[:num_parts].softmax(0).clamp(min=SMALLEST_SHARE).where(log_mass[:num_parts].isfinite(), 0.0)
+    locs, scale_trils = (torch.stack(each) for each in zip(*(mode.gaussian for mode in found), strict=True))
+    rows = torch.arange(locs.shape[1], device=locs.device)
+    parts = tuple(Gaussian(locs[index, rows], scale_trils[index, rows]) for index in order[:num_parts])
+    return Gaussians(parts, (share / share.sum(0)).log())
 
 
 def _with_gradient(density: Callable[[Tensor], Tensor], u: Tensor) -> tuple[Tensor, Tensor]:

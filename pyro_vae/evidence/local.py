@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import transform_to
 
-from pyro_vae._structure import sample_sites
+from pyro_vae._masks import elements_of
+from pyro_vae._structure import drawn_sites
 from pyro_vae.program import Program
 from pyro_vae.tiling import kept
 
@@ -27,10 +29,12 @@ class _Family:
     make: Any
     event_dims: int
     transforms: dict[str, Any]
+    fixed: dict[str, Tensor]
+    """Parameters that decide on the support."""
 
     def distribution(self, free: dict[str, Tensor]) -> Any:
         parameters = {name: self.transforms[name](value) for name, value in free.items()}
-        return self.make(**parameters).to_event(self.event_dims)
+        return self.make(**parameters, **self.fixed).to_event(self.event_dims)
 
 
 class _Replaced(Messenger):
@@ -51,12 +55,13 @@ def refine(
     num_particles: int = 8,
     columns: Tensor | None = None,
     lr: float = 0.05,
-) -> Program:
+) -> tuple[Program, Program]:
     r"""The program with, as its guide, the member of the guide's family that maximises each datum's own ELBO.
 
     Adam on the parameters of each site's distribution, from where the guide puts them, with reparametrized gradients of
     `num_particles` draws, a step size that falls to zero, and the mean over the last quarter of the path. The model is
-    run on some columns alone, if they are given, and the others' distributions stay what they were.
+    run on some columns alone, if they are given, and the others' distributions stay what they were. Beside the program
+    that is returned, of all columns, to draw from, there is that of those columns, to evaluate.
 
     References:
         Kim et al. (2018), Semi-amortized variational autoencoders; Cremer et al. (2018).
@@ -81,7 +86,11 @@ def refine(
             torch._foreach_add_(averages, [leaf.detach() for leaf in leaves], alpha=1 / (num_steps - first_kept))
     pairs = iter(averages)
     best = {site: {name: next(pairs) for name in each} for site, each in free.items()}
-    return _with_guide(program, families, best)
+    axis = program.structure.data_axis
+    chosen = {
+        site: {name: value.index_select(axis, columns) for name, value in each.items()} for site, each in best.items()
+    }
+    return _with_guide(program, families, best), _with_guide(program.at(columns), families, chosen)
 
 
 def _elbo(program: Program, num_particles: int, columns: Tensor) -> Tensor:
@@ -92,44 +101,71 @@ def _elbo(program: Program, num_particles: int, columns: Tensor) -> Tensor:
 
 def _with_guide(program: Program, families: dict[str, _Family], free: dict[str, dict[str, Tensor]]) -> Program:
     distributions = {site: family.distribution(free[site]) for site, family in families.items()}
-    return Program(
-        program.model, _Replaced(distributions)(program.guide), program.args, program.kwargs, program.structure
-    )
+    return replace(program, guide=_Replaced(distributions)(program.guide))
 
 
 def _free_parameters(program: Program) -> tuple[dict[str, _Family], dict[str, dict[str, Tensor]]]:
     families, free = {}, {}
-    one, other = (dict(sample_sites(program._run(program.guide, 1))) for _ in range(2))
+    one, other = (drawn_sites(program.run_guide(1)) for _ in range(2))
     for name, site in one.items():
-        fn, event_dims, found = _parameters(name, site["fn"])
-        again = _parameters(name, other[name]["fn"])[2]
+        fn, event_dims, found = _parameters(site)
+        again = _parameters(other[name])[2]
         if any(not torch.equal(found[key], again[key]) for key in found):
             raise ValueError(
                 f"guide: expected sites that do not depend on each other, to refine each; got parameters of {name!r} "
                 f"that moved with another draw; {INSTEAD}"
             )
+        fixed = {key: found.pop(key) for key in list(found) if _moves_support(fn, found, key)}
+        if not found:
+            raise ValueError(_unrefinable(name, fn))
         constraints = fn.arg_constraints  # its own: a Uniform's, say, depend on its values
-        transforms = {key: biject_to(constraints[key]) for key in found}
-        families[name] = _Family(type(fn), event_dims, transforms)
+        transforms = {key: _to(constraints[key], name, fn) for key in found}
+        families[name] = _Family(type(fn), event_dims, transforms, fixed)
         free[name] = {key: transforms[key].inv(value).detach().clone().requires_grad_() for key, value in found.items()}
     return families, free
 
 
-def _parameters(name: str, fn: Any) -> tuple[Any, int, dict[str, Tensor]]:
-    """A distribution without its event wrappers, how many dimensions those take, and its parameters in full shape."""
-    event_dims = 0
-    shape = fn.batch_shape
-    while isinstance(fn, torch.distributions.Independent):
-        event_dims += fn.reinterpreted_batch_ndims
-        shape = fn.base_dist.batch_shape
-        fn = fn.base_dist
+def _moves_support(fn: Any, parameters: dict[str, Tensor], key: str) -> bool:
+    """Whether a parameter decides where there is a density at all: to refine it would cut off a part of p(z|x)."""
+    with contextlib.suppress(AttributeError):
+        moved = type(fn)(**{**parameters, key: parameters[key] + 0.125})
+        return _bounds(moved.support) != _bounds(fn.support)
+    return False
+
+
+def _bounds(support: Any) -> list[Any]:
+    return [value.flatten().tolist() if isinstance(value, Tensor) else value for value in vars(support).values()]
+
+
+def _to(constraint: Any, name: str, fn: Any) -> Any:
+    try:
+        return transform_to(constraint)
+    except NotImplementedError as error:
+        raise ValueError(_unrefinable(name, fn)) from error
+
+
+def _unrefinable(name: str, fn: Any) -> str:
+    return (
+        f"guide: expected reparametrized distributions with parameters of their own, to refine them; got "
+        f"{type(fn).__name__} at site {name!r}; {INSTEAD}"
+    )
+
+
+def _parameters(site: dict[str, Any]) -> tuple[Any, int, dict[str, Tensor]]:
+    """A distribution without its wrappers, how many event dimensions those make, and its parameters in full shape."""
+    name, fn = site["name"], elements_of(site).fn
+    event_dims, shape = site["fn"].event_dim - fn.event_dim, fn.batch_shape
     arguments = set(inspect.signature(type(fn).__init__).parameters) & set(getattr(fn, "arg_constraints", {}))
     given = {key for key in arguments if key in vars(fn)} or {key for key in arguments if hasattr(fn, key)}
-    if not given or not fn.has_rsample:
-        raise ValueError(
-            f"guide: expected reparametrized distributions with parameters of their own, to refine them; got "
-            f"{type(fn).__name__} at site {name!r}; {INSTEAD}"
-        )
+    if {"probs", "logits"} <= given:
+        given.discard("probs")
+    required = {
+        key
+        for key, parameter in inspect.signature(type(fn).__init__).parameters.items()
+        if parameter.default is parameter.empty and key not in ("self", "args", "kwargs")
+    }
+    if not given or not required <= given or not fn.has_rsample or fn.support.is_discrete:
+        raise ValueError(_unrefinable(name, fn))
     tensors = {key: torch.as_tensor(getattr(fn, key)) for key in sorted(given)}
     extra = {key: value.ndim - len(shape) for key, value in tensors.items()}
     full = {

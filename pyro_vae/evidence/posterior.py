@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,12 +12,14 @@ from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 
 from pyro_vae import _checks
+from pyro_vae._options import apart_from_the_program
 from pyro_vae.evidence import hmc, storage
 from pyro_vae.evidence.ais import Annealing, anneal, block_size, draws_of, end_positions
 from pyro_vae.evidence.importance import importance_sampling
 from pyro_vae.evidence.result import Draws, Observed
 from pyro_vae.program import Program
 from pyro_vae.tiling import Block, blocks, noise, refuse_nan, seed_for
+from pyro_vae.unconstrained import Unconstrained
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,10 +37,12 @@ class Posterior:
         log_prior, log_likelihood: log p(z) and log p(x|z) of each draw, `(C, S, N)`, nats.
         rhat: rank-normalised split R-hat, the largest over the latent numbers of a datum, `(N,)`: above 1.01 the chains
             have not yet mixed. NaN for importance resampling, whose draws are independent.
-        ess: rank-normalised effective sample size, the smallest over the latent numbers, `(N,)`.
+        ess: rank-normalised effective sample size, the smallest over the latent numbers, `(N,)`. For importance
+            resampling, what S draws out of an effective number E are worth, $1 / (1 / S + 1 / E)$.
         acceptance: of HMC, `(N,)`.
         observed: the data.
         method: how the draws were made.
+        num_evaluations: of log p(x, z) for each datum, `(N,)`.
     """
 
     latents: dict[str, Tensor]
@@ -49,6 +54,7 @@ class Posterior:
     acceptance: Tensor
     observed: Observed
     method: str
+    num_evaluations: Tensor
 
     def to_arviz(self) -> Any:
         """As arviz's own object: `posterior`, `log_likelihood`, `sample_stats`, `observed_data`, `constant_data`."""
@@ -80,6 +86,7 @@ class Posterior:
         return f"Posterior({chains} chains, {draws} draws, {num_data} data, by {self.method})"
 
 
+@apart_from_the_program()
 def posterior_samples(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -123,7 +130,7 @@ def posterior_samples(
     """
     _checks.choice("method", method, ("hmc", "importance"))
     _checks.whole_number("num_samples", num_samples, minimum=4)
-    annealing = started_by(num_chains, num_temperatures, num_leapfrog)
+    annealing = Annealing("laplace", num_temperatures, num_chains, num_leapfrog)
     seed = _checks.seed(seed)
     first_index = _checks.whole_number("first_index", first_index, minimum=0)
     num_proposals = _checks.whole_number("num_proposals", num_proposals)
@@ -131,9 +138,11 @@ def posterior_samples(
     guide_latents = _guide_latents(program, num_chains * num_samples, seed, first_index)
     if method == "importance":
         return _by_importance(program, num_samples, num_chains, num_proposals, seed, plate, first_index, guide_latents)
-    observed = Observed.of(program)
+    view, observed = Unconstrained.of(program), Observed.of(program)
     every = blocks(program, block_size(program, num_chains), first_index)
-    parts, us, acceptances = zip(*(_chains(block, annealing, num_samples, seed) for block in every), strict=True)
+    parts, us, acceptances, spent = zip(
+        *(_chains(block, view, annealing, num_samples, seed) for block in every), strict=True
+    )
     draws = Draws.joined(parts)
     assert draws is not None
     acceptance = torch.cat(acceptances)
@@ -148,21 +157,19 @@ def posterior_samples(
         acceptance,
         observed,
         "HMC, started by AIS",
+        torch.cat(spent),
     )
-
-
-def started_by(num_chains: int, num_temperatures: int = 50, num_leapfrog: int = 3) -> Annealing:
-    """The annealing at whose end the chains start."""
-    return Annealing("laplace", num_temperatures, num_chains, num_leapfrog)
 
 
 def _by_chain(latents: dict[str, Tensor], num_chains: int) -> dict[str, Tensor]:
     return {name: value.unflatten(0, (num_chains, -1)) for name, value in latents.items()}
 
 
-def _chains(block: Block, annealing: Annealing, num_samples: int, seed: int) -> tuple[Draws, Tensor, Tensor]:
-    """Draws in the order chain by chain, u `(C, S, N, D)`, and the acceptance."""
-    prepared = annealing.prepared(block, seed)
+def _chains(
+    block: Block, view: Unconstrained, annealing: Annealing, num_samples: int, seed: int
+) -> tuple[Draws, Tensor, Tensor, Tensor]:
+    """Draws in the order chain by chain, u `(C, S, N, D)`, the acceptance, and the number of evaluations."""
+    prepared = annealing.prepared(block, view, seed)
     path, numbers = prepared.path, prepared.noise
     positions, acceptances = [], []
     with noise(block.program, seed_for(seed, "chains"), block.place):
@@ -178,7 +185,9 @@ def _chains(block: Block, annealing: Annealing, num_samples: int, seed: int) -> 
             acceptances.append(accepted.mean(0))
         u = torch.stack(positions, dim=1)
         draws = draws_of(path.view, u.flatten(0, 1))
-    return draws, u.cpu(), torch.stack(acceptances).mean(0).cpu()
+    num_chains = annealing.num_chains
+    spent = prepared.num_evaluations + num_chains * (1 + num_samples * (annealing.num_leapfrog + 1))
+    return draws, u.cpu(), torch.stack(acceptances).mean(0).cpu(), spent.cpu()
 
 
 def chain_diagnostics(u: Tensor) -> tuple[Tensor, Tensor]:
@@ -221,7 +230,7 @@ def _by_importance(
     first_index: int,
     guide_latents: dict[str, Tensor],
 ) -> Posterior:
-    evidence = importance_sampling(
+    evidence = inspect.unwrap(importance_sampling)(
         program.model,
         program.guide,
         *program.args,
@@ -240,8 +249,9 @@ def _by_importance(
         evidence.draws.log_prior.unflatten(0, (num_chains, -1)),
         evidence.draws.log_likelihood.unflatten(0, (num_chains, -1)),
         unknown,
-        evidence.ess,
+        1 / (1 / (num_chains * num_samples) + 1 / evidence.ess),
         unknown,
         evidence.observed,
         f"importance resampling of {num_proposals:,} draws",
+        evidence.num_evaluations,
     )

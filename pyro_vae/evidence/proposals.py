@@ -5,31 +5,39 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from pyro_vae import _checks
-from pyro_vae.evidence.laplace import NUM_DRAWS, fit_laplace
+from pyro_vae.evidence.laplace import moments
 from pyro_vae.evidence.local import refine
-from pyro_vae.program import Latents, Program
-from pyro_vae.tiling import Draw
-from pyro_vae.unconstrained import Unconstrained
+from pyro_vae.evidence.survey import NUM_POINTS, Component, Region, Survey, find_modes, survey
+from pyro_vae.program import Program
+from pyro_vae.tiling import Block, Draw, kept
 
 __all__ = ["PROPOSALS", "Defensive", "Fitted", "Guide", "Inflated", "Laplace", "Local", "Proposal"]
 
 
 FITTED_TOGETHER = 128  # data
+NUM_DRAWS = 64  # of the guide, to see where it lies
 
 
 class Fitted(NamedTuple):
-    """A proposal for some data."""
+    """A proposal for some columns of a block."""
 
     draw: Draw
-    num_evaluations: int
+    program: Program
+    """What the draws are evaluated by."""
+    component: Component | None
+    """Its density at any place; None where that is not known."""
+    num_evaluations: Tensor | int = 0
     """Of log p(x, z), spent on each datum to find the proposal."""
-    num_evaluations_per_draw: int = 1
+    seen: Survey | None = None
+    """What was seen of the posterior on the way."""
+    converged: Tensor | None = None
+    """Whether the search for it has come to its end, `(N,)`."""
 
 
 class Proposal(Protocol):
@@ -42,7 +50,7 @@ class Proposal(Protocol):
     def width(self) -> int | None:
         """For how many data it is sought together; None where that does not matter."""
 
-    def fit(self, program: Program) -> Fitted: ...
+    def fit(self, block: Block, region: Any) -> Fitted: ...
 
 
 @dataclass(frozen=True)
@@ -52,8 +60,10 @@ class Guide:
     name = "the guide"
     width = None
 
-    def fit(self, program: Program) -> Fitted:
-        return Fitted(program.draw, 0)
+    def fit(self, block: Block, region: Any) -> Fitted:
+        columns = block.asked_for
+        component = region.guide if block.program.guide_has_density else None
+        return Fitted(kept(block.program, block.program.draw, columns), block.program.at(columns), component)
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,7 @@ class Inflated:
     """
 
     factors: float | tuple[float, ...] = 1.2
-    width = None
+    width = FITTED_TOGETHER
 
     def __post_init__(self) -> None:
         if not self._factors:
@@ -81,22 +91,21 @@ class Inflated:
     def name(self) -> str:
         return f"the guide, stretched by {', '.join(f'{factor:g}' for factor in self._factors)}"
 
-    def fit(self, program: Program) -> Fitted:
-        view = Unconstrained.of(program)
-        u, _ = view.draw_guide(NUM_DRAWS)
-        centre = u.nanmean(0)
-        factors = torch.tensor(self._factors, dtype=torch.float64, device=u.device)
+    def fit(self, block: Block, region: Region) -> Fitted:
+        centre, _ = moments(region.draw_guide(NUM_DRAWS))
+        factors = torch.tensor(self._factors, dtype=torch.float64, device=centre.device)
 
-        def draw(num_samples: int) -> tuple[Latents, Tensor]:
-            u, _ = view.draw_guide(num_samples)
-            chosen = factors[torch.randint(len(factors), u.shape[:2], device=u.device)]
-            return _densities(view, centre + chosen[..., None] * (u - centre), log_density)
+        def draw(num_samples: int) -> Tensor:
+            u = region.draw_guide(num_samples)
+            chosen = (region.noise.uniform(num_samples) * len(factors)).long()
+            return centre + factors[chosen][..., None] * (u - centre)
 
-        def log_density(u: Tensor) -> Tensor:
-            each = [view.log_guide(centre + (u - centre) / c) - view.dim * c.log() for c in factors]
+        def log_prob(u: Tensor) -> Tensor:
+            each = [region.view.log_guide(centre + (u - centre) / c) - region.view.dim * c.log() for c in factors]
             return torch.stack(each).logsumexp(0) - math.log(len(factors))
 
-        return Fitted(draw, 0)
+        proposal = Component(draw, log_prob)
+        return Fitted(region.drawing(proposal), region.view.program, proposal)
 
 
 @dataclass(frozen=True)
@@ -108,7 +117,7 @@ class Defensive:
     """
 
     weight: float = 0.1
-    width = None
+    width = FITTED_TOGETHER
 
     def __post_init__(self) -> None:
         _checks.probability("weight", self.weight)
@@ -117,36 +126,39 @@ class Defensive:
     def name(self) -> str:
         return f"a mixture of the guide and {self.weight:g} parts of the prior"
 
-    def fit(self, program: Program) -> Fitted:
-        view = Unconstrained.of(program)
+    def fit(self, block: Block, region: Region) -> Fitted:
+        def draw(num_samples: int) -> Tensor:
+            guide, prior = region.draw_guide(num_samples), region.draw_prior(num_samples)
+            from_prior = region.noise.uniform(num_samples) < self.weight
+            return torch.where(from_prior[..., None], prior, guide)
 
-        def draw(num_samples: int) -> tuple[Latents, Tensor]:
-            (guide, _), prior = view.draw_guide(num_samples), view.draw_prior(num_samples)
-            from_prior = torch.rand(guide.shape[:2], device=guide.device) < self.weight
-            return _densities(view, torch.where(from_prior[..., None], prior, guide), log_density)
+        def log_prob(u: Tensor) -> Tensor:
+            prior = region.log_prior(u) + math.log(self.weight)
+            return torch.logaddexp(prior, region.view.log_guide(u) + math.log1p(-self.weight))
 
-        def log_density(u: Tensor) -> Tensor:
-            prior, _ = view.log_joint(u)
-            return torch.logaddexp(prior + math.log(self.weight), view.log_guide(u) + math.log1p(-self.weight))
-
-        return Fitted(draw, 0, num_evaluations_per_draw=3)
+        proposal = Component(draw, log_prob)
+        return Fitted(region.drawing(proposal), region.view.program, proposal)
 
 
 @dataclass(frozen=True)
 class Laplace:
-    """A Gaussian at each datum's posterior mode, with the curvature there (`fit_laplace`)."""
+    """A Gaussian at each datum's posterior mode, with the curvature there; of several modes their mixture."""
 
     name = "Laplace's Gaussian"
     width = FITTED_TOGETHER
 
-    def fit(self, program: Program) -> Fitted:
-        view = Unconstrained.of(program)
-        gaussian, num_evaluations = fit_laplace(view)
-
-        def normal(num_samples: int) -> Tensor:
-            return torch.randn(num_samples, *gaussian.loc.shape, dtype=torch.float64, device=view.device)
-
-        return Fitted(gaussian.draw(view, normal), num_evaluations)
+    def fit(self, block: Block, region: Region) -> Fitted:
+        seen = survey(region, [region.guide])
+        found = find_modes(region, seen)
+        proposal = region.gaussian(found.gaussians)
+        return Fitted(
+            region.drawing(proposal),
+            region.view.program,
+            proposal,
+            NUM_POINTS + found.num_evaluations,
+            seen=seen,
+            converged=found.converged,
+        )
 
 
 @dataclass(frozen=True)
@@ -162,8 +174,11 @@ class Local:
         _checks.whole_number("num_steps", self.num_steps)
         _checks.whole_number("num_particles", self.num_particles)
 
-    def fit(self, program: Program) -> Fitted:
-        return Fitted(refine(program, self.num_steps, self.num_particles).draw, self.num_steps * self.num_particles)
+    def fit(self, block: Block, region: Any) -> Fitted:
+        columns = block.asked_for
+        whole, part = refine(block.program, self.num_steps, self.num_particles, columns)
+        component = region.of_guide(whole, part) if whole.guide_has_density else None
+        return Fitted(kept(whole, whole.draw, columns), part, component, self.num_steps * self.num_particles)
 
 
 PROPOSALS: dict[str, Callable[[], Proposal]] = {
@@ -184,11 +199,3 @@ def of(proposal: str | Proposal) -> Proposal:
         listed = ", ".join(map(repr, PROPOSALS))
         raise TypeError(f"proposal: expected one of {listed}, or an object such as Inflated(1.5); got {proposal!r}.")
     return proposal
-
-
-def _densities(view: Unconstrained, u: Tensor, log_density: Callable[[Tensor], Tensor]) -> tuple[Latents, Tensor]:
-    """Latents of u, and log q of them. A draw outside the prior's support is no number; its weight is zero."""
-    outside = ~u.isfinite().all(-1)
-    u = u.where(~outside[..., None], 0.0)
-    latents, stretch = view.unpack(u)
-    return latents, torch.where(outside, torch.inf, log_density(u) - stretch)

@@ -54,8 +54,8 @@ def tail_length(num_samples: int) -> int:
 
 
 def khat_threshold(num_samples: int) -> float:
-    """$\\min(1 - 1 / \\log_{10} K, 0.7)$: below it K draws are enough for the asymptotics to hold."""
-    return min(1 - 1 / math.log10(num_samples), 0.7) if num_samples > 1 else -math.inf
+    """$\\min(1 - 1 / \\log_{10} K, 1/2)$: below it weights have a variance, and K draws are enough to tell."""
+    return min(1 - 1 / math.log10(num_samples), 0.5) if num_samples > 1 else -math.inf
 
 
 def khat_of_top(top: Tensor) -> Tensor:

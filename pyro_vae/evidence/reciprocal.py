@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +10,10 @@ import torch
 from torch import Tensor
 
 from pyro_vae import _checks
+from pyro_vae._options import apart_from_the_program
 from pyro_vae.evidence.importance import NUM_ELBO_SAMPLES, guide_terms
-from pyro_vae.evidence.laplace import Gaussian, laplace_evaluations
-from pyro_vae.evidence.posterior import posterior_samples, started_by
+from pyro_vae.evidence.laplace import Gaussian
+from pyro_vae.evidence.posterior import posterior_samples
 from pyro_vae.evidence.result import Evidence, Observed
 from pyro_vae.evidence.weights import estimate
 from pyro_vae.program import Program
@@ -22,6 +24,7 @@ __all__ = ["reciprocal_importance_sampling"]
 MAX_DIM = 5
 
 
+@apart_from_the_program()
 def reciprocal_importance_sampling(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -66,7 +69,7 @@ def reciprocal_importance_sampling(
             f"model: expected at most {MAX_DIM} latent numbers a datum for this estimator; got {view.dim}; use "
             "log_evidence or ais."
         )
-    posterior = posterior_samples(
+    posterior = inspect.unwrap(posterior_samples)(
         model, guide, *args, num_samples=num_samples, num_chains=num_chains, seed=seed, plate=plate,
         first_index=first_index, **kwargs,
     )  # fmt: skip
@@ -81,12 +84,10 @@ def reciprocal_importance_sampling(
         log_evidence=-found.log_evidence, jackknife=-found.jackknife, reliable=torch.zeros_like(found.reliable)
     )
     terms = guide_terms(program, NUM_ELBO_SAMPLES, seed, first_index)
-    annealing = started_by(num_chains)
-    spent = laplace_evaluations(view.dim) + annealing.num_pilot_evaluations + annealing.num_evaluations
-    spent += num_chains * num_samples * annealing.num_leapfrog + NUM_ELBO_SAMPLES
+    spent = posterior.num_evaluations + NUM_ELBO_SAMPLES
     return Evidence(
         **found._asdict(),
-        num_evaluations=torch.full_like(found.ess, spent).long(),
+        num_evaluations=spent,
         num_samples=len(rest),
         seed=seed,
         method=("reciprocal importance sampling (biased upwards)",) * program.num_data,

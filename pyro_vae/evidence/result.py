@@ -264,7 +264,8 @@ class Evidence:
                 [0, 1]: 256 for pixels of 8 bits. Discrete data have none.
 
         Raises:
-            ValueError: for continuous data without `num_levels`, whose density depends on their unit.
+            ValueError: for continuous data without `num_levels`, whose density depends on their unit, or outside of
+                [0, 1]; for masked data, and a likelihood by `pyro.factor`.
         """
         if self.observed.kind == "factor":
             raise ValueError("model: expected observed sites with values; got pyro.factor, whose data have no size.")
@@ -277,8 +278,19 @@ class Evidence:
                 "num_levels: expected the number of levels for continuous data; got None; pass 256 for dequantized "
                 "8-bit pixels scaled to [0, 1]. A density of other data has no bits."
             )
+        if num_levels is not None:
+            self._refuse_other_units()
         offset = math.log2(_checks.whole_number("num_levels", num_levels)) if num_levels is not None else 0.0
         return -self.log_evidence / (self.observed.num_dims * math.log(2)) + offset
+
+    def _refuse_other_units(self) -> None:
+        for name, value in self.observed.values.items():
+            low, high = value.min().item(), value.max().item()
+            if low < 0 or high > 1:
+                raise ValueError(
+                    f"x: expected data scaled to [0, 1], whose levels are 1 / num_levels apart; got values from "
+                    f"{low:g} to {high:g} at site {name!r}; evaluate scaled data: a density depends on the unit."
+                )
 
     @property
     def bits_back(self) -> Tensor:
@@ -371,7 +383,12 @@ class Evidence:
             lines.append(f"standard error within {tolerance:g} nats for {reached:,} of {len(self):,} data")
         contradicted = int(self.diagnostics.get("contradicted", torch.zeros(1)).sum())
         if contradicted:
-            lines.append(f"for {contradicted:,} data the guide's pilot run found more: the estimate has missed a mode")
+            lines.append(
+                f"for {contradicted:,} data draws from elsewhere found more: the estimate has missed some of p(x)"
+            )
+        if "converged" in self.diagnostics and not self.diagnostics["converged"].all():
+            number = int((~self.diagnostics["converged"].bool()).sum())
+            lines.append(f"for {number:,} data the search for the posterior's mode has not come to its end")
         bad = int((~self.reliable).sum())
         if not bad:
             return [*lines, f"reliable for all {len(self):,} data"]
@@ -382,7 +399,7 @@ class Evidence:
         return [
             *lines,
             f"NOT reliable for {bad:,} of {len(self):,} data{why}",
-            "there log p(x) and the gap are too low, or cannot be told, and the Monte Carlo error is too small; "
+            "there the error may be far larger than its estimate, and log p(x), with the gap, too low by as much; "
             "the certified bound holds all the same",
         ]
 

@@ -50,14 +50,13 @@ class Totals:
         self.top = self.rest = self.rest_of_squares = torch.empty(0, dtype=torch.float64)
 
     @classmethod
-    def joined(cls, parts: list[Totals], columns: list[slice]) -> Totals:
-        """Some columns of each part as one: to estimate from all at once is quicker than from each. Groups are left."""
+    def joined(cls, parts: list[Totals]) -> Totals:
+        """All parts as one: to estimate from all at once is quicker than from each. Groups are left."""
         whole = cls(parts[0].num_samples)
         for part in parts:
             part._work_off()
         for name in ("top", "rest", "rest_of_squares"):
-            pieces = [getattr(part, name)[..., each] for part, each in zip(parts, columns, strict=True)]
-            setattr(whole, name, torch.cat(pieces, dim=-1))
+            setattr(whole, name, torch.cat([getattr(part, name) for part in parts], dim=-1))
         return whole
 
     def add(self, log_weight: Tensor) -> None:

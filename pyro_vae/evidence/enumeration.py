@@ -1,0 +1,61 @@
+"""All values of discrete latents, where they are few."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae._masks import elements_of
+from pyro_vae.program import Latents, Program
+
+__all__ = ["all_values"]
+
+MOST = 1024
+
+
+def all_values(program: Program) -> Latents | None:
+    """The latents of a program as one draw for each joint value `(K, N, ...)`; None if they are more than 1,024."""
+    latents, _ = program.sites()
+    known = {name: _support(site) for name, site in latents.items()}
+    supports = {name: support for name, support in known.items() if support is not None}
+    if len(supports) < len(known):
+        return None
+    axis = program.structure.data_axis
+    sizes = {name: _sizes(site, axis) for name, site in latents.items()}
+    counts = [len(supports[name]) for name in latents for _ in range(math.prod(sizes[name]))]
+    if sum(map(math.log, counts)) > math.log(MOST) + 1e-9:
+        return None
+    grid = torch.cartesian_prod(*(torch.arange(count) for count in counts)).reshape(-1, len(counts))
+    columns = grid.split([math.prod(sizes[name]) for name in latents], dim=1)
+    return {
+        name: _values(site, supports[name], index.to(site["value"].device), sizes[name], axis)
+        for (name, site), index in zip(latents.items(), columns, strict=True)
+    }
+
+
+def _support(site: dict[str, Any]) -> Tensor | None:
+    """The values of one element, `(S, ...)`."""
+    fn = elements_of(site).fn
+    if not getattr(fn, "has_enumerate_support", False):
+        return None
+    try:
+        values = fn.enumerate_support(expand=False)
+    except (NotImplementedError, RuntimeError):  # of counts whose totals differ; of what Pyro has expanded
+        return None
+    return values.reshape(len(values), *fn.event_shape)
+
+
+def _sizes(site: dict[str, Any], axis: int) -> tuple[int, ...]:
+    """The dimensions of a datum's elements."""
+    shape = site["value"].shape[: site["value"].ndim - elements_of(site).fn.event_dim]
+    return (*shape[1:axis], *shape[axis + 1 :])
+
+
+def _values(site: dict[str, Any], support: Tensor, index: Tensor, sizes: tuple[int, ...], axis: int) -> Tensor:
+    """Of a site, in the layout of draws."""
+    value = support[index.reshape(len(index), *sizes)].to(site["value"].dtype)
+    num_data = site["value"].shape[axis]
+    return value.unsqueeze(axis).expand(*value.shape[:axis], num_data, *value.shape[axis:])
