@@ -342,9 +342,9 @@ class Program:
         return {name: value.index_select(self.structure.data_axis, rows) for name, value in latents.items()}
 
     def _run(self, fn: Callable[..., Any], num_samples: int) -> poutine.Trace:
-        particles = pyro.plate("_particles", num_samples, dim=self.structure.particle_dim)
-        tracer = poutine.trace(particles(fn))
         with poutine.block(), contextlib.suppress(_AllDrawn):
+            particles = pyro.plate("_particles", num_samples, dim=self.structure.particle_dim)
+            tracer = poutine.trace(particles(fn))
             tracer(*self.args, **self.kwargs)
         refuse_subsampling(tracer.trace)
         return tracer.trace

@@ -179,6 +179,11 @@ class Noise(NamedTuple):
         shape = (num_chains, self.width, self.dim)
         return torch.randn(shape, dtype=torch.float64, device=self.columns.device)[:, self.columns]
 
+    def stratified(self, num_chains: int) -> Tensor:
+        """`(K, N)`, float64: uniform numbers of which one lies in each K-th of the interval."""
+        steps = torch.arange(num_chains, dtype=torch.float64, device=self.columns.device)
+        return (steps[:, None] + self.uniform(1)) / num_chains
+
     def uniform(self, num_chains: int) -> Tensor:
         """`(K, N)`, float64."""
         return torch.rand(num_chains, self.width, dtype=torch.float64, device=self.columns.device)[:, self.columns]

@@ -470,11 +470,6 @@ OTHERS = {
         ValueError,
         "expected continuous latents, for a gradient is needed; got the discrete site 'z'",
     ),
-    "a discrete latent for log_evidence": (
-        lambda: pv.log_evidence(*discrete(), BINARY),
-        ValueError,
-        "expected continuous latents, for a gradient is needed; got the discrete site 'z'",
-    ),
     "a support that depends on a latent": (
         lambda: pv.ais(*nested_support(), BINARY[:, 0], num_temperatures=2),
         ValueError,

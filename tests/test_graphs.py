@@ -139,9 +139,9 @@ def test_a_model_that_looks_at_values_runs_as_it_is():
             pyro.sample("z", dist.Normal(x / 2, 0.8))
 
     x = torch.randn(4)
-    plain = pv.importance_sampling(model, guide, x, num_samples=10)
+    plain = pv.importance_sampling(model, guide, x, num_samples=1024)
     with pytest.warns(UserWarning, match="compile: expected a model that can be compiled; got .*; it runs as it is"):
-        graph = pv.importance_sampling(model, guide, x, num_samples=10, compile=True)
+        graph = pv.importance_sampling(model, guide, x, num_samples=1024, compile=True)
     assert torch.equal(plain.log_evidence, graph.log_evidence)
 
 

@@ -84,5 +84,5 @@ def test_where_there_is_nothing_to_fit():
 
 def test_thresholds():
     assert khat_threshold(100) == pytest.approx(0.5)
-    assert khat_threshold(10**6) == 0.7
+    assert khat_threshold(1000) == khat_threshold(10**6) == 0.5
     assert khat_threshold(1) == -math.inf

@@ -246,11 +246,12 @@ def _interpolated(at: Tensor, x: Tensor, y: Tensor) -> Tensor:
 def annealed(log_weights: Tensor) -> Estimate:
     """What chains say of log p(x).
 
-    They are few, so the error is that of Student's t with their number of degrees of freedom, sqrt((K - 1) / (K - 3))
-    of the usual one, and there is no tail to fit: the estimate is reliable where three quarters of them count.
+    They are few, and there is no tail to fit: the estimate is reliable where three quarters of them count. The error is
+    (K - 1) / (K - 3) of the usual one. The root of that would do for the spread of Student's t; but the largest weights
+    are the rarest, and most runs lack them (benchmarks/practice.py shows the coverage).
     """
     found, num_chains = estimate(log_weights.cpu()), len(log_weights)
-    widened = math.sqrt((num_chains - 1) / (num_chains - 3)) if num_chains > 3 else math.nan
+    widened = (num_chains - 1) / (num_chains - 3) if num_chains > 3 else math.nan
     reliable = (found.ess > RELIABLE_SHARE * num_chains) & (num_chains > 3)
     return found._replace(std_error=widened * found.std_error, reliable=reliable)
 

@@ -51,7 +51,7 @@ LAPLACE_PILOT = 200
 NUM_CHAINS, NUM_LEAPFROG = 16, 3
 LARGEST_KHAT = 0.3  # of a pilot run, whose k-hat is rough: well below what the measured run is held to
 SAFETY = 3.0  # times the variance that a pilot run saw, which is rough
-FEWEST_TEMPERATURES = 5  # fewer are not worth their pilot run
+FEWEST_TEMPERATURES = 10  # fewer are not worth their pilot run, and their weights are skewed
 LEVELS = 4  # how many lengths of annealing there are, each half the next
 
 

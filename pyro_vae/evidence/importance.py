@@ -124,8 +124,9 @@ def importance_sampling(
     num_posterior_draws = _checks.whole_number("num_posterior_draws", num_posterior_draws, minimum=0)
     ks = _bounds_to_estimate(bounds, num_samples)
     chosen = proposals.of(proposal)
-    evaluator = _evaluator(chosen, chunk_size, compile)
-    joint = joint_of(chunk_size, compile and not isinstance(chosen, proposals.Guide))
+    by_guide = isinstance(chosen, proposals.Guide)
+    joint = joint_of(chunk_size, compile and not by_guide)
+    evaluator = _GuideAndModel() if compile and by_guide and chunk_size is None else partial(evaluating, joint=joint)
     program = Program.of(model, guide, args, kwargs, plate)
     view = (Unconstrained.of_any if chosen.width is None else Unconstrained.of)(program)
     observed = Observed.of(program)
@@ -150,13 +151,6 @@ def _bounds_to_estimate(bounds: Iterable[int] | None, num_samples: int) -> tuple
     if max(ks) > num_samples:
         raise ValueError(f"bounds: expected each k to be at most num_samples={num_samples}; got {max(ks)}; draw more.")
     return tuple(sorted(ks))
-
-
-def _evaluator(proposal: Proposal, chunk_size: int | None, compile: bool) -> Callable[[Program, Draw], Evaluate]:
-    """How draws are made and evaluated."""
-    if compile and chunk_size is None and isinstance(proposal, proposals.Guide):
-        return _GuideAndModel()
-    return partial(evaluating, joint=joint_of(chunk_size, compile))
 
 
 class _GuideAndModel:
@@ -220,7 +214,7 @@ def _run(
     totals, terms = Totals(num_samples, ks), GuideTerms()
     reservoir = Reservoir(num_posterior_draws, Noise(block.program.num_data, columns))
     is_whole = len(columns) == block.program.num_data  # a graph has the size of a whole block
-    evaluate = (evaluator if is_whole else evaluating)(part.program, fitted.draw)
+    evaluate = (evaluator if is_whole else partial(evaluating, joint=region.joint))(part.program, fitted.draw)
     for tile in tiles_of(part, evaluate, num_samples, seed, block.program.num_data):
         totals.add(tile.densities.weight)
         terms.add(tile.densities)

@@ -21,7 +21,7 @@ CONVERGED = 1e-2  # of the squared length of a Newton step, which is twice what 
 NUM_PRIOR_STARTS, MAX_STARTS_ELSEWHERE = 4, 2
 SHARE_ELSEWHERE = 0.01  # of p(x), which is worth another start
 SAME_MODE = 2.0  # distance, in the standard deviations of one of two Gaussians
-SMALLEST_SHARE = 0.05  # of the draws, for a mode of little mass
+SMALLEST_SHARE = 0.08  # of the draws, for a mode of little mass: one in 16 chains at least
 NEGLIGIBLE = 10.0  # nats of mass below the first mode
 MAX_PAIRS = 16_384  # (direction, datum) pairs for which products with the Hessian are formed together
 
@@ -106,7 +106,7 @@ class Gaussians(NamedTuple):
         if len(self.parts) == 1:
             return u
         left = self.log_shares.exp().cumsum(0)
-        uniform = noise.uniform(num_samples)
+        uniform = noise.stratified(num_samples)
         for part, below, share in zip(self.parts[1:], left, self.log_shares[1:], strict=False):
             chosen = (uniform >= below) & share.isfinite()
             u = torch.where(chosen[..., None], part.rsample(normal), u)

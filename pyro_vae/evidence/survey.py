@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 NUM_POINTS = 60  # in all
-FACTORS = (1.0, 2.0, 4.0)  # by which a proposal is widened; the rest comes from the prior
+FACTORS = (2.0, 4.0)  # by which a proposal is widened
 NUM_MOMENT_DRAWS = 64
 LARGEST_ERROR = 0.25  # nats, beyond which an error of p(x) is none of log p(x)
 WORSE = 1.5  # times an error, for one from few draws that is itself uncertain by a fifth
@@ -149,9 +149,14 @@ class Region:
         return Component(draw, log_prob)
 
     def widened(self, proposal: Component) -> list[Component]:
-        """The proposal as it is, and stretched about its mean."""
+        """The proposal as it is, stretched about its mean, and mirrored at that of the prior, as signs can be."""
         centre, _ = moments(proposal.draw(NUM_MOMENT_DRAWS))
-        return [proposal, *(_stretched(proposal, centre, factor) for factor in FACTORS if factor > 1)]
+        wider = [_moved(proposal, centre, factor) for factor in FACTORS]
+        if not self.can_draw_prior:
+            return [proposal, *wider]
+        middle, variance = moments(self.draw_prior(NUM_MOMENT_DRAWS))
+        middle = middle.where(middle.square() > 16 * variance / NUM_MOMENT_DRAWS, 0.0)  # an exact zero, mostly
+        return [proposal, *wider, _moved(proposal, middle, -1.0)]
 
     def everything(self) -> None:
         """All values that there are; of continuous latents that is no list."""
@@ -177,9 +182,11 @@ def _log_weight(counting: Program, view: Unconstrained) -> Callable[[Tensor], Te
     return log_weight
 
 
-def _stretched(proposal: Component, centre: Tensor, factor: float) -> Component:
+def _moved(proposal: Component, centre: Tensor, factor: float) -> Component:
+    """The density of centre + factor (u - centre)."""
+
     def log_prob(u: Tensor) -> Tensor:
-        return proposal.log_prob(centre + (u - centre) / factor) - u.shape[-1] * math.log(factor)
+        return proposal.log_prob(centre + (u - centre) / factor) - u.shape[-1] * math.log(abs(factor))
 
     return Component(lambda num: centre + factor * (proposal.draw(num) - centre), log_prob)
 
