@@ -279,12 +279,13 @@ def _refuse_outsider(sites: list[dict[str, Any]], plate: str) -> None:
             f"model, guide: expected site {outside['name']!r} in plates of the same names; got {plate!r} in one of "
             f"them, and {others} in the other; give them one name."
         )
-    if outside["infer"].get("is_auxiliary"):
+    if outside["infer"].get("is_auxiliary") and kind_of(outside) != "factor":
         raise ValueError(
             f"guide: expected one density for each datum; got {outside['name']!r}, an automatic guide's draw of all "
             "latents of all data together; use AutoNormal, or write the guide by hand."
         )
-    kind = "observed" if outside["is_observed"] else "a global latent"
+    kind = kind_of(outside) if outside["is_observed"] else "a global latent"
+    kind = "a factor" if kind == "factor" else "observed" if outside["is_observed"] else kind
     raise ValueError(
         f"model, guide: expected every site inside the plate {plate!r} over data; got site {outside['name']!r} outside "
         f"of it, {kind}; log p(x) has no value for each datum then: fix its value and leave its density out, "

@@ -59,7 +59,7 @@ class CompiledJoint:
         self.has_warned = False
 
     def __call__(self, program: Program, latents: Latents) -> tuple[Tensor, Tensor]:
-        if not program.structure.amortized:
+        if not program.structure.amortized or program.counting:
             self._say_that_it_runs_as_it_is()
             return program.log_joint(latents)
         names = sorted(latents)  # a graph takes them in one order, whichever the guide's and the model's are
@@ -91,8 +91,8 @@ class CompiledJoint:
         if not self.has_warned:
             self.has_warned = True
             warnings.warn(
-                "compile: expected a model and a guide that run on any rows; got a pair that runs on all data "
-                "together; it runs as it is.",
+                "compile: expected a model and a guide that run on any rows, without masked latents; got a pair that "
+                "runs on all data together, or has them; it runs as it is.",
                 stacklevel=2,
             )
 

@@ -113,6 +113,19 @@ def test_masked_latents_are_no_dimension(where, estimator):
     assert evidence.certified_lower_bound() < log_evidence_of_chain(x, length).mean()
 
 
+@pytest.mark.parametrize("estimator", ["guide", "log_evidence"])
+def test_masked_latents_are_not_compiled(estimator):
+    """What counts is another thing for each block: pairs with masks run as they are, and say so."""
+    x, length = chain_data(4)
+    model, guide = chain(by_poutine)
+    options = {"log_evidence": {"tolerance": 0.2}, "guide": {"num_samples": 1024}}
+    estimate = pv.log_evidence if estimator == "log_evidence" else pv.importance_sampling
+    plain = estimate(model, guide, x, length, **options[estimator])
+    with pytest.warns(UserWarning, match="compile: expected .* without masked latents"):
+        compiled = estimate(model, guide, x, length, compile=True, **options[estimator])
+    assert torch.equal(plain.log_evidence, compiled.log_evidence)
+
+
 def test_draws_of_what_does_not_count_do_not_widen_the_weights():
     """A guide that is exact for what counts, and far off for what does not, has weights that are all p(x)."""
     truth = LinearGaussian(latent_dim=1, data_dim=1)

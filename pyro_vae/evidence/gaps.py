@@ -74,7 +74,8 @@ class InferenceGap:
         lines = [f"{name:<28}{value.mean():>10.3f}   +- {std_error_of_mean(error):.3f}" for name, value, error in rows]
         bad = int((~self.evidence.reliable).sum())
         foot = [
-            f"log p(x) is not reliable for {bad:,} of {len(self.total):,} data; their approximation gap is too small"
+            f"log p(x) is not reliable for {bad:,} of {len(self.total):,} data, whose approximation gap may be too "
+            "small"
         ]
         return "\n".join([head, *lines, *(foot if bad else [])])
 

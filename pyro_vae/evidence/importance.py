@@ -163,6 +163,8 @@ class _GuideAndModel:
         self.num_samples: int | None = None
 
     def __call__(self, program: Program, draw: Draw) -> Evaluate:
+        if program.counting:  # which parts of the latents count is not the same in the next block
+            return evaluating(program, draw, joint_of(compile=True))
         as_it_is = evaluating(program, draw)
 
         def evaluate(num_samples: int) -> tuple[Latents, LogDensities]:
