@@ -57,11 +57,23 @@ class Counting(NamedTuple):
 
     @classmethod
     def of(cls, model_site: dict[str, Any], guide_site: dict[str, Any]) -> Counting:
-        """By the model's mask. A part counts if any of its elements does; then all of them do."""
-        mask, inner = mask_of(model_site), elements_of(model_site).fn.event_dim
-        event_dim = max(inner, elements_of(guide_site).fn.event_dim)
-        num_joined = event_dim - inner
-        return cls(mask.flatten(-num_joined).any(-1) if num_joined else mask, event_dim)
+        """By the model's mask."""
+        event_dim = max(elements_of(site).fn.event_dim for site in (model_site, guide_site))
+        return cls(cls.parts(model_site, event_dim), event_dim)
+
+    @staticmethod
+    def parts(site: dict[str, Any], event_dim: int) -> Tensor:
+        """Which parts count by a site's mask. A part does if any of its elements does; then all of them do."""
+        mask, num_joined = mask_of(site), event_dim - elements_of(site).fn.event_dim
+        return mask.flatten(-num_joined).any(-1) if num_joined else mask
+
+    def refuse_another(self, site: dict[str, Any]) -> None:
+        """Stop if a run of the model masks other parts."""
+        if not (self.parts(site, self.event_dim) == self.mask).all():
+            raise ValueError(
+                f"model: expected a mask of site {site['name']!r} that depends on the data alone; got others for other "
+                "draws; let it depend on arguments, or make the latent one that always counts."
+            )
 
     def total(self, site: dict[str, Any], log_prob: Tensor) -> Tensor:
         """The log density of a site, from that of its elements, summed over the parts that count."""

@@ -70,6 +70,7 @@ class ObservedSite(NamedTuple):
 
 
 LOOKED_AT_TOGETHER = 8192  # data
+NUM_MASKED_DRAWS = 64  # on which nothing that counts may depend
 
 
 def _joint_shape(site: dict[str, Any]) -> torch.Size:
@@ -198,6 +199,8 @@ class Program:
         sites = dict(sample_sites(self.run_model(latents)))
         observed = {name: site for name, site in sites.items() if name not in latents}
         latent = {name: site for name, site in sites.items() if name in latents}
+        for name, counting in self.counting.items():
+            counting.refuse_another(latent[name])
         prior = self._log_latents(latent, _within_support)
         return prior, self._log_observed(observed).masked_fill(prior.isneginf(), 0.0)
 
@@ -418,21 +421,24 @@ def _counting(program: Program) -> dict[str, Counting]:
     axis = program.structure.data_axis
     pieces: list[dict[str, Counting]] = []
     for rows in program.rows_at_a_time():
-        one, other = (_counting_now(program.at(rows), seed) for seed in (0, 1))
-        if not one or any(not torch.equal(one[name].mask, other[name].mask) for name in one):
+        found = _counting_now(program.at(rows))
+        if not found or any((each.mask != each.mask[:1]).any() for each in found.values()):
             return {}
-        pieces.append(one)
+        pieces.append(found)
     return {
-        name: Counting(torch.cat([piece[name].mask for piece in pieces], axis), each.event_dim)
+        name: Counting(torch.cat([piece[name].mask[:1] for piece in pieces], axis), each.event_dim)
         for name, each in pieces[0].items()
     }
 
 
-def _counting_now(program: Program, seed: int) -> dict[str, Counting]:
-    with seeded(program.args[0].device, seed), pyro.validation_enabled(False):
+def _counting_now(program: Program) -> dict[str, Counting]:
+    with seeded(program.args[0].device, 0), pyro.validation_enabled(False):
         drawn = drawn_sites(program.run_guide(1))
-        latents = {name: site["value"] for name, site in drawn.items()}
-        sites = dict(sample_sites(program.run_model(latents)))
+        sites = dict(sample_sites(program.run_model({name: site["value"] for name, site in drawn.items()})))
+        if all(elements_of(site).mask is None for name, site in sites.items() if name in drawn):
+            return {}
+        drawn = drawn_sites(program.run_guide(NUM_MASKED_DRAWS))
+        sites = dict(sample_sites(program.run_model({name: site["value"] for name, site in drawn.items()})))
     if any(name_of_latent(site) not in sites for site in drawn.values()):
         return {}
     return {
@@ -447,7 +453,7 @@ def _refuse_masked_latents_that_matter(program: Program) -> None:
     for rows in program.rows_at_a_time():
         some = program.at(rows)
         with seeded(rows.device, 0), pyro.validation_enabled(False):
-            (latents, _), (others, _) = some.draw(1), some.draw(1)
+            (latents, _), (others, _) = some.draw(NUM_MASKED_DRAWS), some.draw(NUM_MASKED_DRAWS)
             changed = {name: some.exchanged(name, value, others[name]) for name, value in latents.items()}
             before, after = some.log_joint(latents), some.log_joint(changed)
         if not all(map(_agree, before, after)):

@@ -116,12 +116,12 @@ class Unconstrained:
             return None
 
     @classmethod
-    def _look_at(cls, program: Program) -> Unconstrained:
+    def _look_at(cls, program: Program, centres: dict[str, Tensor] | None = None) -> Unconstrained:
         program = program.with_masked_latents
         with torch.no_grad(), seeded(program.args[0].device, 0), pyro.validation_enabled(False):
             (one, _), (other, _) = program.sites(), program.sites()
-            circular = [name for name in one if is_circular(one[name]["fn"])]
-            centres = _centres(program, circular) if circular else {}
+            if centres is None:
+                centres = _centres(program, [name for name in one if is_circular(one[name]["fn"])])
         return cls(program, tuple(_site(program, name, one[name], other[name], centres.get(name)) for name in one))
 
     def on(self, program: Program) -> Unconstrained:
@@ -141,10 +141,11 @@ class Unconstrained:
 
     def at(self, rows: Tensor) -> Unconstrained:
         """The same view of some of the data."""
-        program = self.program.at(rows)
-        if any(site.depends_on_data for site in self.sites):
-            return Unconstrained._look_at(program)
-        return Unconstrained(program, tuple(site.at(rows) for site in self.sites))
+        program, sites = self.program.at(rows), tuple(site.at(rows) for site in self.sites)
+        if any(site.depends_on_data for site in sites):
+            centres = {site.name: site.centre for site in sites if site.centre is not None}
+            return Unconstrained._look_at(program, centres)
+        return Unconstrained(program, sites)
 
     def pack(self, latents: Latents) -> Tensor:
         """u of latents."""
@@ -169,11 +170,11 @@ class Unconstrained:
         return self.program.log_guide(latents | self.auxiliary(u)) + stretch
 
     def auxiliary(self, u: Tensor) -> Latents:
-        """The unconstrained values that automatic guides draw, of which their latents are made."""
+        """The unconstrained values that automatic guides draw, of which their latents are made; angles as they are."""
         parts = u.split([math.prod(site.rest) for site in self.sites], dim=-1)
         names = self.program.structure.auxiliary
         return {
-            f"{site.name}_unconstrained": site.shaped(part)
+            f"{site.name}_unconstrained": site.shaped(part) if site.centre is None else site.unpack(part)[0]
             for site, part in zip(self.sites, parts, strict=True)
             if f"{site.name}_unconstrained" in names
         }
@@ -210,6 +211,8 @@ def _from_line(centre: Tensor) -> Any:
 
 def _centres(program: Program, names: list[str]) -> dict[str, Tensor]:
     """The guide's mean directions."""
+    if not names:
+        return {}
     latents, _ = program.draw(NUM_ANGLES)
     angles = {name: latents[name].double() for name in names}
     return {
@@ -257,6 +260,6 @@ def _site(program: Program, name: str, site: dict[str, Any], other: dict[str, An
 def _has_bounds(support: Any) -> bool:
     """Whether a support has bounds that may be others for other data."""
     parts = vars(support).values()
-    return any(isinstance(part, Tensor) and part.numel() > 1 for part in parts) or any(
+    return any(isinstance(part, Tensor) and part.ndim > 0 for part in parts) or any(
         _has_bounds(part) for part in parts if isinstance(part, constraints.Constraint)
     )

@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "evidence.result": {"_checks", "program", "plots", "evidence.storage"},
     "evidence.laplace": {"tiling", "unconstrained"},
     "evidence.local": {"_masks", "_structure", "program", "tiling"},
-    "evidence.enumeration": {"_masks", "program"},
+    "evidence.enumeration": {"_masks", "_structure", "program"},
     "evidence.survey": {
         *{"joint", "program", "tiling", "unconstrained"},
         *(f"evidence.{name}" for name in ("enumeration", "laplace", "result", "weights")),

@@ -231,9 +231,9 @@ class _Job:
         self.terms, self.spent = GuideTerms(), torch.zeros(self.width, dtype=torch.int64, device=everyone.device)
         guide = self._guide(everyone)
         self.pilot = self._pilot(everyone, guide, GUIDE_PILOT, "guide pilot", self.terms)
-        self.seen = self._survey(everyone, self.region.guide)
+        self.seen = self._survey(everyone, self.region.guide, "the guide")
         self.elsewhere = self.seen.against(guide.component)
-        if self.region.everything() is not None:
+        if self.seen.is_everything:
             return self._sum_up(everyone)
         needed = self.plan.num_draws(self.pilot, GUIDE_PILOT, self.elsewhere).to(everyone.device)
         left = self._sample(everyone, needed, self._guide)
@@ -247,7 +247,7 @@ class _Job:
         self._find_modes(columns)
         laplace = self._laplace(columns)
         pilot = self._pilot(columns, laplace, LAPLACE_PILOT, "Laplace pilot", GuideTerms())
-        around = self._survey(columns, laplace.component).against(laplace.component)
+        around = self._survey(columns, laplace.component, laplace.name).against(laplace.component)
         missed = self._missed_by(columns, pilot, around).to(columns.device)
         self._spend_the_rest(columns[missed], self._both)
         needed = self.plan.num_draws(pilot, LAPLACE_PILOT, around).to(columns.device)[~missed]
@@ -325,8 +325,8 @@ class _Job:
         evaluate = evaluating(part.program, source.draw, self.region.joint)
         return tiles_of(part, evaluate, num_samples, seed, self.width)
 
-    def _survey(self, columns: Tensor, component: Component | None) -> Survey:
-        with noise(self.block.program, seed_for(self.seed, f"survey {len(self.results)}"), self.block.place):
+    def _survey(self, columns: Tensor, component: Component | None, name: str) -> Survey:
+        with noise(self.block.program, seed_for(self.seed, f"survey about {name}"), self.block.place):
             seen = survey(self.region.at(columns), [component])
         self.spent[columns] += seen.num_places
         return seen

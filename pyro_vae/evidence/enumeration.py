@@ -6,9 +6,11 @@ import math
 from typing import Any
 
 import torch
+from pyro.distributions import BetaBinomial, Binomial
 from torch import Tensor
 
 from pyro_vae._masks import elements_of
+from pyro_vae._structure import sample_sites
 from pyro_vae.program import Latents, Program
 
 __all__ = ["all_values"]
@@ -17,11 +19,13 @@ MOST = 1024
 
 
 def all_values(program: Program) -> Latents | None:
-    """The latents of a program as one draw for each joint value `(K, N, ...)`; None if they are more than 1,024."""
+    """The latents of a program as one draw for each joint value `(K, N, ...)`; None if they are more than 1,024.
+
+    And none if the values that a latent can have depend on another's.
+    """
     latents, _ = program.sites()
-    known = {name: _support(site) for name, site in latents.items()}
-    supports = {name: support for name, support in known.items() if support is not None}
-    if len(supports) < len(known):
+    supports = _supports(latents)
+    if supports is None:
         return None
     axis = program.structure.data_axis
     sizes = {name: _sizes(site, axis) for name, site in latents.items()}
@@ -30,20 +34,32 @@ def all_values(program: Program) -> Latents | None:
         return None
     grid = torch.cartesian_prod(*(torch.arange(count) for count in counts)).reshape(-1, len(counts))
     columns = grid.split([math.prod(sizes[name]) for name in latents], dim=1)
-    return {
+    values = {
         name: _values(site, supports[name], index.to(site["value"].device), sizes[name], axis)
         for (name, site), index in zip(latents.items(), columns, strict=True)
     }
+    there = _supports({name: site for name, site in sample_sites(program.run_model(values)) if name in values})
+    if there is None or any(not torch.equal(there[name], supports[name]) for name in supports):
+        return None
+    return values
+
+
+def _supports(latents: dict[str, Any]) -> dict[str, Tensor] | None:
+    """The values of one element of each site, `(S, ...)`; None if some have no list."""
+    found = {name: _support(site) for name, site in latents.items()}
+    supports = {name: support for name, support in found.items() if support is not None}
+    return supports if len(supports) == len(found) else None
 
 
 def _support(site: dict[str, Any]) -> Tensor | None:
-    """The values of one element, `(S, ...)`."""
     fn = elements_of(site).fn
     if not getattr(fn, "has_enumerate_support", False):
         return None
+    if isinstance(fn, (Binomial, BetaBinomial)):  # whose totals may differ: what is above them has no density
+        return torch.arange(1 + int(fn.total_count.max()), device=site["value"].device)
     try:
         values = fn.enumerate_support(expand=False)
-    except (NotImplementedError, RuntimeError):  # of counts whose totals differ; of what Pyro has expanded
+    except (NotImplementedError, RuntimeError):  # of what Pyro has expanded
         return None
     return values.reshape(len(values), *fn.event_shape)
 

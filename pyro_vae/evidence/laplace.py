@@ -80,20 +80,10 @@ class Gaussians(NamedTuple):
     log_shares: Tensor
     """`(number of parts, N)`; -inf where a datum has no such part."""
 
-    @classmethod
-    def one(cls, gaussian: Gaussian) -> Gaussians:
-        """Of one part."""
-        return cls((gaussian,), torch.zeros_like(gaussian.loc[:, 0])[None])
-
     @property
     def main(self) -> Gaussian:
         """At the main mode."""
         return self.parts[0]
-
-    @property
-    def num_modes(self) -> Tensor:
-        """Of each datum, `(N,)`."""
-        return self.log_shares.isfinite().sum(0)
 
     def at(self, rows: Tensor) -> Gaussians:
         """Of some of the data."""
@@ -134,10 +124,6 @@ class LaplaceFit(NamedTuple):
     """Whether the search for the main mode has come to its end, `(N,)`."""
     num_evaluations: Tensor
     """Of log p(x, z), a product with the Hessian counting as two; `(N,)`, int64."""
-
-    def at(self, rows: Tensor) -> LaplaceFit:
-        """Of some of the data."""
-        return LaplaceFit(self.gaussians.at(rows), self.converged[rows], self.num_evaluations[rows])
 
 
 class _Modes(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -85,7 +85,8 @@ class Region:
 
     def of_guide(self, whole: Program, program: Program) -> Component:
         """Another guide: of the whole block, to draw from, and of these columns, to evaluate."""
-        view, drawn_by = self.view.on(program), self.whole.on(whole)
+        drawn_by = self.whole.on(whole)
+        view = replace(drawn_by.at(self.noise.columns), program=program.with_masked_latents)
 
         def draw(num_samples: int) -> Tensor:
             return drawn_by.draw_guide(num_samples)[0][:, self.noise.columns]
@@ -326,6 +327,8 @@ class Survey(NamedTuple):
     """log p(x, z), `(M, N)`; -inf where it is no number."""
     log_mixture: Tensor
     """log g(z), `(M, N)`."""
+    is_everything: bool = False
+    """Whether the places are all values that there are, each once."""
 
     @property
     def log_ratio(self) -> Tensor:
@@ -361,7 +364,7 @@ def survey(region: Any, proposals: Sequence[Component | None]) -> Survey:
     everything = region.everything()
     if everything is not None:
         log_joint = _number(sum(region.log_joint(everything)))
-        return Survey(everything, log_joint, torch.full_like(log_joint, -math.log(len(log_joint))))
+        return Survey(everything, log_joint, torch.full_like(log_joint, -math.log(len(log_joint))), True)
     components = [each for proposal in proposals if proposal is not None for each in region.widened(proposal)]
     if region.can_draw_prior:
         components.append(Component(region.draw_prior, lambda place: region.log_joint(place)[0]))
