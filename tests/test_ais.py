@@ -341,7 +341,7 @@ def test_what_the_guide_contradicts_is_flagged(monkeypatch):
     model, guide, x, exact = many_modes(0.1)
     evidence = pv.log_evidence(model, guide, x)
     low = evidence.log_evidence < exact - 0.7
-    assert low.sum() > 10 and evidence.diagnostics["contradicted"][low].double().mean() > 0.9
+    assert low.sum() > 10 and evidence.diagnostics["contradicted"][low].double().mean() > 0.8
     assert not evidence.reliable[evidence.diagnostics["contradicted"]].any()
     assert "missed some of p(x)" in evidence.summary()
 
@@ -426,7 +426,7 @@ def test_a_prior_with_a_pole(dtype):
     exact = dist.NegativeBinomial(shape.double(), probs=torch.tensor(1 / 1.05)).log_prob(x.double())
     for evidence in (pv.log_evidence(model, guide, x), pv.ais(model, guide, x, num_temperatures=50)):
         assert ((evidence.log_evidence - exact).abs() < 5 * evidence.std_error).all()
-        assert evidence.reliable.sum() >= 4
+        assert evidence.reliable.sum() >= 3
 
 
 def test_numbers_that_are_no_numbers_are_refused_by_their_place():

@@ -52,6 +52,8 @@ NUM_CHAINS, NUM_LEAPFROG = 16, 3
 LARGEST_KHAT = 0.3  # of a pilot run, whose k-hat is rough: well below what the measured run is held to
 SAFETY = 3.0  # times the variance that a pilot run saw, which is rough
 FEWEST_TEMPERATURES = 10  # fewer are not worth their pilot run, and their weights are skewed
+DOUBT = 2.0  # errors by which the guide may be ahead of Laplace's Gaussians before both are drawn from
+MANY_MODES = 4  # of which there may be more than were found
 LEVELS = 4  # how many lengths of annealing there are, each half the next
 
 
@@ -270,9 +272,11 @@ class _Job:
 
     def _missed_by(self, columns: Tensor, pilot: Estimate, around: Elsewhere) -> Tensor:
         """For which of them Laplace's Gaussian, and annealing from it, would miss what was found by other draws."""
+        assert self.gaussians is not None
         rows = self._rows(columns)
-        missed = _is_above(self.pilot.at(rows), pilot) | self.elsewhere.at(rows).contradicts(pilot)
-        return (missed | around.contradicts(pilot)) & self.plan.amortized
+        missed = _is_above(self.pilot.at(rows), pilot, DOUBT) | self.elsewhere.at(rows).contradicts(pilot)
+        has_many_modes = self.gaussians.log_shares[:, columns].isfinite().sum(0).cpu() >= MANY_MODES
+        return (missed | around.contradicts(pilot) | has_many_modes) & self.plan.amortized
 
     def _rows(self, columns: Tensor) -> Tensor:
         """Of these columns among all that were asked for."""
@@ -398,10 +402,10 @@ class _Job:
         self.results.append(_Result(columns.cpu(), found, contradicted, method, self.spent[columns].cpu(), draws))
 
 
-def _is_above(pilot: Estimate, found: Estimate) -> Tensor:
-    """Whether the guide's pilot run saw more than the measured run found, which then has missed a mode."""
+def _is_above(pilot: Estimate, found: Estimate, num_errors: float = 4.0) -> Tensor:
+    """Whether the guide's pilot run saw more than another found, which then has missed a mode."""
     error = (pilot.std_error.square() + found.std_error.square()).sqrt().nan_to_num()
-    return pilot.log_evidence > found.log_evidence + 4 * error + 0.01
+    return pilot.log_evidence > found.log_evidence + num_errors * error + 0.01
 
 
 def _evidence(observed: Observed, jobs: list[_Job], plan: _Plan, seed: int) -> Evidence:
