@@ -69,18 +69,23 @@ def truth(name):
     return x, row.log_evidence(x), row.log_masses()[1].logsumexp(0).exp().item()
 
 
-def assert_law(found, exact):
+HEAVY_TAILS = {"FoldedDistribution", "GeneralizedPareto", "Pareto"}  # beside which a Gaussian has none: never reliable
+
+
+def assert_law(found, exact, some_reliable=True):
     """Check that data called reliable lie within their errors, that some are, and that none lies above the truth."""
     difference, error = found.log_evidence - exact, 4.5 * found.std_error
     assert (difference <= error + 0.1).all(), difference
     assert ((difference.abs() <= error + 0.02) | ~found.reliable).all(), difference
-    assert found.reliable.any()
+    assert found.reliable.any() or not some_reliable
 
 
 def assert_evaluated_or_refused(name, estimator):
     row, (x, exact, _) = LATENTS[name], truth(name)
     if estimator in row.evaluated_by:
-        assert_law(ESTIMATORS[estimator](*row.programs(), x), exact)
+        assert_law(
+            ESTIMATORS[estimator](*row.programs(), x), exact, not (estimator == "laplace" and name in HEAVY_TAILS)
+        )
     else:
         with pytest.raises((TypeError, ValueError)) as caught:
             ESTIMATORS[estimator](*row.programs(), x)

@@ -93,6 +93,7 @@ def chain_data(num_data=60):
     return torch.randn(num_data, STEPS), 1 + torch.arange(num_data) % STEPS
 
 
+ON_A_PUSH = ("by poutine.mask", "in the model alone")
 MASKS = {
     "by poutine.mask": chain(by_poutine),
     "by distribution.mask": chain(by_distribution),
@@ -103,7 +104,10 @@ MASKS = {
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-@pytest.mark.parametrize("where", MASKS)
+@pytest.mark.parametrize(
+    "where",
+    [pytest.param(where, marks=[] if where in ON_A_PUSH else pytest.mark.slow) for where in MASKS],
+)
 def test_masked_latents_are_no_dimension(where, estimator):
     """5 ways to mask, 9 estimators: z-scores of 60 data in p, at a level of 7e-6 each."""
     torch.manual_seed(1)
@@ -202,7 +206,7 @@ def test_masked_latents_that_matter_are_refused():
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-@pytest.mark.parametrize("concentration", [0.1, 3.0])
+@pytest.mark.parametrize("concentration", [pytest.param(0.1, marks=pytest.mark.slow), 3.0])
 def test_angles(estimator, concentration):
     """Of all directions, so that some posteriors lie about the place where angles begin anew."""
     centre = 3.0  # of the prior
