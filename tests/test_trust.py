@@ -670,3 +670,91 @@ def test_a_flow_without_an_inverse_is_refused_where_one_is_needed(estimator):
     exact = dist.Normal(0.0, math.sqrt(3)).log_prob(x)
     for name in ("guide", "log_evidence"):
         assert (ESTIMATORS[name](model, guide, x).log_evidence - exact).abs().max() < 0.4
+
+
+def test_supports_of_each_datum():
+    """z ~ Uniform(0, b_n), x ~ N(z, 0.5^2), of other bounds for other data, in whatever company."""
+
+    def model(x, bound):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Uniform(0 * bound, bound))
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    def guide(x, bound):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Uniform(0 * bound, bound))
+
+    bound = torch.tensor([1.0, 3.0, 0.5, 6.0])
+    x = 0.7 * bound
+    normal = dist.Normal(torch.tensor(0.0), 1.0)
+    exact = ((normal.cdf(x / 0.5) - normal.cdf((x - bound) / 0.5)) / bound).log()
+    for estimator in ("guide", "defensive", "laplace", "ais", "log_evidence"):
+        evidence = ESTIMATORS[estimator](model, guide, x, bound)
+        assert (evidence.log_evidence - exact).abs().max() < 0.4
+    rest = pv.ais(model, guide, x[2:], bound[2:], num_temperatures=20, first_index=2)
+    assert torch.allclose(ESTIMATORS["ais"](model, guide, x, bound).log_evidence[2:], rest.log_evidence)
+
+
+def test_an_automatic_guide_of_an_angle():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            angle = pyro.sample("angle", dist.VonMises(torch.tensor(0.0), 2.0))
+            pyro.sample("x", dist.Normal(angle.cos(), 1.0), obs=x)
+
+    x = torch.linspace(-1, 1, 30)
+    guide = AutoNormal(model, init_scale=0.9)
+    guide(x)
+    angle = torch.linspace(-math.pi, math.pi, 4001)[:-1, None]
+    joint = dist.VonMises(torch.tensor(0.0), 2.0).log_prob(angle) + dist.Normal(angle.cos(), 1.0).log_prob(x)
+    exact = joint.logsumexp(0) + math.log(2 * math.pi / 4000)
+    for estimator in ("guide", "defensive", "log_evidence"):
+        assert_right(ESTIMATORS[estimator](model, guide, x), exact)
+
+
+def test_values_that_another_latent_decides():
+    """n ~ Categorical, m ~ Binomial(n + 1, 1/2): a list of values from one draw is no list of all."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            n = pyro.sample("n", dist.Categorical(torch.ones(4)))
+            m = pyro.sample("m", dist.Binomial(n + 1.0, 0.5))
+            pyro.sample("x", dist.Normal(m, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            n = pyro.sample("n", dist.Categorical(torch.ones(len(x), 4)))
+            pyro.sample("m", dist.Binomial(n + 1.0, 0.5))
+
+    x = torch.tensor([0.5, 3.9])
+    pairs = [(n, m) for n in range(4) for m in range(n + 2)]
+    exact = torch.stack(
+        [
+            dist.Binomial(n + 1, torch.tensor(0.5)).log_prob(torch.tensor(float(m))) + dist.Normal(m, 1.0).log_prob(x)
+            for n, m in pairs
+        ]
+    ).logsumexp(0) - math.log(4)
+    for seed in range(4):
+        evidence = pv.log_evidence(model, guide, x, seed=seed)
+        assert ((evidence.log_evidence - exact).abs() <= 5 * evidence.std_error + 1e-9).all()
+
+
+def test_a_mask_that_a_draw_decides():
+    """z counts where k is 1, which it rarely is: it is no dimension of the others alone."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Bernoulli(torch.tensor(0.05)))
+            with poutine.mask(mask=k > 0):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(2 * k * z, 0.5), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("k", dist.Bernoulli(torch.full((len(x),), 0.5)))
+            pyro.sample("z", dist.Normal(x / 2, 0.5))
+
+    x = torch.full((20,), 1.0)
+    parts = torch.tensor([0.95, 0.05]).log()
+    densities = torch.stack([dist.Normal(0.0, scale).log_prob(x) for scale in (0.5, math.sqrt(4.25))])
+    evidence = pv.importance_sampling(model, guide, x, num_samples=2000)
+    assert_unbiased_in_p(evidence.log_evidence, (parts[:, None] + densities).logsumexp(0))
