@@ -89,12 +89,12 @@ def log_evidence(
     nowhere.
 
     Args:
-        model, guide: a Pyro program and its guide, with continuous latents.
+        model, guide: a Pyro program and its guide. Discrete latents of few joint values are summed; others are drawn.
         args: what both are called with: tensors (or numpy arrays) of one row a datum, x first.
         tolerance: the standard error wanted of each datum's log p(x), nats. That of the mean over data is smaller by
             the square root of their number.
         max_evaluations: of log p(x, z), the most that may be spent on a datum, pilots included. Where it does not pay
-            for Laplace's Gaussian (6 a latent number, and 420 more) or for annealing after it (about 700 and
+            for Laplace's Gaussian (6 a latent number, and 540 more) or for annealing after it (about 700 and
             `num_posterior_draws`), the rest goes to draws from what there is.
         seed: fixes the noise.
         compile: as of `ais`; for all but Laplace's Gaussian, which needs second derivatives.

@@ -18,8 +18,8 @@ ROUNDING = 1e-4  # of the largest weight: log densities of some hundred nats are
 def pareto_khat(log_weights: Tensor) -> Tensor:
     r"""The shape $\hat k$ of a generalized Pareto distribution fitted to the largest importance weights of each datum.
 
-    Weights with $k < 1/2$ have a finite variance. Up to about 0.7 an estimate from them converges at a useful rate;
-    above it, its error is larger than it looks (`khat_threshold`).
+    Weights with $k < 1/2$ have a finite variance; above it the error of an estimate from them is larger than it looks
+    (`khat_threshold`).
 
     Args:
         log_weights: `(K,)` or `(K, N)`.

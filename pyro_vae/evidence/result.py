@@ -153,8 +153,8 @@ class Evidence:
         ess: effective sample size, $(\sum_k w_k)^2 / \sum_k w_k^2$, between 1 and K; 0 where every weight is zero.
         khat: shape of the weights' tail (`pareto_khat`); NaN for fewer than 25 draws.
         reliable: bool; whether the error can be trusted. For importance sampling, `khat` below
-            $\min(1 - 1/\log_{10} K, 0.7)$; for AIS, an ESS above three quarters of the chains. False
-            where it cannot be told.
+            $\min(1 - 1/\log_{10} K, 1/2)$, an error below a quarter of a nat, and nothing found by draws from elsewhere
+            that gainsays it; for AIS, an ESS above three quarters of the chains. False where it cannot be told.
         jackknife: bias-corrected $K L_K - (K - 1) \overline{L_{K-1}}$: an estimate, not a bound; NaN where one weight
             is all.
         num_evaluations: int64; how often log p(x, z) of the datum was evaluated, with or without its gradient, all
