@@ -10,7 +10,7 @@ from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 from torch.distributions import Independent
 
-__all__ = ["Counting", "Elements", "elements_of", "mask_of"]
+__all__ = ["Counting", "Elements", "elements_of", "mask_of", "parts_that_count"]
 
 
 class Elements(NamedTuple):
@@ -47,29 +47,25 @@ def mask_of(site: dict[str, Any]) -> Tensor:
     return whole if mask is None else whole & mask
 
 
+def parts_that_count(site: dict[str, Any], event_dim: int) -> Tensor:
+    """Which parts of so many dimensions count by a site's mask. A part does if any of its elements does."""
+    mask, num_joined = mask_of(site), event_dim - elements_of(site).fn.event_dim
+    return mask.flatten(-num_joined).any(-1) if num_joined else mask
+
+
 class Counting(NamedTuple):
     """Which parts of a latent count, where some are masked. A part is a density of its own in model and guide."""
 
-    mask: Tensor
-    """Of the parts, in the layout of one draw: `(1, ..., N, ...)`, with the dimensions of the parts last."""
+    mask: Tensor | None
+    """Of the parts, in the layout of one draw: `(1, ..., N, ...)`, with the dimensions of the parts last.
+
+    None where it is another for each draw, and guide and model mask the same."""
     event_dim: int
     """The dimensions of one part."""
 
-    @classmethod
-    def of(cls, model_site: dict[str, Any], guide_site: dict[str, Any]) -> Counting:
-        """By the model's mask."""
-        event_dim = max(elements_of(site).fn.event_dim for site in (model_site, guide_site))
-        return cls(cls.parts(model_site, event_dim), event_dim)
-
-    @staticmethod
-    def parts(site: dict[str, Any], event_dim: int) -> Tensor:
-        """Which parts count by a site's mask. A part does if any of its elements does; then all of them do."""
-        mask, num_joined = mask_of(site), event_dim - elements_of(site).fn.event_dim
-        return mask.flatten(-num_joined).any(-1) if num_joined else mask
-
     def refuse_another(self, site: dict[str, Any]) -> None:
         """Stop if a run of the model masks other parts."""
-        if not (self.parts(site, self.event_dim) == self.mask).all():
+        if self.mask is not None and not (parts_that_count(site, self.event_dim) == self.mask).all():
             raise ValueError(
                 f"model: expected a mask of site {site['name']!r} that depends on the data alone; got others for other "
                 "draws; let it depend on arguments, or make the latent one that always counts."
@@ -79,7 +75,11 @@ class Counting(NamedTuple):
         """The log density of a site, from that of its elements, summed over the parts that count."""
         fn = elements_of(site).fn
         parts = sum_rightmost(log_prob, self.event_dim - fn.event_dim)
-        return sum_rightmost(parts.where(self.mask, 0.0), site["fn"].event_dim - self.event_dim)
+        return sum_rightmost(parts.where(self.mask_in(site), 0.0), site["fn"].event_dim - self.event_dim)
+
+    def mask_in(self, site: dict[str, Any]) -> Tensor:
+        """Which parts count in a run."""
+        return parts_that_count(site, self.event_dim) if self.mask is None else self.mask
 
 
 def _refuse_masks_below(site: dict[str, Any], fn: Any) -> None:

@@ -15,7 +15,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_vae import _checks
-from pyro_vae._masks import Counting, elements_of, mask_of
+from pyro_vae._masks import Counting, elements_of, mask_of, parts_that_count
 from pyro_vae._structure import (
     Structure,
     drawn_sites,
@@ -177,8 +177,9 @@ class Program:
 
     def at(self, rows: Tensor) -> Program:
         """The same program on some of the data."""
-        masks = self.choose({name: each.mask for name, each in self.counting.items()}, rows)
-        counting = {name: each._replace(mask=masks[name]) for name, each in self.counting.items()}
+        masks = {name: each.mask for name, each in self.counting.items() if each.mask is not None}
+        chosen = self.choose(masks, rows)
+        counting = {name: each._replace(mask=chosen.get(name)) for name, each in self.counting.items()}
         return replace(self, args=tuple(arg[rows] for arg in self.args), counting=counting)
 
     @property
@@ -318,13 +319,15 @@ class Program:
         except ValueError:
             return None
 
-    def exchanged(self, name: str, value: Tensor, other: Tensor) -> Tensor:
-        """A latent's value, with another where it does not count."""
-        counting = self.counting.get(name)
-        if counting is None:
-            return value
-        mask = counting.mask.reshape(*counting.mask.shape, *(1,) * (value.ndim - counting.mask.ndim))
-        return torch.where(mask, value, other)
+    def exchanged(self, latents: Latents, others: Latents) -> Latents:
+        """Latents, with others where they do not count."""
+        sites = dict(sample_sites(self.run_model(latents)))
+        changed = dict(latents)
+        for name, counting in self.counting.items():
+            mask = counting.mask_in(sites[name])
+            mask = mask.reshape(*mask.shape, *(1,) * (latents[name].ndim - mask.ndim))
+            changed[name] = torch.where(mask, latents[name], others[name])
+        return changed
 
     def rows_at_a_time(self) -> Iterator[Tensor]:
         """All rows; where the pair runs on any number of them, some at a time."""
@@ -412,56 +415,81 @@ def _with_masks(program: Program) -> Program:
     if not counting:
         return program
     masked = replace(program, counting=counting)
-    _refuse_masked_latents_that_matter(masked)
-    return masked
+    if not _masked_latents_matter(masked):
+        return masked
+    if any(each.mask is None for each in counting.values()):
+        return program  # the latents' own densities integrate to one, whatever depends on them
+    raise ValueError(
+        "model: expected masked latents on which nothing depends that counts; got other densities of what counts for "
+        "other values of what is masked; mask what depends on it too, or take the mask off the latent, whose prior "
+        "then counts."
+    )
+
+
+class _Masked(NamedTuple):
+    """What is masked of a latent in some draws."""
+
+    mask: Tensor
+    """Of its parts, in all of these draws."""
+    event_dim: int
+    agreed: bool
+    """Whether the guide masks the same."""
+
+    @property
+    def by_draw(self) -> bool:
+        return bool((self.mask != self.mask[:1]).any())
 
 
 def _counting(program: Program) -> dict[str, Counting]:
-    """Which parts of the latents count; nothing is left out if that depends on the draw, or the guide draws jointly."""
+    """Which parts of the latents count; all of them where that depends on the draw and the guide masks others."""
+    pieces = [_masked(program.at(rows)) for rows in program.rows_at_a_time()]
+    names = pieces[0].keys()
+    if any(piece.keys() != names for piece in pieces):
+        return {}
+    if any(each.by_draw for piece in pieces for each in piece.values()):
+        agreed = all(each.agreed for piece in pieces for each in piece.values())
+        return {name: Counting(None, each.event_dim) for name, each in pieces[0].items()} if agreed else {}
     axis = program.structure.data_axis
-    pieces: list[dict[str, Counting]] = []
-    for rows in program.rows_at_a_time():
-        found = _counting_now(program.at(rows))
-        if not found or any((each.mask != each.mask[:1]).any() for each in found.values()):
-            return {}
-        pieces.append(found)
     return {
         name: Counting(torch.cat([piece[name].mask[:1] for piece in pieces], axis), each.event_dim)
         for name, each in pieces[0].items()
     }
 
 
-def _counting_now(program: Program) -> dict[str, Counting]:
+def _masked(program: Program) -> dict[str, _Masked]:
+    """The masked latents; none if the guide draws jointly what the model draws apart."""
     with seeded(program.args[0].device, 0), pyro.validation_enabled(False):
-        drawn = drawn_sites(program.run_guide(1))
-        sites = dict(sample_sites(program.run_model({name: site["value"] for name, site in drawn.items()})))
+        drawn, sites = _drawn_with_model(program, 1)
         if all(elements_of(site).mask is None for name, site in sites.items() if name in drawn):
             return {}
-        drawn = drawn_sites(program.run_guide(NUM_MASKED_DRAWS))
-        sites = dict(sample_sites(program.run_model({name: site["value"] for name, site in drawn.items()})))
+        drawn, sites = _drawn_with_model(program, NUM_MASKED_DRAWS)
     if any(name_of_latent(site) not in sites for site in drawn.values()):
         return {}
-    return {
-        name: Counting.of(sites[name], drawn[name])
-        for name in drawn.keys() & sites.keys()
-        if elements_of(sites[name]).mask is not None
-    }
+    found = {}
+    for name in drawn.keys() & sites.keys():
+        if elements_of(sites[name]).mask is not None:
+            event_dim = max(elements_of(site).fn.event_dim for site in (sites[name], drawn[name]))
+            model, guide = (parts_that_count(site, event_dim) for site in (sites[name], drawn[name]))
+            found[name] = _Masked(model, event_dim, torch.equal(model, guide))
+    return found
 
 
-def _refuse_masked_latents_that_matter(program: Program) -> None:
-    """Stop if what counts depends on what does not: log p(x) would be an integral over a flat density."""
+def _drawn_with_model(program: Program, num_samples: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The sites that the guide draws, and all sites of the model on these draws."""
+    drawn = drawn_sites(program.run_guide(num_samples))
+    return drawn, dict(sample_sites(program.run_model({name: site["value"] for name, site in drawn.items()})))
+
+
+def _masked_latents_matter(program: Program) -> bool:
+    """Whether what counts depends on what does not: log p(x) would be an integral over a flat density."""
     for rows in program.rows_at_a_time():
         some = program.at(rows)
         with seeded(rows.device, 0), pyro.validation_enabled(False):
             (latents, _), (others, _) = some.draw(NUM_MASKED_DRAWS), some.draw(NUM_MASKED_DRAWS)
-            changed = {name: some.exchanged(name, value, others[name]) for name, value in latents.items()}
-            before, after = some.log_joint(latents), some.log_joint(changed)
+            before, after = some.log_joint(latents), some.log_joint(some.exchanged(latents, others))
         if not all(map(_agree, before, after)):
-            raise ValueError(
-                "model: expected masked latents on which nothing depends that counts; got other densities of what "
-                "counts for other values of what is masked; mask what depends on it too, or take the mask off the "
-                "latent, whose prior then counts."
-            )
+            return True
+    return False
 
 
 def _amortized(
