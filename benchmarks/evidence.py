@@ -103,9 +103,9 @@ def annealing(vae, x, device: torch.device):
 
 def build() -> pv.VAE:
     return pv.VAE(
-        pv.StandardNormal(50),
-        pv.Bernoulli(pv.nn.MLP(50, [200, 200], 784)),
-        pv.DiagonalNormal(pv.nn.MLP(784, [200, 200], 2 * 50)),
+        pv.priors.StandardNormal(50),
+        pv.likelihoods.Bernoulli(pv.nn.MLP(50, [200, 200], 784)),
+        pv.posteriors.DiagonalNormal(pv.nn.MLP(784, [200, 200], 2 * 50)),
     )
 
 

@@ -64,9 +64,9 @@ def train_with_fit(
     """Test ELBO after each epoch, and seconds an epoch."""
     torch.manual_seed(seed)
     vae = pv.VAE(
-        pv.StandardNormal(50),
-        pv.Bernoulli(pv.nn.MLP(50, [200, 200], 784, output_bias=torch.logit(train.mean, eps=1e-3))),
-        pv.DiagonalNormal(pv.nn.MLP(784, [200, 200], 2 * 50, input_mean=train.mean)),
+        pv.priors.StandardNormal(50),
+        pv.likelihoods.Bernoulli(pv.nn.MLP(50, [200, 200], 784, output_bias=torch.logit(train.mean, eps=1e-3))),
+        pv.posteriors.DiagonalNormal(pv.nn.MLP(784, [200, 200], 2 * 50, input_mean=train.mean)),
     )
     decay = CosineAnnealingLR({"optimizer": torch.optim.Adam, "optim_args": {"lr": 1e-3}, "T_max": num_epochs})
     history = pv.fit(vae, train, optim=decay, num_epochs=num_epochs, seed=seed, validation=test, progress=False)

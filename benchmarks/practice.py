@@ -48,7 +48,7 @@ PROPOSALS: dict[str, Callable[..., pv.Evidence]] = {
     "heavy-tailed": partial(sampling, proposal="heavy-tailed", num_samples=1000),
     "defensive": partial(sampling, proposal="defensive", num_samples=1000),
     "laplace": partial(sampling, proposal="laplace", num_samples=1000),
-    "local": partial(sampling, proposal=pv.Local(100, 8), num_samples=1000),
+    "local": partial(sampling, proposal=pv.proposals.Local(100, 8), num_samples=1000),
 }
 """Those by importance sampling."""
 ESTIMATORS = PROPOSALS | {

@@ -11,7 +11,7 @@ import time
 import torch
 
 import pyro_vae as pv
-from pyro_vae import tiling
+from pyro_vae.program import tiles
 
 SIZES = (256, 512, 1024, 2048, 4096, 16384)
 NUM_REPETITIONS = 5
@@ -20,16 +20,16 @@ NUM_REPETITIONS = 5
 def main() -> None:
     torch.manual_seed(0)
     vae = pv.VAE(
-        pv.StandardNormal(50),
-        pv.Bernoulli(pv.nn.MLP(50, [200, 200], 784)),
-        pv.DiagonalNormal(pv.nn.MLP(784, [200, 200], 2 * 50)),
+        pv.priors.StandardNormal(50),
+        pv.likelihoods.Bernoulli(pv.nn.MLP(50, [200, 200], 784)),
+        pv.posteriors.DiagonalNormal(pv.nn.MLP(784, [200, 200], 2 * 50)),
     )
     x = torch.bernoulli(torch.full((20, 784), 0.2))
-    in_use = tiling.TILE_SIZE["cpu"]
+    in_use = tiles.TILE_SIZE["cpu"]
     rates: dict[int, list[float]] = {size: [] for size in SIZES}
     for _ in range(NUM_REPETITIONS):
         for size in SIZES:
-            tiling.TILE_SIZE["cpu"] = size
+            tiles.TILE_SIZE["cpu"] = size
             started = time.perf_counter()
             pv.importance_sampling(vae.model, vae.guide, x, num_samples=4096)
             rates[size].append(20 * 4096 / (time.perf_counter() - started))

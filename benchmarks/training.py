@@ -174,10 +174,13 @@ def contestants(args: argparse.Namespace) -> dict:
         "Pyro's SVI, no validation": functools.partial(svi, TraceMeanField_ELBO, pyro.optim.Adam, validation=False),
         "Pyro's JitTraceMeanField_ELBO": functools.partial(svi, JitTraceMeanField_ELBO, pyro.optim.Adam),
         "SVI, CompiledTraceMeanField_ELBO, Pyro's Adam": functools.partial(
-            svi, pv.CompiledTraceMeanField_ELBO, pyro.optim.Adam
+            svi, pv.objectives.CompiledTraceMeanField_ELBO, pyro.optim.Adam
         ),
         "SVI, CompiledTraceMeanField_ELBO, FusedAdam": functools.partial(
-            svi, pv.CompiledTraceMeanField_ELBO, pv.FusedAdam
+            svi, pv.objectives.CompiledTraceMeanField_ELBO, pv.FusedAdam
+        ),
+        "pv.SVI, CompiledTraceMeanField_ELBO, FusedAdam": functools.partial(
+            svi, pv.objectives.CompiledTraceMeanField_ELBO, pv.FusedAdam, kind=pv.SVI
         ),
     }
     if args.numpyro:
@@ -189,15 +192,17 @@ def contestants(args: argparse.Namespace) -> dict:
 
 def build(architecture, device) -> pv.VAE:
     torch.manual_seed(0)
-    prior = pv.StandardNormal(architecture.latent_dim)
-    return pv.VAE(prior, pv.Bernoulli(architecture.decoder()), pv.DiagonalNormal(architecture.encoder())).to(device)
+    prior = pv.priors.StandardNormal(architecture.latent_dim)
+    return pv.VAE(
+        prior, pv.likelihoods.Bernoulli(architecture.decoder()), pv.posteriors.DiagonalNormal(architecture.encoder())
+    ).to(device)
 
 
-def svi(elbo, optim, architecture, x, validation=True):
+def svi(elbo, optim, architecture, x, validation=True, kind=SVI):
     vae = build(architecture, x.device)
     num_particles = architecture.num_particles
     objective = elbo(num_particles=num_particles, vectorize_particles=num_particles > 1)
-    one = SVI(vae.model, vae.guide, optim({"lr": 1e-3}), objective)
+    one = kind(vae.model, vae.guide, optim({"lr": 1e-3}), objective)
 
     def run(num_steps):
         with pyro.validation_enabled(validation):
@@ -347,11 +352,15 @@ def beside_numpyro(batch_size: int, num_repetitions: int) -> None:
 
         return jax.lax.fori_loop(0, num_steps, body, 0.0)
 
-    vae, elbo, optim = build(architecture, device), pv.CompiledTraceMeanField_ELBO(), pv.FusedAdam({"lr": 1e-3})
-    one = SVI(vae.model, vae.guide, optim, elbo)
+    vae, elbo, optim = (
+        build(architecture, device),
+        pv.objectives.CompiledTraceMeanField_ELBO(),
+        pv.FusedAdam({"lr": 1e-3}),
+    )
+    one = pv.SVI(vae.model, vae.guide, optim, elbo)
     for _ in range(3):
         one.step(x)
-    (program,) = elbo._programs.values()
+    (program,) = elbo._pairs.values()
     ((graph,),) = program.graphs.values()
     runs = {
         "NumPyro's step": by_numpyro(architecture, x),
@@ -427,7 +436,7 @@ def whole_epochs(device) -> None:
     print("\nepochs of 60,000 images through fit, 784-400-20, batches of 128, dynamic binarization")
     architecture = ARCHITECTURES["784-400-20"]
     x = data.batch(torch.arange(128))
-    step = svi(pv.CompiledTraceMeanField_ELBO, pv.FusedAdam, architecture, x)
+    step = svi(pv.objectives.CompiledTraceMeanField_ELBO, pv.FusedAdam, architecture, x)
     step(5)
     seconds, alone = {}, []
 

@@ -44,9 +44,9 @@ def main() -> None:
     digits = pv.data.mnist(args.data_dir)
     print(digits.provenance)
     vae = pv.VAE(
-        pv.StandardNormal(10),
-        pv.Bernoulli(pv.nn.MLP(10, [200], 784, output_bias=torch.logit(digits.mean, eps=1e-3))),
-        pv.DiagonalNormal(pv.nn.MLP(784, [200], 2 * 10, input_mean=digits.mean)),
+        pv.priors.StandardNormal(10),
+        pv.likelihoods.Bernoulli(pv.nn.MLP(10, [200], 784, output_bias=torch.logit(digits.mean, eps=1e-3))),
+        pv.posteriors.DiagonalNormal(pv.nn.MLP(784, [200], 2 * 10, input_mean=digits.mean)),
     )
     train, x = digits.first(10_000), digits.x[:100]
     _, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")

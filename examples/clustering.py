@@ -57,9 +57,11 @@ def main(argv: list[str] | None = None) -> None:
     assert train.labels is not None and test.labels is not None
 
     plain = pv.VAE(
-        pv.StandardNormal(LATENT_DIM),
-        pv.Bernoulli(pv.nn.MLP(LATENT_DIM, HIDDEN, 784, nn.ReLU, output_bias=torch.logit(train.mean, eps=1e-3))),
-        pv.DiagonalNormal(pv.nn.MLP(784, HIDDEN, 2 * LATENT_DIM, nn.ReLU, input_mean=train.mean)),
+        pv.priors.StandardNormal(LATENT_DIM),
+        pv.likelihoods.Bernoulli(
+            pv.nn.MLP(LATENT_DIM, HIDDEN, 784, nn.ReLU, output_bias=torch.logit(train.mean, eps=1e-3))
+        ),
+        pv.posteriors.DiagonalNormal(pv.nn.MLP(784, HIDDEN, 2 * LATENT_DIM, nn.ReLU, input_mean=train.mean)),
     )
     history = pv.fit(plain, train, num_epochs=args.num_epochs, seed=args.seed, progress=False)
     print(f"with N(0, I) as prior: {history}")

@@ -47,7 +47,7 @@ def main(output: Path = Path("results")) -> None:
     print(posterior.summary())
 
     output.mkdir(parents=True, exist_ok=True)
-    by_guide.plot().savefig(output / "your_model.png", dpi=120)
+    pv.plots.evidence(by_guide).savefig(output / "your_model.png", dpi=120)
     evidence.save(output / "your_model.npz")
     print(f"\nyour_model.png and your_model.npz are in {output}/")
 

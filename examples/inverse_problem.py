@@ -18,7 +18,7 @@ import pyro.distributions as dist
 import torch
 from common import arguments, digits
 from pyro.distributions import constraints
-from pyro.infer import MCMC, NUTS, SVI
+from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
 import pyro_vae as pv
@@ -61,9 +61,9 @@ def main(argv: list[str] | None = None) -> None:
     args = arguments(__doc__, argv, num_epochs=15)
     train, test = digits(args)
     vae = pv.VAE(
-        pv.StandardNormal(LATENT_DIM),
-        pv.Bernoulli(pv.nn.MLP(LATENT_DIM, [300], 784, output_bias=torch.logit(train.mean, eps=1e-3))),
-        pv.DiagonalNormal(pv.nn.MLP(784, [300], 2 * LATENT_DIM, input_mean=train.mean)),
+        pv.priors.StandardNormal(LATENT_DIM),
+        pv.likelihoods.Bernoulli(pv.nn.MLP(LATENT_DIM, [300], 784, output_bias=torch.logit(train.mean, eps=1e-3))),
+        pv.posteriors.DiagonalNormal(pv.nn.MLP(784, [300], 2 * LATENT_DIM, input_mean=train.mean)),
     )
     print(f"the prior over images: {pv.fit(vae, train, num_epochs=args.num_epochs, seed=args.seed, progress=False)}")
     problem = Completion(vae)
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
     pair = problem.model, problem.guide
 
     pv.check_program(*pair, seen)
-    svi = SVI(*pair, pv.FusedAdam({"lr": 0.02}), pv.CompiledTraceMeanField_ELBO())
+    svi = pv.SVI(*pair, pv.FusedAdam({"lr": 0.02}), pv.objectives.CompiledTraceMeanField_ELBO())
     for _ in range(20 if args.smoke else 1500):
         svi.step(seen)
     with torch.no_grad():

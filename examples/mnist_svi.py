@@ -101,13 +101,13 @@ def build_vae(args: argparse.Namespace, train: pv.data.Dataset) -> pv.VAE:
     likelihood: torch.nn.Module
     if args.likelihood == "bernoulli":
         bias = torch.logit(train.mean, eps=1e-3)  # start from the mean image
-        likelihood = pv.Bernoulli(pv.nn.MLP(latent_dim, hidden, num_pixels, output_bias=bias))
+        likelihood = pv.likelihoods.Bernoulli(pv.nn.MLP(latent_dim, hidden, num_pixels, output_bias=bias))
     else:
         form = GAUSSIAN_SCALES[args.likelihood]
         num_outputs = num_pixels * (2 if form["scale"] == "per-pixel" else 1)
-        likelihood = pv.Gaussian(pv.nn.MLP(latent_dim, hidden, num_outputs), **form)
+        likelihood = pv.likelihoods.Gaussian(pv.nn.MLP(latent_dim, hidden, num_outputs), **form)
     encoder = pv.nn.MLP(num_pixels, hidden[::-1], 2 * latent_dim, input_mean=train.mean)
-    return pv.VAE(pv.StandardNormal(latent_dim), likelihood, pv.DiagonalNormal(encoder))
+    return pv.VAE(pv.priors.StandardNormal(latent_dim), likelihood, pv.posteriors.DiagonalNormal(encoder))
 
 
 @torch.no_grad()

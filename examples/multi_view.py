@@ -14,7 +14,6 @@ import pyro
 import pyro.distributions as dist
 import torch
 from common import arguments, batches, digits
-from pyro.infer import SVI
 from torch import Tensor
 
 import pyro_vae as pv
@@ -54,9 +53,9 @@ class TwoViews(torch.nn.Module):
 def view(name: str, mean: Tensor) -> pv.VAE:
     """A VAE of half a digit, whose sites and parameters carry its name."""
     return pv.VAE(
-        pv.StandardNormal(LATENT_DIM),
-        pv.Bernoulli(pv.nn.MLP(LATENT_DIM, [300], HALF, output_bias=torch.logit(mean, eps=1e-3))),
-        pv.DiagonalNormal(pv.nn.MLP(HALF, [300], 2 * LATENT_DIM, input_mean=mean)),
+        pv.priors.StandardNormal(LATENT_DIM),
+        pv.likelihoods.Bernoulli(pv.nn.MLP(LATENT_DIM, [300], HALF, output_bias=torch.logit(mean, eps=1e-3))),
+        pv.posteriors.DiagonalNormal(pv.nn.MLP(HALF, [300], 2 * LATENT_DIM, input_mean=mean)),
         name=name,
     )
 
@@ -67,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     two = TwoViews(train.mean.flatten())
 
     # The guide must also serve where one half is missing, so it is trained on each half alone as well.
-    svi = SVI(two.model, two.guide, pv.FusedAdam({"lr": 1e-3}), pv.CompiledTraceMeanField_ELBO())
+    svi = pv.SVI(two.model, two.guide, pv.FusedAdam({"lr": 1e-3}), pv.objectives.CompiledTraceMeanField_ELBO())
     pv.check_program(two.model, two.guide, train.x[:2].flatten(1))
     for epoch in range(args.num_epochs):
         losses = dict.fromkeys((BOTH, UPPER, LOWER), 0.0)
@@ -82,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
     two.eval()
     x = test.x[: 5 if args.smoke else 100].flatten(1)
     found = {
-        what: pv.log_evidence(two.model, two.guide, x, seen=seen, tolerance=0.1, seed=args.seed)
+        what: pv.log_evidence(two.model, two.guide, x, kwargs={"seen": seen}, tolerance=0.1, seed=args.seed)
         for what, seen in {"digits": BOTH, "upper halves": UPPER, "lower halves": LOWER}.items()
     }
     print(f"\nlog p of {len(x)} test digits, nats per datum")

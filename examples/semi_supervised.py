@@ -33,9 +33,9 @@ class SemiSupervised(nn.Module):
         super().__init__()
         bias = torch.logit(mean, eps=1e-3)
         self.vae = pv.VAE(
-            pv.StandardNormal(LATENT_DIM),
-            pv.Bernoulli(pv.nn.MLP(LATENT_DIM + 10, [HIDDEN], NUM_PIXELS, nn.ReLU, output_bias=bias)),
-            pv.DiagonalNormal(pv.nn.MLP(NUM_PIXELS + 10, [HIDDEN], 2 * LATENT_DIM, nn.ReLU)),
+            pv.priors.StandardNormal(LATENT_DIM),
+            pv.likelihoods.Bernoulli(pv.nn.MLP(LATENT_DIM + 10, [HIDDEN], NUM_PIXELS, nn.ReLU, output_bias=bias)),
+            pv.posteriors.DiagonalNormal(pv.nn.MLP(NUM_PIXELS + 10, [HIDDEN], 2 * LATENT_DIM, nn.ReLU)),
             context_shapes=[(10,)],
         )
         self.classifier = classifier(mean)
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     whole = SemiSupervised(train.mean.flatten())
     optim = pv.FusedAdam({"lr": 1e-3})
     without_label = SVI(whole.model, whole.guide, optim, TraceEnum_ELBO(max_plate_nesting=1))
-    with_label = SVI(whole.model, whole.guide, optim, pv.CompiledTraceMeanField_ELBO())
+    with_label = pv.SVI(whole.model, whole.guide, optim, pv.objectives.CompiledTraceMeanField_ELBO())
     pv.check_program(whole.model, whole.guide, test_x[:2])
     for epoch in range(args.num_epochs):
         loss = 0.0

@@ -18,7 +18,6 @@ import pyro
 import pyro.distributions as dist
 import torch
 from common import arguments, batches, digits
-from pyro.infer import SVI
 from torch import Tensor, nn
 
 import pyro_vae as pv
@@ -81,9 +80,9 @@ class Rotation(nn.Module):
 
 def frame_vae(mean: Tensor) -> pv.VAE:
     return pv.VAE(
-        pv.StandardNormal(LATENT_DIM),
-        pv.Bernoulli(pv.nn.MLP(LATENT_DIM, [300], 784, output_bias=torch.logit(mean, eps=1e-3))),
-        pv.DiagonalNormal(pv.nn.MLP(784, [300], 2 * LATENT_DIM, input_mean=mean)),
+        pv.priors.StandardNormal(LATENT_DIM),
+        pv.likelihoods.Bernoulli(pv.nn.MLP(LATENT_DIM, [300], 784, output_bias=torch.logit(mean, eps=1e-3))),
+        pv.posteriors.DiagonalNormal(pv.nn.MLP(784, [300], 2 * LATENT_DIM, input_mean=mean)),
     )
 
 
@@ -97,7 +96,7 @@ def main(argv: list[str] | None = None) -> None:
     train, test = digits(args)
     x, test_x = rotating(train.first(200 if args.smoke else 5000)), rotating(test.first(200))
     rotation = Rotation(x.mean((0, 1)))
-    svi = SVI(rotation.model, rotation.guide, pv.FusedAdam({"lr": 1e-3}), pv.CompiledTrace_ELBO())
+    svi = pv.SVI(rotation.model, rotation.guide, pv.FusedAdam({"lr": 1e-3}), pv.objectives.CompiledTrace_ELBO())
     pv.check_program(rotation.model, rotation.guide, x[:2])
     for epoch in range(args.num_epochs):
         loss = sum(svi.step(x[rows]) for rows in batches(len(x), 50)) / len(x)

@@ -15,7 +15,6 @@ import pyro.distributions as dist
 import torch
 from common import arguments, batches, digits
 from pyro import poutine
-from pyro.infer import SVI
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule, PyroSample
 from torch import Tensor, nn
@@ -43,9 +42,9 @@ class Supervised:
 
     def __init__(self, mean: Tensor) -> None:
         self.vae = pv.VAE(
-            pv.StandardNormal(LATENT_DIM),
-            pv.Bernoulli(pv.nn.MLP(LATENT_DIM, [300], 784, output_bias=torch.logit(mean, eps=1e-3))),
-            pv.DiagonalNormal(pv.nn.MLP(784, [300], 2 * LATENT_DIM, input_mean=mean)),
+            pv.priors.StandardNormal(LATENT_DIM),
+            pv.likelihoods.Bernoulli(pv.nn.MLP(LATENT_DIM, [300], 784, output_bias=torch.logit(mean, eps=1e-3))),
+            pv.posteriors.DiagonalNormal(pv.nn.MLP(784, [300], 2 * LATENT_DIM, input_mean=mean)),
         )
         self.weights = Weights()
         self.weights_guide = AutoNormal(poutine.block(self.model, expose=WEIGHTS))
@@ -85,9 +84,9 @@ def main(argv: list[str] | None = None) -> None:
     y = train.labels[known]
 
     optim = pv.FusedAdam({"lr": 1e-3})
-    labelled = SVI(both.model, both.guide, optim, pv.CompiledTrace_ELBO())
-    unlabelled = SVI(both.vae.model, both.vae.guide, optim, pv.CompiledTraceMeanField_ELBO())
-    pv.check_program(both.model, both.guide, train.x[:2].flatten(1), train.labels[:2], num_data=num_known)
+    labelled = pv.SVI(both.model, both.guide, optim, pv.objectives.CompiledTrace_ELBO())
+    unlabelled = pv.SVI(both.vae.model, both.vae.guide, optim, pv.objectives.CompiledTraceMeanField_ELBO())
+    pv.check_program(both.model, both.guide, train.x[:2].flatten(1), train.labels[:2], kwargs={"num_data": num_known})
     for epoch in range(args.num_epochs):
         losses = []
         for rows in batches(len(unknown), 100):

@@ -1,19 +1,12 @@
 """Variational autoencoders as Pyro programs, with a likelihood you can trust."""
 
-from pyro_vae import data, nn, plots
-from pyro_vae.compiled import CompiledTrace_ELBO, CompiledTraceMeanField_ELBO
-from pyro_vae.composition import check_program
+from pyro_vae import data, evidence, likelihoods, nn, objectives, plots, posteriors, priors
 from pyro_vae.diagnostics import LatentUse, RateDistortion, latent_use, rate_distortion
 from pyro_vae.evidence import (
     Bound,
     Comparison,
-    Defensive,
     Evidence,
-    Guide,
     InferenceGap,
-    Inflated,
-    Laplace,
-    Local,
     Posterior,
     Sandwich,
     ais,
@@ -22,59 +15,49 @@ from pyro_vae.evidence import (
     importance_sampling,
     inference_gap,
     log_evidence,
-    pareto_khat,
     posterior_samples,
-    reciprocal_importance_sampling,
+    proposals,
 )
-from pyro_vae.likelihoods import Bernoulli, Gaussian
+from pyro_vae.objectives.svi import SVI
 from pyro_vae.optim import FusedAdam
-from pyro_vae.posteriors import DiagonalNormal
-from pyro_vae.priors import StandardNormal
-from pyro_vae.tiling import log_weights
+from pyro_vae.program.check import check_program
 from pyro_vae.training import DivergedError, History, fit
 from pyro_vae.vae import VAE
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "SVI",
     "VAE",
-    "Bernoulli",
     "Bound",
     "Comparison",
-    "CompiledTraceMeanField_ELBO",
-    "CompiledTrace_ELBO",
-    "Defensive",
-    "DiagonalNormal",
     "DivergedError",
     "Evidence",
     "FusedAdam",
-    "Gaussian",
-    "Guide",
     "History",
     "InferenceGap",
-    "Inflated",
-    "Laplace",
     "LatentUse",
-    "Local",
     "Posterior",
     "RateDistortion",
     "Sandwich",
-    "StandardNormal",
     "ais",
     "bdmc",
     "check_program",
     "compare",
     "data",
+    "evidence",
     "fit",
     "importance_sampling",
     "inference_gap",
     "latent_use",
+    "likelihoods",
     "log_evidence",
-    "log_weights",
     "nn",
-    "pareto_khat",
+    "objectives",
     "plots",
     "posterior_samples",
+    "posteriors",
+    "priors",
+    "proposals",
     "rate_distortion",
-    "reciprocal_importance_sampling",
 ]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import numbers
+import traceback
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,7 @@ import torch
 from torch import Tensor
 
 IMAGE_CHANNELS = (1, 3, 4)
+PACKAGE = str(Path(__file__).parent)
 
 _trusted: ContextVar[bool] = ContextVar("trusted", default=False)
 
@@ -51,7 +55,7 @@ def positive(name: str, value: Any) -> float:
         raise TypeError(f"{name}: expected a positive number; got {value!r} of type {type(value).__name__}; pass one.")
     number = float(value)
     if not 0 < number < math.inf:
-        raise ValueError(f"{name}: expected a finite number above 0; got {number}; pass one such.")
+        raise ValueError(f"{name}: expected a finite number above 0; got {number}; pass a positive finite number.")
     return number
 
 
@@ -75,6 +79,25 @@ def shape(name: str, value: int | Sequence[int]) -> tuple[int, ...]:
     """A width or a shape as a tuple of positive whole numbers."""
     sizes = tuple(value) if isinstance(value, (tuple, list, torch.Size)) else (value,)
     return tuple(whole_number(name, size) for size in sizes)
+
+
+def warn(message: str) -> None:
+    """Warn, from the line outside of the package that called it."""
+    frames = (frame.filename for frame in reversed(traceback.extract_stack()[:-1]))
+    level = next((i for i, name in enumerate(frames, start=2) if not name.startswith(PACKAGE)), 2)
+    warnings.warn(message, stacklevel=level)
+
+
+def keyword_arguments(kwargs: Any) -> dict[str, Any]:
+    """Keyword arguments of a program, as a dictionary of their own."""
+    if kwargs is None:
+        return {}
+    if not isinstance(kwargs, Mapping) or not all(isinstance(name, str) for name in kwargs):
+        raise TypeError(
+            f"kwargs: expected a dictionary from names to keyword arguments of model and guide; got {kwargs!r}; pass "
+            'kwargs={"beta": 0.5}, say.'
+        )
+    return dict(kwargs)
 
 
 def tensor(name: str, value: Any) -> Tensor:
@@ -225,14 +248,14 @@ def same_device(name: str, x: Tensor, device: torch.device) -> Tensor:
     return x
 
 
-def in_support(name: str, x: Tensor, support: Any) -> Tensor:
-    """`x`, if the likelihood gives it a density."""
+def in_support(name: str, x: Tensor, support: Any, remedy: str) -> Tensor:
+    """`x`, if the likelihood gives it a density; the remedy is the advice of its error."""
     if _trusted.get() or support.check(x).all():
         return x
     low, high = x.min().item(), x.max().item()
     raise ValueError(
         f"{name}: expected values in the likelihood's support, {_support_name(support)}; got values from {low:g} to "
-        f"{high:g}{_support_hint(low, high)}."
+        f"{high:g} ({_kind_of_pixels(low, high)}): {remedy}."
     )
 
 
@@ -241,12 +264,10 @@ def _support_name(support: Any) -> str:
     return "{0, 1}" if str(base) == "Boolean()" else str(base)
 
 
-def _support_hint(low: float, high: float) -> str:
+def _kind_of_pixels(low: float, high: float) -> str:
     if low < 0:
-        found = "pixels scaled to -1 to 1" if low >= -1 and high <= 1 else "values that no pixel has"
-    else:
-        found = "grey levels of 0 to 255" if high > 1 else "grey levels of 0 to 1"
-    return f" ({found}): binarize them (pyro_vae.data.from_tensor), or use a likelihood for grey such as Gaussian"
+        return "pixels scaled to -1 to 1" if low >= -1 and high <= 1 else "values that no pixel has"
+    return "grey levels of 0 to 255" if high > 1 else "grey levels of 0 to 1"
 
 
 def same_plates(site: str, of_model: Iterable[Any], of_guide: Iterable[Any]) -> None:

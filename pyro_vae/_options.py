@@ -1,53 +1,39 @@
-"""The options of an estimator beside the keyword arguments of the program that it evaluates."""
+"""The options of a function beside the arguments of the program that it runs."""
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
-__all__ = ["apart_from_the_program"]
+__all__ = ["refusing_unknown_options"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def apart_from_the_program(*shared: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Refuse an option that model or guide has an argument of the same name as: who was meant cannot be told.
+def refusing_unknown_options(function: Callable[P, R]) -> Callable[P, R]:
+    """Say where a keyword belongs that is none of a function's options: `kwargs={...}` is the program's."""
+    options = [each.name for each in inspect.signature(function).parameters.values() if each.kind is each.KEYWORD_ONLY]
 
-    Args:
-        shared: options that go to the model as well.
-    """
+    @functools.wraps(function)
+    def checked(*args: P.args, **keywords: P.kwargs) -> R:
+        for name, value in keywords.items():
+            if name not in {*options, "model", "guide"}:
+                near = difflib.get_close_matches(name, options, n=1)
+                own = near or sorted(set(options) - {"kwargs"})
+                otherwise = f", or an option by its name: {' or '.join(own)}" if own else "; it has no options"
+                raise TypeError(
+                    f"{name}: expected an option of {function.__name__}; got {name}={_short(value)}; pass an "
+                    f"argument of model and guide as kwargs={{{name!r}: ...}}{otherwise}."
+                )
+        return function(*args, **keywords)
 
-    def decorate(estimator: Callable[P, R]) -> Callable[P, R]:
-        parameters = inspect.signature(estimator).parameters.values()
-        options = {each.name for each in parameters if each.kind is each.KEYWORD_ONLY} - set(shared)
-
-        @functools.wraps(estimator)
-        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-            programs = dict(zip(("model", "guide"), args, strict=False)) | {
-                role: kwargs[role] for role in ("model", "guide") if role in kwargs
-            }
-            for role, program in programs.items():
-                for name in sorted(options & kwargs.keys() & _names_of_arguments(program)):
-                    raise ValueError(
-                        f"{role}: expected arguments with other names than the options of {estimator.__name__}; got "
-                        f"{name}={kwargs[name]!r}, which is an option and an argument of the {role}; rename it there, "
-                        f"or give it by a function of your own, such as lambda x: {role}(x, {name}=...)."
-                    )
-            return estimator(*args, **kwargs)
-
-        return checked
-
-    return decorate
+    return checked
 
 
-def _names_of_arguments(program: Any) -> set[str]:
-    """Those that can be given by name and are not yet bound by `functools.partial`."""
-    bound = set(getattr(program, "keywords", None) or ())
-    try:
-        parameters = inspect.signature(getattr(program, "forward", program)).parameters.values()
-    except (TypeError, ValueError):
-        return set()
-    return {each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)} - bound
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 40 else f"a {type(value).__name__}"

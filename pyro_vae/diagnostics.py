@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from pyro_vae import _checks
-from pyro_vae._options import apart_from_the_program
-from pyro_vae.program import Latents, Program
-from pyro_vae.tiling import block_width, blocks, noise, seed_for, tiles
+from pyro_vae._options import refusing_unknown_options
+from pyro_vae._random import seed_for
+from pyro_vae.program.core import Latents, Program
+from pyro_vae.program.inspect import program_of
+from pyro_vae.program.tiles import block_width, blocks, noise, tiles
 
 __all__ = ["LatentUse", "RateDistortion", "latent_use", "rate_distortion"]
 
@@ -35,15 +37,15 @@ class RateDistortion(NamedTuple):
         return -(self.rate + self.distortion)
 
 
-@apart_from_the_program()
+@refusing_unknown_options
 def rate_distortion(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     *args: Any,
+    kwargs: Mapping[str, Any] | None = None,
     num_samples: int = 1,
     seed: int = 0,
     plate: str | None = None,
-    **kwargs: Any,
 ) -> RateDistortion:
     r"""The two terms of the ELBO, $\mathrm{ELBO} = -D - R$, of each datum.
 
@@ -68,7 +70,7 @@ def rate_distortion(
         tensor([0., 0.], dtype=torch.float64)
     """
     num_samples = _checks.whole_number("num_samples", num_samples)
-    program = Program.of(model, guide, args, kwargs, plate)
+    program = program_of(model, guide, args, kwargs, plate)
     rate, distortion = torch.zeros(2, program.num_data, dtype=torch.float64)
     for block, tile in tiles(program, num_samples, _checks.seed(seed)):
         prior, likelihood, log_q = (each.sum(0).cpu() / num_samples for each in tile.densities)
@@ -102,16 +104,16 @@ class LatentUse:
     aggregate_kl: float
 
 
-@apart_from_the_program()
+@refusing_unknown_options
 def latent_use(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     *args: Any,
+    kwargs: Mapping[str, Any] | None = None,
     num_samples: int = 10,
     threshold: float = 0.01,
     seed: int = 0,
     plate: str | None = None,
-    **kwargs: Any,
 ) -> LatentUse:
     r"""Active units, mutual information I(x; z), and the aggregate posterior's KL to the prior.
 
@@ -150,7 +152,7 @@ def latent_use(
     num_samples = _checks.whole_number("num_samples", num_samples, minimum=2)
     threshold = _checks.positive("threshold", threshold)
     seed = _checks.seed(seed)
-    program = Program.of(model, guide, args, kwargs, plate).with_masked_latents
+    program = program_of(model, guide, args, kwargs, plate).with_masked_latents
     num_data = program.num_data
     information = torch.zeros(num_samples, num_data, dtype=torch.float64)
     rate = 0.0

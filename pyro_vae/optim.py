@@ -32,8 +32,8 @@ class FusedAdam(PyroOptim):
 
     $m \leftarrow \beta_1 m + (1 - \beta_1) g$, $v \leftarrow \beta_2 v + (1 - \beta_2) g^2$ and
     $\theta \leftarrow \theta - \text{lr}\, \hat m / (\sqrt{\hat v} + \epsilon)$, where
-    $\hat m = m / (1 - \beta_1^t)$ and $\hat v = v / (1 - \beta_2^t)$: the steps of `pyro.optim.Adam`. In `SVI` with a
-    compiled ELBO the update is part of the ELBO's graph.
+    $\hat m = m / (1 - \beta_1^t)$ and $\hat v = v / (1 - \beta_2^t)$: the steps of `pyro.optim.Adam`. In `pv.SVI`
+    with a compiled ELBO the update is part of the ELBO's graph.
 
     Args:
         optim_args: `lr` (1e-3 by default), `betas`, `eps` and `weight_decay` of `torch.optim.Adam`; or a function from
@@ -57,13 +57,12 @@ class FusedAdam(PyroOptim):
 
     Examples:
         >>> import pyro, torch
-        >>> from pyro.infer import SVI
         >>> import pyro_vae as pv
         >>> def model(x):
         ...     loc = pyro.param("loc", torch.tensor(0.0))
         ...     with pyro.plate("data", len(x)):
         ...         pyro.sample("x", pyro.distributions.Normal(loc, 1.0), obs=x)
-        >>> svi = SVI(model, lambda x: None, pv.FusedAdam({"lr": 0.1}), pyro.infer.Trace_ELBO())
+        >>> svi = pv.SVI(model, lambda x: None, pv.FusedAdam({"lr": 0.1}), pyro.infer.Trace_ELBO())
         >>> losses = [svi.step(torch.full((10,), 2.0)) for _ in range(100)]
         >>> round(pyro.param("loc").item(), 1)
         2.0
@@ -84,13 +83,9 @@ class FusedAdam(PyroOptim):
         """One for each set of options."""
         self.schedulers: list[LRScheduler] = []
         self._rates: dict[Adam, Tensor] = {}
-        self._has_stepped = False
 
     def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
         """Take one step for each of the parameters that has a gradient, and take the gradients away."""
-        if self._has_stepped:
-            self._has_stepped = False
-            return
         params = set(params)
         if not params:
             raise ValueError(
@@ -158,7 +153,7 @@ class FusedAdam(PyroOptim):
             self._restore(param, state)
 
     def _state_of(self, param: Tensor) -> dict[str, Any]:
-        """As the state of an optimizer of its own, with its schedule if there is one: Pyro's form."""
+        """Return a parameter's state in Pyro's form: an optimizer of its own, with its schedule if it has one."""
         optimizer = self.optim_objs[param]
         group = {**optimizer.param_groups[0], "params": [0]}
         state = {0: _copied(optimizer.state[param])} if optimizer.state.get(param) else {}
@@ -202,10 +197,6 @@ class FusedAdam(PyroOptim):
         """Before a recorded step: the learning rates of now."""
         for optimizer, rate in self._rates.items():
             rate.fill_(optimizer.param_groups[0]["lr"])
-
-    def has_stepped(self) -> None:
-        """After a recorded step: the call that follows has nothing left to do."""
-        self._has_stepped = True
 
     def moments(self) -> list[list[Tensor]]:
         """The running means of all gradients, and those of their squares."""

@@ -10,13 +10,16 @@ import torch
 from torch import Tensor
 
 from pyro_vae import _checks
+from pyro_vae.evidence.bdmc import Sandwich
+from pyro_vae.evidence.posterior import Posterior
+from pyro_vae.evidence.psis import khat_threshold
+from pyro_vae.evidence.result import Evidence
+from pyro_vae.training.history import History
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from pyro_vae.evidence import Evidence, Posterior, Sandwich
-    from pyro_vae.training import History
 
 __all__ = [
     "bounds",
@@ -94,8 +97,6 @@ def bounds(evidence: Evidence, ax: Axes | None = None) -> Axes:
 
 def khat(evidence: Evidence, ax: Axes | None = None, *, num_worst: int = 5) -> Axes:
     """Pareto k-hat of each datum, with the threshold, and the places of the worst data."""
-    from pyro_vae.evidence.psis import khat_threshold
-
     ax = _axes(ax)
     values = evidence.khat
     known = (~values.isnan()).nonzero().flatten()

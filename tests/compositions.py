@@ -18,9 +18,9 @@ def vae_of(context=0, name=None, encoder=None, context_shapes=None):
     torch.manual_seed(len(name or ""))
     shapes = ([(context,)] if context else []) if context_shapes is None else context_shapes
     vae = pv.VAE(
-        pv.StandardNormal(LATENT),
-        pv.Bernoulli(pv.nn.MLP(LATENT + context, [7], WIDTH)),
-        pv.DiagonalNormal(encoder or pv.nn.MLP(WIDTH + context, [7], 2 * LATENT)),
+        pv.priors.StandardNormal(LATENT),
+        pv.likelihoods.Bernoulli(pv.nn.MLP(LATENT + context, [7], WIDTH)),
+        pv.posteriors.DiagonalNormal(encoder or pv.nn.MLP(WIDTH + context, [7], 2 * LATENT)),
         name=name,
         context_shapes=shapes,
     )
@@ -188,7 +188,7 @@ class ExposureOfCounts(nn.Module):
 def exposure():
     torch.manual_seed(0)
     encoder = pv.nn.MLP(WIDTH + 1, [7], 2 * LATENT)
-    parts = pv.StandardNormal(LATENT), ExposureOfCounts(), pv.DiagonalNormal(encoder)
+    parts = pv.priors.StandardNormal(LATENT), ExposureOfCounts(), pv.posteriors.DiagonalNormal(encoder)
     vae = pv.VAE(*parts, context_shapes=[()]).to(torch.get_default_dtype())
     times = torch.linspace(0.5, 2, 6, dtype=torch.get_default_dtype())
     return case_of(

@@ -1,5 +1,6 @@
 """Every test starts with an empty parameter store, a fixed seed, and Pyro's validation on."""
 
+import collections
 import os
 import sys
 from pathlib import Path
@@ -8,12 +9,24 @@ import pyro
 import pytest
 import torch
 
-from pyro_vae.graphs import Graph
+from pyro_vae.compile.graph import Graph
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process for each core: threads of their own would fight for them
     os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
     torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Of a test with the marker `one_in(n)` every n-th case runs on a push; the others are slow."""
+    seen = collections.Counter()
+    for item in items:
+        marker = item.get_closest_marker("one_in")
+        if marker is not None:
+            seen[item.function] += 1
+            if seen[item.function] % marker.args[0] != 1:
+                item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)

@@ -31,12 +31,20 @@ def binary(num_data, width=12):
 
 
 def bernoulli_vae():
-    vae = pv.VAE(pv.StandardNormal(2), pv.Bernoulli(pv.nn.MLP(2, [7], 12)), pv.DiagonalNormal(pv.nn.MLP(12, [7], 4)))
+    vae = pv.VAE(
+        pv.priors.StandardNormal(2),
+        pv.likelihoods.Bernoulli(pv.nn.MLP(2, [7], 12)),
+        pv.posteriors.DiagonalNormal(pv.nn.MLP(12, [7], 4)),
+    )
     return Case(vae.model, vae.guide, [(binary(6),), (binary(6),), (binary(4),)])
 
 
 def gaussian_vae_scaled_and_masked():
-    vae = pv.VAE(pv.StandardNormal(2), pv.Gaussian(pv.nn.MLP(2, [7], 5)), pv.DiagonalNormal(pv.nn.MLP(5, [7], 4)))
+    vae = pv.VAE(
+        pv.priors.StandardNormal(2),
+        pv.likelihoods.Gaussian(pv.nn.MLP(2, [7], 5)),
+        pv.posteriors.DiagonalNormal(pv.nn.MLP(5, [7], 4)),
+    )
     mask = torch.arange(6) < 4
     return Case(*(poutine.mask(poutine.scale(fn, 0.3), mask) for fn in (vae.model, vae.guide)), [(data(6),)])
 

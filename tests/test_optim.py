@@ -189,7 +189,7 @@ def test_what_is_no_schedule_is_refused_at_once(lr_scheduler, message):
 def test_gradients_are_clipped_by_pyros_adam_beside_a_compiled_objective(float64, interpreted):
     """What the message says to do."""
     clip_args, ends = {"clip_norm": 0.1, "clip_value": 0.05}, []
-    for elbo in (Trace_ELBO(), pv.CompiledTrace_ELBO()):
+    for elbo in (Trace_ELBO(), pv.objectives.CompiledTrace_ELBO()):
         pyro.clear_param_store()
         svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}, clip_args), elbo)
         for _ in range(5):

@@ -75,18 +75,20 @@ FIGURES = {
     "log_evidence, tight": lambda: pv.log_evidence(*PAIR, tolerance=0.02).mean,
     "evaluations": lambda: pv.log_evidence(*PAIR, tolerance=0.02).num_evaluations.double().mean().item(),
     "bdmc": sandwich,
-    "reciprocal": lambda: pv.reciprocal_importance_sampling(*PAIR, num_samples=100).mean,
+    "reciprocal": lambda: pv.evidence.reciprocal_importance_sampling(*PAIR, num_samples=100).mean,
     "posterior by hmc": lambda: pv.posterior_samples(*PAIR, num_samples=20).latents["z"].mean().item(),
     "posterior by importance": lambda: (
         pv.posterior_samples(*PAIR, num_samples=20, method="importance", num_proposals=500).latents["z"].mean().item()
     ),
     "amortization gap": lambda: pv.inference_gap(*PAIR, num_steps=50).amortization.mean().item(),
     "rate": lambda: pv.rate_distortion(*PAIR, num_samples=100).rate.mean().item(),
-    "log weights": lambda: pv.log_weights(*PAIR, num_samples=50).mean().item(),
+    "log weights": lambda: pv.evidence.log_weights(*PAIR, num_samples=50).mean().item(),
     "Trace_ELBO": lambda: trained_loss(Trace_ELBO()),
     "TraceMeanField_ELBO": lambda: trained_loss(TraceMeanField_ELBO()),
-    "CompiledTrace_ELBO": lambda: trained_loss(pv.CompiledTrace_ELBO()),
-    "CompiledTraceMeanField_ELBO": lambda: trained_loss(pv.CompiledTraceMeanField_ELBO(), pv.FusedAdam({"lr": 1e-2})),
+    "CompiledTrace_ELBO": lambda: trained_loss(pv.objectives.CompiledTrace_ELBO()),
+    "CompiledTraceMeanField_ELBO": lambda: trained_loss(
+        pv.objectives.CompiledTraceMeanField_ELBO(), pv.FusedAdam({"lr": 1e-2})
+    ),
     "fit": lambda: fitted_elbo(compile=False),
 }
 

@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from laws import LIKELIHOODS
 from torch import nn
 
 import pyro_vae as pv
@@ -43,8 +44,8 @@ class LinearGaussian:
 
     def vae(self, posterior=None):
         latent_dim = self.weight.shape[1]
-        likelihood = pv.Gaussian(self.decoder(), scale=self.scale)
-        return pv.VAE(pv.StandardNormal(latent_dim), likelihood, posterior or GaussianPosterior(self)).double()
+        likelihood = pv.likelihoods.Gaussian(self.decoder(), scale=self.scale)
+        return pv.VAE(pv.priors.StandardNormal(latent_dim), likelihood, posterior or GaussianPosterior(self)).double()
 
     def draw(self, num_data, seed=2):
         generator = torch.Generator().manual_seed(seed)
@@ -139,26 +140,13 @@ def log_evidence_by_quadrature(vae, x, latent_dim):
     return log_joint_on_grid(vae, x, z).logsumexp(0) + log_cell
 
 
-LIKELIHOODS = {
-    "Bernoulli": lambda latent_dim, hidden: pv.Bernoulli(pv.nn.MLP(latent_dim, hidden, 6)),
-    "Gaussian, constant scale": lambda latent_dim, hidden: pv.Gaussian(pv.nn.MLP(latent_dim, hidden, 6), scale=0.5),
-    "Gaussian, learned scale": lambda latent_dim, hidden: pv.Gaussian(
-        pv.nn.MLP(latent_dim, hidden, 6), scale="learned"
-    ),
-    "Gaussian, scale per pixel": lambda latent_dim, hidden: pv.Gaussian(
-        pv.nn.MLP(latent_dim, hidden, 12), scale="per-pixel"
-    ),
-}
-"""Each kind of likelihood, of six pixels."""
-
-
 def small_vae(likelihood="Bernoulli", latent_dim=2, hidden=(8,), **kwargs):
     """A VAE of six pixels with random weights, in the default dtype."""
     torch.manual_seed(3)
     vae = pv.VAE(
-        pv.StandardNormal(latent_dim),
-        LIKELIHOODS[likelihood](latent_dim, list(hidden)),
-        pv.DiagonalNormal(pv.nn.MLP(6, list(hidden), 2 * latent_dim)),
+        pv.priors.StandardNormal(latent_dim),
+        LIKELIHOODS[likelihood](lambda factor: pv.nn.MLP(latent_dim, list(hidden), 6 * factor)),
+        pv.posteriors.DiagonalNormal(pv.nn.MLP(6, list(hidden), 2 * latent_dim)),
         **kwargs,
     )
     with torch.no_grad():  # larger weights, so that the posterior is no Gaussian

@@ -2,329 +2,40 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from pyro_vae import _checks
-from pyro_vae._options import apart_from_the_program
-from pyro_vae.evidence import hmc
-from pyro_vae.evidence.hmc import Metric, State
-from pyro_vae.evidence.importance import NUM_ELBO_SAMPLES, guide_terms
-from pyro_vae.evidence.laplace import Gaussian, Gaussians, moments
-from pyro_vae.evidence.result import Bound, Draws, Evidence, Observed
-from pyro_vae.evidence.survey import NUM_POINTS, Elsewhere, Region, find_modes, region_of, survey
-from pyro_vae.evidence.weights import Estimate, estimate, resampled
-from pyro_vae.joint import Joint, joint_of
-from pyro_vae.program import Program
-from pyro_vae.tiling import Block, Noise, blocks, noise, refuse_nan, seed_for, tile_size
-from pyro_vae.unconstrained import Unconstrained
+from pyro_vae._options import refusing_unknown_options
+from pyro_vae.evidence.annealing import (
+    START_NAMES,
+    Annealing,
+    Prepared,
+    Trajectory,
+    anneal,
+    annealed,
+    block_size,
+    end_draws,
+)
+from pyro_vae.evidence.estimator import Estimator, Found, Task, evaluate
+from pyro_vae.evidence.result import Bound, Draws, Evidence
+from pyro_vae.evidence.survey import Elsewhere, Region
+from pyro_vae.program.core import Program
+from pyro_vae.program.joint import joint_of
+from pyro_vae.program.tiles import Block, noise, refuse_nan
 
-__all__ = [
-    "SCHEDULES",
-    "STARTS",
-    "Annealing",
-    "Path",
-    "Settings",
-    "Trajectory",
-    "ais",
-    "anneal",
-    "annealed",
-    "laplace_path",
-    "path_from",
-    "pilot",
-]
-
-START_NAMES = {"laplace": "Laplace's Gaussian", "guide": "the guide", "prior": "the prior"}
-STARTS = tuple(START_NAMES)
-SCHEDULES = ("adaptive", "linear", "sigmoid")
-TARGET_ACCEPTANCE = 0.8
-PILOT_TEMPERATURES = 20
-PILOT_CHAINS = 8
-NUM_DRAWS = 64  # of a start, to see how wide it is
-RELIABLE_SHARE = 0.75  # of the chains that the effective sample size must exceed
+__all__ = ["AIS", "ais"]
 
 
-@dataclass(frozen=True)
-class Path:
-    """The geometric path $f_0^{1 - \\beta} f_1^\\beta$ from a density that can be drawn from to p(x, u)."""
-
-    view: Unconstrained
-    draw: Callable[[int], Tensor]
-    evaluate: hmc.Evaluate
-    start_precision: Tensor | None
-    """Of the start where the metric must change along the path, `(N, D)`; None where the start is Laplace's."""
-    gaussian: Gaussian
-    """Laplace's, at the posterior's main mode."""
-
-    def metric(self, beta: Tensor) -> Metric:
-        """The map whose covariance is the inverse of the precisions' weighted mean, at $\\beta$ `(N,)`."""
-        if self.start_precision is None:
-            return self.gaussian
-        end = torch.cholesky_inverse(self.gaussian.scale_tril)
-        precision = (1 - beta)[:, None, None] * self.start_precision.diag_embed() + beta[:, None, None] * end
-        factor, failed = torch.linalg.cholesky_ex(precision)
-        identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
-        scale = torch.linalg.solve_triangular(factor, identity, upper=False).mT
-        return Gaussian(self.gaussian.loc, scale.where(failed[:, None, None] == 0, self.gaussian.scale_tril))
-
-
-class Settings(NamedTuple):
-    """All that a measured run needs to know; found by a pilot run with noise of its own, and frozen since."""
-
-    betas: Tensor
-    """`(T + 1, N)`, from 0 to 1."""
-    step_sizes: Tensor
-    """`(T + 1, N)`."""
-    num_chains: int
-    num_leapfrog: int
-
-
-class Trajectory(NamedTuple):
-    """What a run along the path returns."""
-
-    log_weights: Tensor
-    """`(K, N)`."""
-    state: State
-    acceptance: Tensor
-    """The mean over chains and temperatures, `(N,)`."""
-
-
-def path_from(start: str, region: Region, gaussians: Gaussians) -> Path:
-    """The path from "laplace", "guide" or "prior", with the metric of Laplace's Gaussian."""
-    view, main = region.view, gaussians.main
-    if start == "laplace":
-        return laplace_path(region, gaussians)
-    if start == "guide":
-
-        def from_guide(u: Tensor) -> tuple[Tensor, Tensor]:
-            return view.log_guide(u), torch.stack(region.log_joint(u)).sum(0)
-
-        precision = 1 / moments(region.draw_guide(NUM_DRAWS))[1]
-        return Path(view, region.draw_guide, hmc.evaluating(from_guide), precision, main)
-
-    def from_prior(u: Tensor) -> tuple[Tensor, Tensor]:
-        prior, likelihood = region.log_joint(u)
-        return prior, prior + likelihood
-
-    precision = 1 / moments(region.draw_prior(NUM_DRAWS))[1]
-    return Path(view, region.draw_prior, hmc.evaluating(from_prior), precision, main)
-
-
-def laplace_path(region: Region, gaussians: Gaussians) -> Path:
-    """The path from Laplace's Gaussian, or from several as a mixture."""
-
-    def from_laplace(u: Tensor) -> tuple[Tensor, Tensor]:
-        return gaussians.log_prob(u), torch.stack(region.log_joint(u)).sum(0)
-
-    component = region.gaussian(gaussians)
-    return Path(region.view, component.draw, hmc.evaluating(from_laplace), None, gaussians.main)
-
-
-def anneal(path: Path, noise: Noise, settings: Settings, start: Tensor | None = None) -> Trajectory:
-    r"""One run along the path: $\log w = \sum_t (\beta_t - \beta_{t-1}) (\log f_1 - \log f_0)(u_{t-1})$.
-
-    Forwards from draws of $f_0$, $E w = p(x)$. Given `start` `(K, N, D)`, exact draws from the posterior, it goes
-    backwards, and $E 1 / w = 1 / p(x)$.
-    """
-    betas, step_sizes, num_chains, num_leapfrog = settings
-    backwards = start is not None
-    u = path.draw(num_chains) if start is None else start
-    state, inside = _begin(path, u)
-    log_weights = torch.where(inside, 0.0, -torch.inf)
-    acceptance = torch.zeros_like(betas[0])
-    order = range(1, len(betas)) if not backwards else range(len(betas) - 1, 0, -1)
-    for number, t in enumerate(order, start=1):
-        difference = state.log_end - state.log_start
-        # Weigh before the transition: the chain has to be where the last temperature left it.
-        log_weights = log_weights + (betas[t] - betas[t - 1]) * difference
-        if number < len(betas) - 1:
-            at = t - 1 if backwards else t
-            state, accepted = hmc.step(
-                state, path.evaluate, noise, path.metric(betas[at]), betas[at], step_sizes[at], num_leapfrog
-            )
-            acceptance = acceptance + accepted.mean(0) / (len(betas) - 2)
-    return Trajectory(log_weights, state, acceptance)
-
-
-class Pilot(NamedTuple):
-    """What a run saw whose weights are thrown away: each datum's step size and spread at each temperature."""
-
-    betas: Tensor
-    """`(P + 1, N)`."""
-    log_sizes: Tensor
-    """`(P, N)`."""
-    spreads: Tensor
-    """The standard deviation over chains of log f_1 - log f_0 before each transition, `(P, N)`."""
-    log_weights: Tensor
-    """`(K, N)`; no estimate, for the step sizes were still adapting."""
-
-    def at(self, rows: Tensor) -> Pilot:
-        """Of some of the data."""
-        return Pilot(*(each[:, rows] for each in self))
-
-    def settings(self, annealing: Annealing) -> Settings:
-        """Frozen settings for a measured run."""
-        num_temperatures, schedule = annealing.num_temperatures, annealing.schedule
-        if schedule == "adaptive":
-            betas = _equal_speed(self.spreads, self.betas, num_temperatures)
-        else:
-            betas = _schedule(schedule, num_temperatures, self.betas.shape[1], self.betas.device)
-        sizes = _interpolated(betas, self.betas[1:], _smoothed(self.log_sizes)).exp()
-        return Settings(betas, sizes, annealing.num_chains, annealing.num_leapfrog)
-
-
-def pilot(path: Path, noise: Noise, num_temperatures: int, num_chains: int, num_leapfrog: int) -> Pilot:
-    """Find step sizes: after each transition each datum's grows or shrinks with how far its acceptance is from 0.8.
-
-    A trajectory is kept at or below a quarter turn, after which that of a Gaussian would come back.
-    """
-    longest = math.log(min(1.5, math.pi / 2 / num_leapfrog))
-    betas = _schedule("linear", num_temperatures, len(path.gaussian.loc), path.gaussian.loc.device)
-    state = _begin(path, path.draw(num_chains))[0]
-    log_size = torch.full_like(betas[0], min(longest, math.log(0.5)))
-    log_weights, sizes, spreads = torch.zeros_like(state.log_end), [], []
-    for t in range(1, len(betas)):
-        difference = (state.log_end - state.log_start).nan_to_num(nan=-1e10, neginf=-1e10)
-        log_weights = log_weights + (betas[t] - betas[t - 1]) * difference
-        spreads.append(difference.std(0))
-        state, accepted = hmc.step(
-            state, path.evaluate, noise, path.metric(betas[t]), betas[t], log_size.exp(), num_leapfrog
-        )
-        log_size = (log_size + accepted.mean(0) - TARGET_ACCEPTANCE).clamp(-8, longest)
-        sizes.append(log_size)
-    return Pilot(betas, torch.stack(sizes), torch.stack(spreads), log_weights)
-
-
-def _begin(path: Path, u: Tensor) -> tuple[State, Tensor]:
-    """A state of the chains, and which of them lie in the support of the prior; the others have no weight."""
-    inside = u.isfinite().all(-1)
-    return path.evaluate(u.where(inside[..., None], 0.0)), inside
-
-
-def _schedule(name: str, num_temperatures: int, num_data: int, device: torch.device) -> Tensor:
-    t = torch.linspace(0, 1, num_temperatures + 1, dtype=torch.float64, device=device)
-    if name == "sigmoid":
-        curve = torch.sigmoid(4 * (2 * t - 1))
-        t = (curve - curve[0]) / (curve[-1] - curve[0])
-    return t[:, None].expand(-1, num_data)
-
-
-def _equal_speed(spreads: Tensor, betas: Tensor, num_temperatures: int) -> Tensor:
-    """Temperatures between which the log weights spread equally much: the integral of their spread cut in equal parts.
-
-    The spread at the pilot's temperatures is that before each transition, `(T, N)`, and kept above a fifth of its mean.
-    """
-    speed = _smoothed(spreads)
-    speed = torch.maximum(speed, 0.2 * speed.mean(0)).clamp(min=1e-12)
-    length = torch.cat([torch.zeros_like(speed[:1]), (speed * betas.diff(dim=0)).cumsum(0)])
-    length = length / length[-1]
-    targets = torch.linspace(0, 1, num_temperatures + 1, dtype=betas.dtype, device=betas.device)
-    found = _interpolated(targets[:, None].expand(-1, betas.shape[1]), length, betas)
-    found[0], found[-1] = 0.0, 1.0
-    return found
-
-
-def _smoothed(values: Tensor) -> Tensor:
-    """A moving mean over five neighbours along the first dimension."""
-    padded = torch.cat([values[:1], values[:1], values, values[-1:], values[-1:]])
-    return padded.unfold(0, 5, 1).mean(-1)
-
-
-def _interpolated(at: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Each column of y over x, linearly, at each of `at`; constant beyond the ends."""
-    right = torch.searchsorted(x.T.contiguous(), at.T.contiguous()).T.clamp(1, len(x) - 1)
-    x0, x1, y0, y1 = x.gather(0, right - 1), x.gather(0, right), y.gather(0, right - 1), y.gather(0, right)
-    return y0 + (y1 - y0) * ((at - x0) / (x1 - x0).clamp(min=1e-300)).clamp(0, 1)
-
-
-def annealed(log_weights: Tensor) -> Estimate:
-    """What chains say of log p(x).
-
-    They are few, and there is no tail to fit: the estimate is reliable where three quarters of them count. The error is
-    (K - 1) / (K - 3) of the usual one. The root of that would do for the spread of Student's t; but the largest weights
-    are the rarest, and most runs lack them (benchmarks/practice.py shows the coverage).
-    """
-    found, num_chains = estimate(log_weights.cpu()), len(log_weights)
-    widened = (num_chains - 1) / (num_chains - 3) if num_chains > 3 else math.nan
-    reliable = (found.ess > RELIABLE_SHARE * num_chains) & (num_chains > 3)
-    return found._replace(std_error=widened * found.std_error, reliable=reliable)
-
-
-@dataclass(frozen=True)
-class Annealing:
-    """How to anneal; what the pilot finds for each datum comes on top of it."""
-
-    start: str = "laplace"
-    num_temperatures: int = 100
-    num_chains: int = 16
-    num_leapfrog: int = 3
-    schedule: str = "adaptive"
-
-    def __post_init__(self) -> None:
-        _checks.choice("start", self.start, STARTS)
-        _checks.choice("schedule", self.schedule, SCHEDULES)
-        for name, minimum in (("num_temperatures", 1), ("num_leapfrog", 1), ("num_chains", 2)):
-            object.__setattr__(self, name, _checks.whole_number(name, getattr(self, name), minimum))
-
-    @property
-    def num_evaluations(self) -> int:
-        """Of the measured run, but for its draws from the start."""
-        return self.num_chains * (1 + (self.num_temperatures - 1) * self.num_leapfrog)
-
-    @property
-    def num_pilot_temperatures(self) -> int:
-        return max(PILOT_TEMPERATURES, self.num_temperatures // 5) if self.num_temperatures > 1 else 0
-
-    @property
-    def num_pilot_evaluations(self) -> int:
-        return PILOT_CHAINS * (1 + self.num_pilot_temperatures * self.num_leapfrog) if self.num_temperatures > 1 else 0
-
-    def prepared(self, block: Block, view: Unconstrained, seed: int, joint: Joint = Program.log_joint) -> Prepared:
-        """The path and the frozen settings for the data of a block; its noise is none of the measured run's."""
-        region = region_of(view, block, block.asked_for, joint)
-        with noise(block.program, seed_for(seed, "where to start"), block.place):
-            if self.start == "guide":
-                region.view.log_guide(region.draw_guide(1))  # which says so if it cannot be evaluated
-            seen = survey(region, [region.guide])
-            fit = find_modes(region, seen)
-            path = path_from(self.start, region, fit.gaussians)
-        with noise(block.program, seed_for(seed, "pilot"), block.place):
-            settings = self._settings(path, region.noise)
-        num_evaluations = NUM_POINTS + fit.num_evaluations + self.num_pilot_evaluations + self.num_evaluations
-        return Prepared(path, region.noise, settings, seen.against(None), fit.converged, num_evaluations)
-
-    def _settings(self, path: Path, numbers: Noise) -> Settings:
-        if self.num_temperatures > 1:
-            return pilot(path, numbers, self.num_pilot_temperatures, PILOT_CHAINS, self.num_leapfrog).settings(self)
-        betas = _schedule("linear", 1, len(numbers.columns), numbers.columns.device)  # no transition
-        return Settings(betas, torch.ones_like(betas), self.num_chains, self.num_leapfrog)
-
-
-class Prepared(NamedTuple):
-    """All that a measured run of a block's data takes; what the run returns is of these data alone."""
-
-    path: Path
-    noise: Noise
-    settings: Settings
-    seen: Elsewhere
-    """What draws from wider than the guide found."""
-    converged: Tensor
-    """Whether the search for the mode has come to its end, `(N,)`."""
-    num_evaluations: Tensor
-    """Those of the measured run among them, `(N,)`."""
-
-
-@apart_from_the_program()
+@refusing_unknown_options
 def ais(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     *args: Any,
+    kwargs: Mapping[str, Any] | None = None,
     num_temperatures: int = 100,
     num_chains: int = 16,
     num_leapfrog: int = 3,
@@ -337,7 +48,6 @@ def ais(
     chunk_size: int | None = None,
     compile: bool = False,
     progress: bool = False,
-    **kwargs: Any,
 ) -> Evidence:
     r"""log p(x) of each datum by annealed importance sampling.
 
@@ -391,88 +101,69 @@ def ais(
         >>> bool(((evidence.log_evidence - exact).abs() < 0.2).all())
         True
     """
-    annealing = Annealing(start, num_temperatures, num_chains, num_leapfrog, schedule)
-    seed = _checks.seed(seed)
-    first_index = _checks.whole_number("first_index", first_index, minimum=0)
-    num_posterior_draws = _checks.whole_number("num_posterior_draws", num_posterior_draws, minimum=0)
-    joint = joint_of(chunk_size, compile)
-    program = Program.of(model, guide, args, kwargs, plate)
-    view, observed = Unconstrained.of(program), Observed.of(program)
-    runs = []
-    with tqdm(total=program.num_data, disable=not progress, unit="datum") as bar:
-        for block in blocks(program, block_size(program, num_chains), first_index):
-            prepared = annealing.prepared(block, view, seed, joint)
-            with noise(block.program, seed, block.place):
-                trajectory = anneal(prepared.path, prepared.noise, prepared.settings)
-                draws = end_draws(prepared.path.view, trajectory, prepared.noise, num_posterior_draws)
-            refuse_nan(trajectory.log_weights, block.rows)
-            runs.append((prepared, trajectory, draws))
-            bar.update(len(block.rows))
-    return _evidence(program, observed, annealing, runs, seed, first_index)
+    estimator = AIS(Annealing(start, num_temperatures, num_chains, num_leapfrog, schedule))
+    task = Task.of(
+        model, guide, args, kwargs, plate=plate, seed=seed, first_index=first_index,
+        num_posterior_draws=num_posterior_draws, joint=joint_of(chunk_size, compile), progress=progress,
+    )  # fmt: skip
+    return evaluate(estimator, task)
 
 
-def block_size(program: Program, num_chains: int) -> int:
-    """How many data are annealed together."""
-    return max(1, tile_size(program) // num_chains)
+class _Part(NamedTuple):
+    """A measured run of one block, and what it was prepared by."""
+
+    prepared: Prepared
+    trajectory: Trajectory
+    draws: Draws | None
 
 
-def end_draws(view: Unconstrained, trajectory: Trajectory, noise: Noise, num_draws: int) -> Draws | None:
-    """Draws from the posterior: where the chains ended, resampled by weight."""
-    return draws_of(view, end_positions(trajectory, noise, num_draws)) if num_draws else None
+@dataclass(frozen=True)
+class AIS(Estimator[_Part]):
+    """Annealed importance sampling, as an estimator."""
 
+    annealing: Annealing
 
-def end_positions(trajectory: Trajectory, noise: Noise, num_draws: int) -> Tensor:
-    """u `(S, N, D)` of such draws."""
-    index = resampled(trajectory.log_weights, noise.uniform(num_draws))
-    return trajectory.state.position[index, torch.arange(index.shape[1], device=index.device)]
+    @property
+    def num_samples(self) -> int:  # type: ignore[override]
+        return self.annealing.num_chains
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        return asdict(self.annealing)
 
-def draws_of(view: Unconstrained, u: Tensor) -> Draws:
-    """Latents of u `(S, N, D)`, with their densities."""
-    latents, _ = view.unpack(u)
-    prior, likelihood = joint_of(tile_size(view.program))(view.program, latents)
-    values = {name: view.program.draws_first(value).cpu() for name, value in latents.items()}
-    return Draws(values, prior.cpu(), likelihood.cpu())
+    def block_size(self, program: Program) -> int:
+        return block_size(program, self.annealing.num_chains)
 
+    def measure(self, block: Block, region: Region, task: Task) -> _Part:
+        prepared = self.annealing.prepared(block, region, task.seed)
+        with noise(block.program, task.seed, block.place):
+            trajectory = anneal(prepared.path, prepared.noise, prepared.settings)
+            draws = end_draws(prepared.path.view, trajectory, prepared.noise, task.num_posterior_draws)
+        refuse_nan(trajectory.log_weights, block.rows)
+        return _Part(prepared, trajectory, draws)
 
-def _evidence(
-    program: Program,
-    observed: Observed,
-    annealing: Annealing,
-    runs: list[tuple[Prepared, Trajectory, Draws | None]],
-    seed: int,
-    first_index: int,
-) -> Evidence:
-    def joined(of_run: Callable[[Prepared, Trajectory], Tensor]) -> Tensor:
-        return torch.cat([of_run(prepared, run).cpu() for prepared, run, _ in runs], dim=-1)
+    def found(self, parts: list[_Part], task: Task) -> Found:
+        def joined(of_part: Callable[[_Part], Tensor]) -> Tensor:
+            return torch.cat([of_part(part).cpu() for part in parts], dim=-1)
 
-    log_weights = joined(lambda prepared, run: run.log_weights)
-    found = annealed(log_weights)
-    seen = Elsewhere.joined([prepared.seen for prepared, *_ in runs])
-    contradicted = seen.contradicts(found)
-    found = found._replace(reliable=found.reliable & ~contradicted)
-    terms = guide_terms(program, NUM_ELBO_SAMPLES, seed, first_index)
-    draws = Draws.joined([draws for *_, draws in runs])
-    spent = joined(lambda prepared, run: prepared.num_evaluations) + NUM_ELBO_SAMPLES
-    spent = spent + (0 if draws is None else len(draws.log_prior))
-    return Evidence(
-        **found._asdict(),
-        num_evaluations=spent,
-        num_samples=annealing.num_chains,
-        seed=seed,
-        method=(f"AIS from {START_NAMES[annealing.start]}",) * program.num_data,
-        all_bounds={annealing.num_chains: Bound(annealing.num_chains, found.log_evidence, found.std_error)},
-        observed=observed,
-        guide_elbo=terms.elbo,
-        rate=terms.rate,
-        distortion=terms.distortion,
-        draws=draws,
-        settings=asdict(annealing),
-        diagnostics={
-            "acceptance": joined(lambda prepared, run: run.acceptance),
-            "step_size": joined(lambda prepared, run: prepared.settings.step_sizes[-1]),
-            "log_weights": log_weights,
-            "contradicted": contradicted,
-            "converged": joined(lambda prepared, run: prepared.converged),
-        },
-    )
+        num_chains = self.annealing.num_chains
+        log_weights = joined(lambda part: part.trajectory.log_weights)
+        estimate = annealed(log_weights)
+        contradicted = Elsewhere.joined([part.prepared.seen for part in parts]).contradicts(estimate)
+        estimate = estimate._replace(reliable=estimate.reliable & ~contradicted)
+        draws = Draws.joined([part.draws for part in parts])
+        spent = joined(lambda part: part.prepared.num_evaluations)
+        return Found(
+            estimate,
+            spent + (0 if draws is None else len(draws.log_prior)),
+            (f"AIS from {START_NAMES[self.annealing.start]}",) * task.program.num_data,
+            draws,
+            bounds={num_chains: Bound(num_chains, estimate.log_evidence, estimate.std_error)},
+            diagnostics={
+                "acceptance": joined(lambda part: part.trajectory.acceptance),
+                "step_size": joined(lambda part: part.prepared.settings.step_sizes[-1]),
+                "log_weights": log_weights,
+                "contradicted": contradicted,
+                "converged": joined(lambda part: part.prepared.converged),
+            },
+        )

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from pyro_vae import _checks
-from pyro_vae._options import apart_from_the_program
-from pyro_vae.evidence.ais import (
+from pyro_vae._options import refusing_unknown_options
+from pyro_vae._random import seed_for
+from pyro_vae.evidence.annealing import (
     PILOT_CHAINS,
     PILOT_TEMPERATURES,
     Annealing,
@@ -24,9 +24,10 @@ from pyro_vae.evidence.ais import (
     laplace_path,
     pilot,
 )
-from pyro_vae.evidence.importance import GuideTerms, Reservoir
-from pyro_vae.evidence.laplace import Gaussians
-from pyro_vae.evidence.result import Draws, Evidence, Observed
+from pyro_vae.evidence.collect import GuideTerms, Reservoir
+from pyro_vae.evidence.estimator import Estimator, Found, Task, evaluate
+from pyro_vae.evidence.laplace import NormalMixture
+from pyro_vae.evidence.result import Draws, Evidence
 from pyro_vae.evidence.survey import (
     NUM_POINTS,
     Component,
@@ -35,16 +36,14 @@ from pyro_vae.evidence.survey import (
     Survey,
     checked,
     find_modes,
-    region_of,
     survey,
 )
 from pyro_vae.evidence.weights import Estimate, Totals
-from pyro_vae.joint import joint_of
-from pyro_vae.program import Program
-from pyro_vae.tiling import Block, Draw, Noise, Tile, blocks, evaluating, kept, noise, refuse_nan, seed_for, tiles_of
-from pyro_vae.unconstrained import Unconstrained
+from pyro_vae.program.core import Program
+from pyro_vae.program.joint import joint_of
+from pyro_vae.program.tiles import Block, Draw, Noise, Tile, evaluating, kept, noise, refuse_nan, tiles_of
 
-__all__ = ["log_evidence"]
+__all__ = ["Auto", "log_evidence"]
 
 GUIDE_PILOT = 200
 LAPLACE_PILOT = 200
@@ -57,11 +56,12 @@ MANY_MODES = 4  # of which there may be more than were found
 LEVELS = 4  # how many lengths of annealing there are, each half the next
 
 
-@apart_from_the_program()
+@refusing_unknown_options
 def log_evidence(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     *args: Any,
+    kwargs: Mapping[str, Any] | None = None,
     tolerance: float = 0.05,
     max_evaluations: int = 6000,
     seed: int = 0,
@@ -70,7 +70,6 @@ def log_evidence(
     num_posterior_draws: int = 16,
     compile: bool = False,
     progress: bool = False,
-    **kwargs: Any,
 ) -> Evidence:
     r"""log p(x) of each datum, by the cheapest of three estimators whose standard error is within a tolerance.
 
@@ -120,22 +119,12 @@ def log_evidence(
         >>> bool(evidence.diagnostics["reached"].all()), evidence.method[0]
         (True, 'importance sampling from the guide')
     """
-    tolerance = _checks.positive("tolerance", tolerance)
-    max_evaluations = _checks.whole_number("max_evaluations", max_evaluations)
-    seed = _checks.seed(seed)
-    first_index = _checks.whole_number("first_index", first_index, minimum=0)
-    num_posterior_draws = _checks.whole_number("num_posterior_draws", num_posterior_draws, minimum=0)
-    program = Program.of(model, guide, args, kwargs, plate)
-    view = Unconstrained.of_any(program)
-    plan = _Plan(tolerance, max_evaluations, num_posterior_draws, program.structure.amortized)
-    observed, joint = Observed.of(program), joint_of(compile=compile)
-    jobs = []
-    with tqdm(total=program.num_data, disable=not progress, unit="datum") as bar:
-        for block in blocks(program, block_size(program, NUM_CHAINS), first_index):
-            jobs.append(_Job(block, region_of(view, block, block.asked_for, joint), plan, seed))
-            jobs[-1].run()
-            bar.update(len(block.rows))
-    return _evidence(observed, jobs, plan, seed)
+    estimator = Auto(_checks.positive("tolerance", tolerance), _checks.whole_number("max_evaluations", max_evaluations))
+    task = Task.of(
+        model, guide, args, kwargs, plate=plate, seed=seed, first_index=first_index,
+        num_posterior_draws=num_posterior_draws, joint=joint_of(compile=compile), progress=progress,
+    )  # fmt: skip
+    return evaluate(estimator, task)
 
 
 @dataclass(frozen=True)
@@ -146,13 +135,6 @@ class _Plan:
     max_evaluations: int
     num_posterior_draws: int
     amortized: bool
-
-    def __post_init__(self) -> None:
-        if self.max_evaluations < 2 * GUIDE_PILOT:
-            raise ValueError(
-                f"max_evaluations: expected at least {2 * GUIDE_PILOT}, of which half are a pilot run; got "
-                f"{self.max_evaluations}; allow more, or use importance_sampling."
-            )
 
     @property
     def annealing_pilot(self) -> int:
@@ -191,7 +173,7 @@ class _Plan:
 
 
 def _rounded_down(number: Tensor) -> Tensor:
-    """To a power of the fourth root of two."""
+    """Round down to a power of the fourth root of two."""
     return (number.double().clamp(min=1).log2() * 4 + 1e-9).floor().div(4).exp2().floor()
 
 
@@ -225,7 +207,7 @@ class _Job:
     plan: _Plan
     seed: int
     results: list[_Result] = field(default_factory=list)
-    gaussians: Gaussians | None = None
+    gaussians: NormalMixture | None = None
     """Laplace's, once they have been sought."""
 
     def run(self) -> None:
@@ -271,7 +253,7 @@ class _Job:
             self._sample(columns, left if self.gaussians is None else _rounded_down(left), source)
 
     def _missed_by(self, columns: Tensor, pilot: Estimate, around: Elsewhere) -> Tensor:
-        """For which of them Laplace's Gaussian, and annealing from it, would miss what was found by other draws."""
+        """Tell for which data Laplace's Gaussian, and annealing from it, would miss what other draws found."""
         assert self.gaussians is not None
         rows = self._rows(columns)
         missed = _is_above(self.pilot.at(rows), pilot, DOUBT) | self.elsewhere.at(rows).contradicts(pilot)
@@ -279,7 +261,7 @@ class _Job:
         return (missed | around.contradicts(pilot) | has_many_modes) & self.plan.amortized
 
     def _rows(self, columns: Tensor) -> Tensor:
-        """Of these columns among all that were asked for."""
+        """The places of these columns among all that were asked for."""
         return columns.cpu() - self.block.columns.start
 
     @property
@@ -355,7 +337,7 @@ class _Job:
         return columns[~affordable]
 
     def _checked(self, columns: Tensor, found: Estimate, number: int, source: _Source) -> Estimate:
-        """By what the draws from elsewhere say of the source."""
+        """Correct error and flag by what draws from elsewhere say of the source."""
         if source.name == "the guide":
             return checked(found, number, self.elsewhere.at(self._rows(columns)))
         seen = self.seen.at(columns - self.block.columns.start)
@@ -408,40 +390,55 @@ def _is_above(pilot: Estimate, found: Estimate, num_errors: float = 4.0) -> Tens
     return pilot.log_evidence > found.log_evidence + num_errors * error + 0.01
 
 
-def _evidence(observed: Observed, jobs: list[_Job], plan: _Plan, seed: int) -> Evidence:
-    """The results in the order of the data."""
-    order = [torch.cat([result.columns for result in job.results]).argsort() for job in jobs]
+@dataclass(frozen=True)
+class Auto(Estimator[_Job]):
+    """The first estimator, from cheap to dear, that does for a datum, as an estimator."""
 
-    def joined(of_result: Callable[[_Result], Tensor]) -> Tensor:
-        each = (torch.cat([of_result(result) for result in job.results], dim=-1) for job in jobs)
-        return torch.cat([values[..., index] for values, index in zip(each, order, strict=True)], dim=-1)
+    tolerance: float = 0.05
+    max_evaluations: int = 6000
+    needs_view = False
 
-    log_evidence, std_error, ess, khat, reliable, jackknife = joined(
-        lambda result: torch.stack([each.double() for each in result.estimate])
-    )
-    names = [[result.method for result in job.results for _ in result.columns] for job in jobs]
-    terms = GuideTerms.joined([job.terms for job in jobs])
-    draws = [Draws.joined([result.draws for result in job.results]) for job in jobs]
-    return Evidence(
-        log_evidence=log_evidence,
-        std_error=std_error,
-        ess=ess,
-        khat=khat,
-        reliable=reliable.bool(),
-        jackknife=jackknife,
-        num_evaluations=joined(lambda result: result.num_evaluations),
-        num_samples=None,
-        seed=seed,
-        method=tuple(named[i] for named, index in zip(names, order, strict=True) for i in index.tolist()),
-        all_bounds={},
-        observed=observed,
-        guide_elbo=terms.elbo,
-        rate=terms.rate,
-        distortion=terms.distortion,
-        draws=Draws.joined(draws, order),
-        settings={"tolerance": plan.tolerance, "max_evaluations": plan.max_evaluations},
-        diagnostics={
-            "reached": reliable.bool() & (std_error <= plan.tolerance),
-            "contradicted": joined(lambda result: result.contradicted),
-        },
-    )
+    def __post_init__(self) -> None:
+        if self.max_evaluations < 2 * GUIDE_PILOT:
+            raise ValueError(
+                f"max_evaluations: expected at least {2 * GUIDE_PILOT}, of which half are a pilot run; got "
+                f"{self.max_evaluations}; allow more, or use importance_sampling."
+            )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"tolerance": self.tolerance, "max_evaluations": self.max_evaluations}
+
+    def block_size(self, program: Program) -> int:
+        return block_size(program, NUM_CHAINS)
+
+    def measure(self, block: Block, region: Any, task: Task) -> _Job:
+        amortized = task.program.structure.amortized
+        plan = _Plan(self.tolerance, self.max_evaluations, task.num_posterior_draws, amortized)
+        job = _Job(block, region, plan, task.seed)
+        job.run()
+        return job
+
+    def found(self, parts: list[_Job], task: Task) -> Found:
+        """The results in the order of the data."""
+        order = [torch.cat([result.columns for result in job.results]).argsort() for job in parts]
+
+        def joined(of_result: Callable[[_Result], Tensor]) -> Tensor:
+            each = (torch.cat([of_result(result) for result in job.results], dim=-1) for job in parts)
+            return torch.cat([values[..., index] for values, index in zip(each, order, strict=True)], dim=-1)
+
+        estimate = Estimate(*joined(lambda result: torch.stack([each.double() for each in result.estimate])))
+        reliable = estimate.reliable.bool()
+        names = [[result.method for result in job.results for _ in result.columns] for job in parts]
+        draws = [Draws.joined([result.draws for result in job.results]) for job in parts]
+        return Found(
+            estimate._replace(reliable=reliable),
+            joined(lambda result: result.num_evaluations),
+            tuple(named[i] for named, index in zip(names, order, strict=True) for i in index.tolist()),
+            Draws.joined(draws, order),
+            GuideTerms.joined([job.terms for job in parts]),
+            diagnostics={
+                "reached": reliable & (estimate.std_error <= self.tolerance),
+                "contradicted": joined(lambda result: result.contradicted),
+            },
+        )

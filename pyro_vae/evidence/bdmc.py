@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -13,18 +13,18 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vae import _checks
-from pyro_vae._masks import elements_of
-from pyro_vae._options import apart_from_the_program
-from pyro_vae._structure import refusing_noisy_modules, sample_sites, seeded
-from pyro_vae.evidence.ais import Annealing, anneal, annealed, block_size
+from pyro_vae._options import refusing_unknown_options
+from pyro_vae._random import seed_for, seeded
+from pyro_vae.evidence.annealing import Annealing, anneal, annealed, block_size
+from pyro_vae.evidence.estimator import Estimator, Found, Task, run
 from pyro_vae.evidence.result import std_error_of_mean
-from pyro_vae.joint import joint_of
-from pyro_vae.program import Latents, Program
-from pyro_vae.tiling import blocks, noise, refuse_nan, seed_for
-from pyro_vae.unconstrained import Unconstrained
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from pyro_vae.evidence.summary import Row, Table, plus_minus
+from pyro_vae.evidence.survey import Region
+from pyro_vae.program.core import Latents, Program
+from pyro_vae.program.joint import joint_of
+from pyro_vae.program.masks import elements_of
+from pyro_vae.program.structure import refusing_noisy_modules, sample_sites
+from pyro_vae.program.tiles import Block, noise, refuse_nan
 
 __all__ = ["Sandwich", "bdmc"]
 
@@ -59,7 +59,7 @@ class Sandwich:
 
     @property
     def mean_gap_std_error(self) -> float:
-        """Of `mean_gap`, from the spread over data; NaN for one datum."""
+        """The standard error of `mean_gap`, from the spread over data; NaN for one datum."""
         return self.gap.std().item() / math.sqrt(len(self.gap)) if len(self.gap) > 1 else math.nan
 
     def certified_gap(self, delta: float = 1e-3) -> float:
@@ -73,23 +73,18 @@ class Sandwich:
     def summary(self) -> str:
         """The bounds, and what they say of annealing with these settings."""
         low = std_error_of_mean(self.lower_std_error)
-        return "\n".join(
-            [
-                f"bidirectional Monte Carlo on {len(self.gap):,} data that the model made; nats per datum",
-                f"{'upper bound':<28}{self.upper.mean():>10.3f}",
-                f"{'lower bound':<28}{self.lower.mean():>10.3f}   +- {low:.3f} Monte Carlo error",
-                f"{'gap':<28}{self.mean_gap:>10.3f}   +- {self.mean_gap_std_error:.3f}, largest {self.gap.max():.3f}",
-                f"{'certified gap':<28}{self.certified_gap():>10.3f}   log p(x) is closer, 999 times in 1,000",
-                f"on average, AIS set like this is {max(self.mean_gap, 0.0):.3f} nats too low at most on such data.",
-                "On real data that is a guide to its error, no bound: they may be harder than what the model makes.",
-            ]
-        )
-
-    def plot(self) -> Figure:
-        """Both bounds of each datum. Needs matplotlib."""
-        from pyro_vae import plots
-
-        return plots.sandwich(self)
+        rows = [
+            Row("upper bound", self.upper.mean().item()),
+            Row("lower bound", self.lower.mean().item(), f"{plus_minus(low)} Monte Carlo error"),
+            Row("gap", self.mean_gap, f"{plus_minus(self.mean_gap_std_error)}, largest {self.gap.max():.3f}"),
+            Row("certified gap", self.certified_gap(), "log p(x) is closer, 999 times in 1,000"),
+        ]
+        remarks = [
+            f"on average, AIS set like this is {max(self.mean_gap, 0.0):.3f} nats too low at most on such data.",
+            "On real data that is a guide to its error, no bound: they may be harder than what the model makes.",
+        ]
+        title = f"bidirectional Monte Carlo on {len(self.gap):,} data that the model made; nats per datum"
+        return Table(title, rows, remarks).text
 
     def __repr__(self) -> str:
         return (
@@ -98,11 +93,12 @@ class Sandwich:
         )
 
 
-@apart_from_the_program("num_data")
+@refusing_unknown_options
 def bdmc(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     *args: Any,
+    kwargs: Mapping[str, Any] | None = None,
     num_data: int | None = None,
     num_temperatures: int = 100,
     num_chains: int = 16,
@@ -112,7 +108,6 @@ def bdmc(
     seed: int = 0,
     plate: str | None = None,
     compile: bool = False,
-    **kwargs: Any,
 ) -> Sandwich:
     r"""log p(x) of simulated data between two bounds, by AIS in both directions: a test of its settings.
 
@@ -156,24 +151,58 @@ def bdmc(
     joint, seed = joint_of(compile=compile), _checks.seed(seed)
     if args and num_data is not None:
         raise ValueError("num_data: expected None where args give the rows; got both; leave one out.")
+    if num_data is None and "num_data" in (kwargs or {}):
+        raise ValueError("num_data: expected it as an option of bdmc; got it in kwargs; pass bdmc(..., num_data=...).")
     num_data = None if args else _checks.whole_number("num_data", 100 if num_data is None else num_data)
+    kwargs = _checks.keyword_arguments(kwargs)
     latents, x, made = _simulate(model, args, kwargs, num_data, seed_for(seed, "simulation"))
-    program = Program.of(model, guide, (x, *args[1:]), kwargs, plate)
-    view = Unconstrained.of(program)
-    _refuse_teacher_forcing(view.program, latents, made)
-    lower: list[Tensor] = []
-    upper: list[Tensor] = []
-    for block in blocks(program, block_size(program, num_chains)):
-        prepared = annealing.prepared(block, view, seed, joint)
-        rows = torch.tensor(block.rows, device=x.device)
-        exact = prepared.path.view.pack(_as_one_draw(block.program, latents, rows)).expand(num_chains, -1, -1)
-        for bounds, origin in ((lower, None), (upper, exact)):
-            with noise(block.program, seed_for(seed, f"direction {origin is None}"), block.place):
+    task = Task.of(model, guide, (x, *args[1:]), kwargs, plate=plate, seed=seed, first_index=0, joint=joint)
+    _refuse_teacher_forcing(task.require_view().program, latents, made)
+    found = run(BothWays(annealing, latents), task)
+    forwards, upper = found.estimate, found.diagnostics["upper"]
+    return Sandwich(forwards.log_evidence, upper, forwards.std_error, x, {**asdict(annealing), **task.settings})
+
+
+class _Part(NamedTuple):
+    """Log weights `(K, N)` of the chains of one block."""
+
+    forwards: Tensor
+    backwards: Tensor
+    num_evaluations: Tensor
+
+
+@dataclass(frozen=True)
+class BothWays(Estimator[_Part]):
+    """AIS forwards, and backwards from the z that made x, as an estimator: its diagnostics hold the upper bound."""
+
+    annealing: Annealing
+    latents: Latents
+    """The z that made x."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return asdict(self.annealing)
+
+    def block_size(self, program: Program) -> int:
+        return block_size(program, self.annealing.num_chains)
+
+    def measure(self, block: Block, region: Region, task: Task) -> _Part:
+        prepared = self.annealing.prepared(block, region, task.seed)
+        rows = torch.tensor(block.rows, device=region.view.device)
+        exact = prepared.path.view.pack(_as_one_draw(block.program, self.latents, rows))
+        runs = []
+        for origin in (None, exact.expand(self.annealing.num_chains, -1, -1)):
+            with noise(block.program, seed_for(task.seed, f"direction {origin is None}"), block.place):
                 trajectory = anneal(prepared.path, prepared.noise, prepared.settings, origin)
             refuse_nan(trajectory.log_weights, block.rows)
-            bounds.append(trajectory.log_weights.cpu())
-    forwards, backwards = annealed(torch.cat(lower, 1)), annealed(-torch.cat(upper, 1))
-    return Sandwich(forwards.log_evidence, -backwards.log_evidence, forwards.std_error, x, asdict(annealing))
+            runs.append(trajectory.log_weights.cpu())
+        return _Part(runs[0], runs[1], prepared.num_evaluations.cpu())
+
+    def found(self, parts: list[_Part], task: Task) -> Found:
+        forwards, backwards, spent = (torch.cat(each, dim=-1) for each in zip(*parts, strict=True))
+        upper = -annealed(-backwards).log_evidence
+        method = ("AIS, both ways",) * task.program.num_data
+        return Found(annealed(forwards), spent, method, diagnostics={"upper": upper})
 
 
 @torch.no_grad()
@@ -188,6 +217,11 @@ def _simulate(
         try:
             trace = poutine.trace(poutine.uncondition(model)).get_trace(*rows, **kwargs, **size)
         except TypeError as error:
+            if rows:
+                raise TypeError(
+                    f"model: expected it to run on args and kwargs as they are given; got {error}; pass what it takes, "
+                    "with kwargs={...} for what is given by name."
+                ) from error
             raise TypeError(
                 f"args: expected rows as the model takes them, to make data like them; got none, and "
                 f"model(num_data=...) does not run ({error}); pass x."

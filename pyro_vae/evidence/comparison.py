@@ -35,13 +35,13 @@ class Comparison:
 
     @property
     def std_error(self) -> float:
-        """Of `mean` as a statement on other data of the same kind: s / sqrt(N), in which the Monte Carlo noise is
+        """The standard error of `mean` for other data of the same kind: s / sqrt(N), in which the Monte Carlo noise is
         contained. NaN for one datum."""
         return self.difference.std().item() / math.sqrt(len(self.difference)) if len(self.difference) > 1 else math.nan
 
     @property
     def mean_monte_carlo_std_error(self) -> float:
-        """Of `mean` as a statement on these data."""
+        """The Monte Carlo standard error of `mean` for these data."""
         return std_error_of_mean(self.monte_carlo_std_error)
 
     def __repr__(self) -> str:
@@ -73,7 +73,7 @@ def compare(a: Evidence, b: Evidence) -> Comparison:
         ...     with pyro.plate("data", len(x)):
         ...         pyro.sample("z", dist.Normal(x / 2, 0.8))
         >>> x = torch.tensor([0.0, 0.5, 1.0])
-        >>> narrow, wide = (pv.importance_sampling(model, guide, x, scale=scale) for scale in (1.0, 5.0))
+        >>> narrow, wide = (pv.importance_sampling(model, guide, x, kwargs={"scale": scale}) for scale in (1.0, 5.0))
         >>> compare(narrow, wide).mean > 0
         True
     """

@@ -9,9 +9,9 @@ import torch
 from pyro.distributions import BetaBinomial, Binomial
 from torch import Tensor
 
-from pyro_vae._masks import elements_of
-from pyro_vae._structure import sample_sites
-from pyro_vae.program import Latents, Program
+from pyro_vae.program.core import Latents, Program
+from pyro_vae.program.masks import elements_of
+from pyro_vae.program.structure import sample_sites
 
 __all__ = ["all_values"]
 
@@ -71,7 +71,7 @@ def _sizes(site: dict[str, Any], axis: int) -> tuple[int, ...]:
 
 
 def _values(site: dict[str, Any], support: Tensor, index: Tensor, sizes: tuple[int, ...], axis: int) -> Tensor:
-    """Of a site, in the layout of draws."""
+    """List the values of a site in the layout of draws."""
     value = support[index.reshape(len(index), *sizes)].to(site["value"].dtype)
     num_data = site["value"].shape[axis]
     return value.unsqueeze(axis).expand(*value.shape[:axis], num_data, *value.shape[axis:])

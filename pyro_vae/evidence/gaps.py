@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from pyro_vae import _checks
-from pyro_vae._options import apart_from_the_program
-from pyro_vae.evidence.ais import block_size
-from pyro_vae.evidence.auto import log_evidence
-from pyro_vae.evidence.importance import GuideTerms
+from pyro_vae._options import refusing_unknown_options
+from pyro_vae._random import seed_for
+from pyro_vae.evidence.annealing import block_size
+from pyro_vae.evidence.auto import Auto
+from pyro_vae.evidence.collect import GuideTerms
+from pyro_vae.evidence.estimator import Task, evaluate
 from pyro_vae.evidence.local import refine
 from pyro_vae.evidence.result import Bound, Evidence, Observed, std_error_of_mean
-from pyro_vae.program import Program
-from pyro_vae.tiling import Block, Draw, blocks, evaluating, kept, noise, seed_for, tiles_of
+from pyro_vae.evidence.summary import Row, Table, plus_minus
+from pyro_vae.program.tiles import Block, Draw, blocks, evaluating, kept, noise, tiles_of
 
 __all__ = ["InferenceGap", "inference_gap"]
 
@@ -53,31 +54,28 @@ class InferenceGap:
 
     @property
     def approximation_std_error(self) -> Tensor:
-        """Of `approximation`."""
+        """The standard error of `approximation`."""
         return (self.evidence.std_error.square() + self.best_elbo.std_error.square()).sqrt()
 
     @property
     def amortization_std_error(self) -> Tensor:
-        """Of `amortization`."""
+        """The standard error of `amortization`."""
         return (self.best_elbo.std_error.square() + self.elbo.std_error.square()).sqrt()
 
     def summary(self) -> str:
         """The means over data, as a table."""
-        rows = [
+        figures = [
             ("log p(x)", self.evidence.log_evidence, self.evidence.std_error),
             ("approximation gap", self.approximation, self.approximation_std_error),
             ("best ELBO of the family", self.best_elbo.value, self.best_elbo.std_error),
             ("amortization gap", self.amortization, self.amortization_std_error),
             ("ELBO", self.elbo.value, self.elbo.std_error),
         ]
-        head = f"inference gap of {len(self.total):,} data; nats per datum, with Monte Carlo errors"
-        lines = [f"{name:<28}{value.mean():>10.3f}   +- {std_error_of_mean(error):.3f}" for name, value, error in rows]
+        rows = [Row(name, value.mean().item(), plus_minus(std_error_of_mean(error))) for name, value, error in figures]
+        title = f"inference gap of {len(self.total):,} data; nats per datum, with Monte Carlo errors"
         bad = int((~self.evidence.reliable).sum())
-        foot = [
-            f"log p(x) is not reliable for {bad:,} of {len(self.total):,} data, whose approximation gap may be too "
-            "small"
-        ]
-        return "\n".join([head, *lines, *(foot if bad else [])])
+        remark = f"log p(x) is not reliable for {bad:,} of {len(self.total):,} data; its gap there may be too small"
+        return Table(title, rows, [remark] if bad else []).text
 
     def __repr__(self) -> str:
         return (
@@ -86,11 +84,12 @@ class InferenceGap:
         )
 
 
-@apart_from_the_program()
+@refusing_unknown_options
 def inference_gap(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     *args: Any,
+    kwargs: Mapping[str, Any] | None = None,
     num_samples: int = 1000,
     num_steps: int = 300,
     num_particles: int = 8,
@@ -98,7 +97,6 @@ def inference_gap(
     seed: int = 0,
     plate: str | None = None,
     first_index: int = 0,
-    **kwargs: Any,
 ) -> InferenceGap:
     r"""$\log p(x) - \mathrm{ELBO} = \mathrm{KL}(q \| p(z|x))$ of each datum, in an approximation and an amortization
     gap.
@@ -129,20 +127,16 @@ def inference_gap(
     """
     for name, value in (("num_samples", num_samples), ("num_steps", num_steps), ("num_particles", num_particles)):
         _checks.whole_number(name, value)
-    seed = _checks.seed(seed)
-    first_index = _checks.whole_number("first_index", first_index, minimum=0)
-    program = Program.of(model, guide, args, kwargs, plate)
-    if evidence is not None and evidence.observed.fingerprint != Observed.of(program).fingerprint:
+    task = Task.of(model, guide, args, kwargs, plate=plate, seed=seed, first_index=first_index, num_posterior_draws=16)
+    if evidence is not None and evidence.observed.fingerprint != Observed.of(task.program).fingerprint:
         raise ValueError("evidence: expected that of the same data; got another's; leave it out, or evaluate these.")
     guides, best = [], []
-    for block in blocks(program, block_size(program, num_particles), first_index):
-        with noise(block.program, seed_for(seed, "refinement"), block.place):
+    for block in blocks(task.program, block_size(task.program, num_particles), task.first_index):
+        with noise(block.program, seed_for(task.seed, "refinement"), block.place):
             refined, _ = refine(block.program, num_steps, num_particles, block.asked_for)
-        guides.append(_terms(block, block.program.draw, num_samples, seed_for(seed, "guide")))
-        best.append(_terms(block, refined.draw, num_samples, seed_for(seed, "best")))
-    if evidence is None:
-        estimate = inspect.unwrap(log_evidence)
-        evidence = estimate(model, guide, *args, seed=seed, plate=plate, first_index=first_index, **kwargs)
+        guides.append(_terms(block, block.program.draw, num_samples, seed_for(task.seed, "guide")))
+        best.append(_terms(block, refined.draw, num_samples, seed_for(task.seed, "best")))
+    evidence = evaluate(Auto(), task) if evidence is None else evidence
     return InferenceGap(evidence, GuideTerms.joined(best).elbo, GuideTerms.joined(guides).elbo)
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from pyro_vae.tiling import Noise
+from pyro_vae.program.tiles import Noise
 
 __all__ = ["Evaluate", "Metric", "State", "evaluating", "step"]
 
@@ -38,7 +38,7 @@ class State(NamedTuple):
         return torch.where(beta > 0, (1 - beta) * self.log_start + beta * self.log_end, self.log_start)
 
     def gradient(self, beta: Tensor) -> Tensor:
-        """Of `log_density`, `(K, N, D)`."""
+        """Gradient of `log_density`, `(K, N, D)`."""
         return (1 - beta)[..., None] * self.gradient_start + beta[..., None] * self.gradient_end
 
 

@@ -3,51 +3,39 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from pyro_vae import _checks
-from pyro_vae._options import apart_from_the_program
+from pyro_vae._options import refusing_unknown_options
+from pyro_vae._random import seed_for
+from pyro_vae.compile.graph import compiled
 from pyro_vae.evidence import proposals
+from pyro_vae.evidence.collect import GuideTerms, Reservoir
+from pyro_vae.evidence.estimator import Estimator, Found, Task, evaluate
 from pyro_vae.evidence.proposals import Fitted, Proposal
 from pyro_vae.evidence.psis import MIN_SAMPLES
-from pyro_vae.evidence.result import Bound, Draws, Evidence, Observed
-from pyro_vae.evidence.survey import NUM_POINTS, Elsewhere, checked, region_of, survey
-from pyro_vae.evidence.weights import Groups, Totals, resampled
-from pyro_vae.graphs import compiled
-from pyro_vae.joint import Joint, joint_of
-from pyro_vae.program import Latents, LogDensities, Program
-from pyro_vae.tiling import (
-    Block,
-    Draw,
-    Evaluate,
-    Noise,
-    block_width,
-    blocks,
-    evaluating,
-    noise,
-    seed_for,
-    tiles,
-    tiles_of,
-)
-from pyro_vae.unconstrained import Unconstrained
+from pyro_vae.evidence.result import Bound, Draws, Evidence
+from pyro_vae.evidence.survey import NUM_POINTS, Elsewhere, checked, survey
+from pyro_vae.evidence.weights import Totals
+from pyro_vae.program.core import Latents, LogDensities, Program
+from pyro_vae.program.joint import Joint, joint_of
+from pyro_vae.program.tiles import Block, Draw, Evaluate, Noise, block_width, evaluating, noise, tiles_of
 
-__all__ = ["GuideTerms", "Reservoir", "guide_terms", "importance_sampling"]
-
-NUM_ELBO_SAMPLES = 100  # from the guide, where the proposal is another
+__all__ = ["ImportanceSampling", "importance_sampling"]
 
 
-@apart_from_the_program()
+@refusing_unknown_options
 def importance_sampling(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     *args: Any,
+    kwargs: Mapping[str, Any] | None = None,
     num_samples: int = 1000,
     seed: int = 0,
     proposal: str | Proposal = "guide",
@@ -58,7 +46,6 @@ def importance_sampling(
     chunk_size: int | None = None,
     compile: bool = False,
     progress: bool = False,
-    **kwargs: Any,
 ) -> Evidence:
     r"""log p(x) of each datum, $\log \frac{1}{K} \sum_k w_k$ with $w_k = p(x, z_k) / q(z_k)$, $z_k \sim q$.
 
@@ -91,7 +78,7 @@ def importance_sampling(
             to compile. Draws are the same, and densities to float32 rounding. A model that cannot be compiled is run as
             it is, with a warning.
         progress: show a bar.
-        kwargs: further arguments of both, passed on as they are.
+        kwargs: keyword arguments of both, by name.
 
     Returns:
         `Evidence`, with tensors `(N,)` of float64 in nats.
@@ -118,29 +105,12 @@ def importance_sampling(
         >>> bool(((evidence.log_evidence - exact).abs() < 4 * evidence.std_error).all())
         True
     """
-    num_samples = _checks.whole_number("num_samples", num_samples)
-    seed = _checks.seed(seed)
-    first_index = _checks.whole_number("first_index", first_index, minimum=0)
-    num_posterior_draws = _checks.whole_number("num_posterior_draws", num_posterior_draws, minimum=0)
-    ks = _bounds_to_estimate(bounds, num_samples)
-    chosen = proposals.of(proposal)
-    by_guide = isinstance(chosen, proposals.Guide)
-    joint = joint_of(chunk_size, compile and not by_guide)
-    evaluator = _GuideAndModel() if compile and by_guide and chunk_size is None else partial(evaluating, joint=joint)
-    program = Program.of(model, guide, args, kwargs, plate)
-    view = (Unconstrained.of_any if chosen.width is None else Unconstrained.of)(program)
-    observed = Observed.of(program)
-    runs = []
-    with tqdm(total=program.num_data * num_samples, disable=not progress, unit="draw", unit_scale=True) as bar:
-        width = chosen.width or block_width(program, num_samples)
-        for block in blocks(program, width, first_index):
-            region = region_of(view, block, block.asked_for, joint)
-            runs.append(_run(block, region, chosen, num_samples, seed, ks, num_posterior_draws, evaluator))
-            bar.update(len(block.rows) * num_samples)
-    seen = [Elsewhere.joined(each) for each in zip(*(run.seen for run in runs), strict=True)]
-    if num_samples >= MIN_SAMPLES and chosen.width is None:
-        seen = [_seen_of_guide(program, view, seed, first_index, joint)]
-    return _evidence(program, observed, chosen, runs, seen, ks, num_samples, seed, first_index)
+    estimator = ImportanceSampling.of(num_samples, proposal, bounds, compile, chunk_size)
+    task = Task.of(
+        model, guide, args, kwargs, plate=plate, seed=seed, first_index=first_index,
+        num_posterior_draws=num_posterior_draws, joint=estimator.joint, progress=progress,
+    )  # fmt: skip
+    return evaluate(estimator, task)
 
 
 def _bounds_to_estimate(bounds: Iterable[int] | None, num_samples: int) -> tuple[int, ...]:
@@ -158,6 +128,8 @@ class _GuideAndModel:
 
     For tiles of one size it spares Pyro's handlers in the guide, and the repeated rows of a model by pairs.
     """
+
+    is_compiled = False
 
     def __init__(self) -> None:
         self.num_samples: int | None = None
@@ -186,9 +158,10 @@ class _GuideAndModel:
 
         self.num_samples = num_samples
         self.run = compiled(run, *program.args)
+        self.is_compiled = self.run is not run
 
 
-class _Run(NamedTuple):
+class _Part(NamedTuple):
     """What is kept of the draws for one block."""
 
     totals: Totals
@@ -199,32 +172,110 @@ class _Run(NamedTuple):
     converged: Tensor | None
 
 
-def _run(
-    block: Block,
-    region: Any,
-    proposal: Proposal,
-    num_samples: int,
-    seed: int,
-    ks: tuple[int, ...],
-    num_posterior_draws: int,
-    evaluator: Callable[[Program, Draw], Evaluate],
-) -> _Run:
-    columns = block.asked_for
-    with noise(block.program, seed_for(seed, f"proposal {proposal.name}"), block.place):
-        fitted = proposal.fit(block, region)
-    part = block.part(columns)._replace(program=fitted.program)
-    totals, terms = Totals(num_samples, ks), GuideTerms()
-    reservoir = Reservoir(num_posterior_draws, Noise(block.program.num_data, columns))
-    is_whole = len(columns) == block.program.num_data  # a graph has the size of a whole block
-    evaluate = (evaluator if is_whole else partial(evaluating, joint=region.joint))(part.program, fitted.draw)
-    for tile in tiles_of(part, evaluate, num_samples, seed, block.program.num_data):
-        totals.add(tile.densities.weight)
-        terms.add(tile.densities)
-        with noise(block.program, seed_for(seed, "resampling"), block.place * num_samples + tile.draws.start):
-            reservoir.add(part.program, tile.densities, tile.latents)
-    seen = _seen(block, region, fitted, seed) if num_samples >= MIN_SAMPLES and proposal.width is not None else []
-    spent = fitted.num_evaluations + num_samples + NUM_POINTS * (len(seen) > 0)
-    return _Run(totals, terms, reservoir, torch.zeros_like(columns) + spent, seen, fitted.converged)
+@dataclass(frozen=True)
+class ImportanceSampling(Estimator[_Part]):
+    """Importance sampling from a proposal, as an estimator."""
+
+    num_draws: int
+    proposal: Proposal
+    ks: tuple[int, ...]
+    """The k of the bounds to estimate."""
+    joint: Joint
+    evaluator: Callable[[Program, Draw], Evaluate]
+    """What draws are evaluated by, in blocks of whole size."""
+
+    @classmethod
+    def of(
+        cls,
+        num_samples: int = 1000,
+        proposal: str | Proposal = "guide",
+        bounds: Iterable[int] | None = None,
+        compile: bool = False,
+        chunk_size: int | None = None,
+    ) -> ImportanceSampling:
+        """Check the options of `importance_sampling`."""
+        num_samples = _checks.whole_number("num_samples", num_samples)
+        ks, chosen = _bounds_to_estimate(bounds, num_samples), proposals.of(proposal)
+        by_guide = isinstance(chosen, proposals.FromGuide)
+        joint = joint_of(chunk_size, compile and not by_guide)
+        whole = compile and by_guide and chunk_size is None
+        return cls(num_samples, chosen, ks, joint, _GuideAndModel() if whole else partial(evaluating, joint=joint))
+
+    @property
+    def num_samples(self) -> int:  # type: ignore[override]
+        return self.num_draws
+
+    @property
+    def needs_view(self) -> bool:  # type: ignore[override]
+        return self.proposal.width is not None
+
+    @property
+    def is_of_guide(self) -> bool:
+        """Whether the draws that are measured are the guide's, as it is."""
+        return isinstance(self.proposal, proposals.FromGuide)
+
+    @property
+    def surveys(self) -> bool:
+        """Whether draws elsewhere are made: there is no error to check of few."""
+        return self.num_samples >= MIN_SAMPLES
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"proposal": self.proposal.name, "num_samples": self.num_samples}
+
+    def is_compiled(self, task: Task) -> bool:
+        return super().is_compiled(task) or getattr(self.evaluator, "is_compiled", False)
+
+    def block_size(self, program: Program) -> int:
+        return self.proposal.width or block_width(program, self.num_samples)
+
+    def measure(self, block: Block, region: Any, task: Task) -> _Part:
+        columns, seed = block.asked_for, task.seed
+        with noise(block.program, seed_for(seed, f"proposal {self.proposal.name}"), block.place):
+            fitted = self.proposal.fit(block, region)
+        part = block.part(columns)._replace(program=fitted.program)
+        totals, terms = Totals(self.num_samples, self.ks), GuideTerms()
+        reservoir = Reservoir(task.num_posterior_draws, Noise(block.program.num_data, columns))
+        is_whole = len(columns) == block.program.num_data  # a graph has the size of a whole block
+        evaluator = self.evaluator if is_whole else partial(evaluating, joint=self.joint)
+        evaluate = evaluator(part.program, fitted.draw)
+        for tile in tiles_of(part, evaluate, self.num_samples, seed, block.program.num_data):
+            totals.add(tile.densities.weight)
+            terms.add(tile.densities)
+            with noise(block.program, seed_for(seed, "resampling"), block.place * self.num_samples + tile.draws.start):
+                reservoir.add(part.program, tile.densities, tile.latents)
+        seen = _seen(block, region, fitted, seed) if self.surveys and self.needs_view else []
+        spent = fitted.num_evaluations + self.num_samples + NUM_POINTS * (len(seen) > 0)
+        return _Part(totals, terms, reservoir, torch.zeros_like(columns) + spent, seen, fitted.converged)
+
+    def found(self, parts: list[_Part], task: Task) -> Found:
+        totals = Totals.joined([part.totals for part in parts])
+        estimate = totals.estimate()
+        num_evaluations = torch.cat([part.num_evaluations for part in parts]).cpu()
+        seen = [Elsewhere.joined(each) for each in zip(*(part.seen for part in parts), strict=True)]
+        if self.surveys and not self.needs_view:
+            seen, num_evaluations = [_seen_of_guide(task)], num_evaluations + NUM_POINTS
+        contradicted = torch.zeros_like(estimate.reliable)
+        for each in seen:
+            contradicted = contradicted | each.contradicts(estimate)
+            estimate = checked(estimate, self.num_samples, each)
+        diagnostics = {"contradicted": contradicted} if seen else {}
+        if parts[0].converged is not None:
+            diagnostics["converged"] = torch.cat([part.converged for part in parts if part.converged is not None]).cpu()
+        pairs = torch.cat([part.totals.bounds() for part in parts], -1)
+        bounds = {k: Bound(k, *pair) for k, pair in zip(self.ks, pairs, strict=True)}
+        bounds[self.num_samples] = Bound(self.num_samples, estimate.log_evidence, estimate.std_error)
+        return Found(
+            estimate,
+            num_evaluations,
+            (f"importance sampling from {self.proposal.name}",) * task.program.num_data,
+            Draws.joined([part.reservoir.draws for part in parts]),
+            GuideTerms.joined([part.terms for part in parts])
+            if isinstance(self.proposal, proposals.FromGuide)
+            else None,
+            bounds,
+            diagnostics,
+        )
 
 
 def _seen(block: Block, region: Any, fitted: Fitted, seed: int) -> list[Elsewhere]:
@@ -234,139 +285,13 @@ def _seen(block: Block, region: Any, fitted: Fitted, seed: int) -> list[Elsewher
         return [each.against(fitted.component) for each in (around, fitted.seen) if each is not None]
 
 
-def _seen_of_guide(
-    program: Program, view: Unconstrained | None, seed: int, first_index: int, joint: Joint
-) -> Elsewhere:
+def _seen_of_guide(task: Task) -> Elsewhere:
     """The same of the guide, for more data at a time than a tile of its draws has."""
-    parts = []
-    for block in blocks(program, block_width(program, NUM_POINTS), first_index):
-        region = region_of(view, block, block.asked_for, joint)
-        parts += _seen(block, region, proposals.Guide().fit(block, region), seed)
-    return Elsewhere.joined(parts)
-
-
-def _evidence(
-    program: Program,
-    observed: Observed,
-    proposal: Proposal,
-    runs: list[_Run],
-    seen: list[Elsewhere],
-    ks: tuple[int, ...],
-    num_samples: int,
-    seed: int,
-    first_index: int,
-) -> Evidence:
-    totals = Totals.joined([run.totals for run in runs])
-    found = totals.estimate()
-    contradicted = torch.zeros_like(found.reliable)
-    for each in seen:
-        contradicted = contradicted | each.contradicts(found)
-        found = checked(found, num_samples, each)
-    all_bounds = {
-        k: Bound(k, *pair) for k, pair in zip(ks, torch.cat([run.totals.bounds() for run in runs], -1), strict=True)
-    }
-    all_bounds[num_samples] = Bound(num_samples, found.log_evidence, found.std_error)
-    num_evaluations = torch.cat([run.num_evaluations for run in runs]).cpu()
-    if isinstance(proposal, proposals.Guide):
-        terms = GuideTerms.joined([run.terms for run in runs])
-        num_evaluations = num_evaluations + NUM_POINTS * len(seen)
-    else:
-        terms = guide_terms(program, NUM_ELBO_SAMPLES, seed, first_index)
-        num_evaluations = num_evaluations + NUM_ELBO_SAMPLES
-    diagnostics = {"contradicted": contradicted} if seen else {}
-    if runs[0].converged is not None:
-        diagnostics["converged"] = torch.cat([run.converged for run in runs if run.converged is not None]).cpu()
-    return Evidence(
-        **found._asdict(),
-        num_evaluations=num_evaluations,
-        num_samples=num_samples,
-        seed=seed,
-        method=(f"importance sampling from {proposal.name}",) * program.num_data,
-        all_bounds=all_bounds,
-        observed=observed,
-        guide_elbo=terms.elbo,
-        rate=terms.rate,
-        distortion=terms.distortion,
-        draws=Draws.joined([run.reservoir.draws for run in runs]),
-        settings={"proposal": proposal.name, "num_samples": num_samples},
-        diagnostics=diagnostics,
+    guide, width = proposals.FromGuide(), block_width(task.program, NUM_POINTS)
+    return Elsewhere.joined(
+        [
+            seen
+            for block, region in task.blocks(width)
+            for seen in _seen(block, region, guide.fit(block, region), task.seed)
+        ]
     )
-
-
-class GuideTerms:
-    """The ELBO of draws from the guide, and its two halves, rate and distortion."""
-
-    def __init__(self) -> None:
-        self.num_samples = 0
-        self.sums = torch.zeros((), dtype=torch.float64)
-        self.weights = Groups(1)
-
-    def add(self, densities: LogDensities) -> None:
-        prior, likelihood, guide = (each.cpu() for each in densities)
-        self.num_samples += len(prior)
-        self.sums = self.sums + torch.stack([(guide - prior).sum(0), -likelihood.sum(0)])
-        self.weights.add(densities.weight.cpu())
-
-    @classmethod
-    def joined(cls, parts: list[GuideTerms]) -> _Terms:
-        """Of the data of all parts."""
-
-        def cat(of_part: Callable[[GuideTerms], Tensor]) -> Tensor:
-            return torch.cat([of_part(part) for part in parts], dim=-1)
-
-        rate, distortion = cat(lambda part: part.sums / part.num_samples)
-        return _Terms(Bound(1, cat(lambda p: p.weights.mean), cat(lambda p: p.weights.std_error)), rate, distortion)
-
-
-class _Terms(NamedTuple):
-    elbo: Bound
-    rate: Tensor
-    distortion: Tensor
-
-
-def guide_terms(program: Program, num_samples: int, seed: int, first_index: int = 0) -> _Terms:
-    """The ELBO from draws of their own."""
-    parts: dict[int, GuideTerms] = {}
-    for block, tile in tiles(program, num_samples, seed_for(seed, "ELBO"), first_index):
-        parts.setdefault(block.place, GuideTerms()).add(tile.densities)
-    return GuideTerms.joined(list(parts.values()))
-
-
-class Reservoir:
-    """Draws from the posterior, resampled by weight while draws of the proposal go by.
-
-    Each of S slots holds one of the draws seen so far, with probability in proportion to its weight.
-    """
-
-    def __init__(self, num_draws: int, noise: Noise) -> None:
-        self.num_draws, self.noise = num_draws, noise
-        self.log_sum: Tensor | None = None
-
-    def add(self, program: Program, densities: LogDensities, latents: Latents) -> None:
-        if not self.num_draws:
-            return
-        weight = densities.weight
-        index = resampled(weight, self.noise.uniform(self.num_draws))
-        log_sum = weight.logsumexp(0)
-        values = {name: _rows(program.draws_first(value), index) for name, value in latents.items()}
-        prior, likelihood = _rows(densities.prior, index), _rows(densities.likelihood, index)
-        if self.log_sum is None:
-            self.log_sum, self.values, self.prior, self.likelihood = log_sum, values, prior, likelihood
-            return
-        self.log_sum = torch.logaddexp(self.log_sum, log_sum)
-        taken = self.noise.uniform(self.num_draws) < (log_sum - self.log_sum).exp()
-        self.values = {name: _where(taken, value, self.values[name]) for name, value in values.items()}
-        self.prior, self.likelihood = _where(taken, prior, self.prior), _where(taken, likelihood, self.likelihood)
-
-    @property
-    def draws(self) -> Draws | None:
-        return Draws(self.values, self.prior, self.likelihood) if self.num_draws else None
-
-
-def _rows(value: Tensor, index: Tensor) -> Tensor:
-    """For each datum the draws of these indices `(S, N)`, of `(K, N, ...)`."""
-    return value[index, torch.arange(index.shape[1], device=index.device)]
-
-
-def _where(condition: Tensor, one: Tensor, other: Tensor) -> Tensor:
-    return torch.where(condition.reshape(*condition.shape, *(1,) * (one.ndim - 2)), one, other)

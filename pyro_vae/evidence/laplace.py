@@ -10,10 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_vae.tiling import Noise
-from pyro_vae.unconstrained import Unconstrained
+from pyro_vae.program.tiles import Noise
+from pyro_vae.program.unconstrained import Unconstrained
 
-__all__ = ["Gaussian", "Gaussians", "LaplaceFit", "fit_laplace", "moments"]
+__all__ = ["FullNormal", "LaplaceFit", "NormalMixture", "fit_laplace", "moments"]
 
 NUM_STEPS, MAX_ROUNDS = 10, 6
 NUM_EXPLORING = 15  # steps from another start, before a Hessian is spent on where they lead
@@ -26,7 +26,7 @@ NEGLIGIBLE = 10.0  # nats of mass below the first mode
 MAX_PAIRS = 16_384  # (direction, datum) pairs for which products with the Hessian are formed together
 
 
-class Gaussian(NamedTuple):
+class FullNormal(NamedTuple):
     """N(loc, L L^T) over u, for each datum."""
 
     loc: Tensor
@@ -34,16 +34,16 @@ class Gaussian(NamedTuple):
     scale_tril: Tensor
     """L, `(N, D, D)`, float64."""
 
-    def at(self, rows: Tensor) -> Gaussian:
-        """Of some of the data."""
-        return Gaussian(self.loc[rows], self.scale_tril[rows])
+    def at(self, rows: Tensor) -> FullNormal:
+        """Select rows by index."""
+        return FullNormal(self.loc[rows], self.scale_tril[rows])
 
-    def spread(self, rows: Tensor, num_data: int) -> Gaussian:
+    def spread(self, rows: Tensor, num_data: int) -> FullNormal:
         """The same for these rows of more data."""
         loc = self.loc.new_zeros(num_data, self.loc.shape[1])
         scale_tril = torch.eye(self.loc.shape[1], dtype=loc.dtype, device=loc.device).repeat(num_data, 1, 1)
         loc[rows], scale_tril[rows] = self.loc, self.scale_tril
-        return Gaussian(loc, scale_tril)
+        return FullNormal(loc, scale_tril)
 
     def rsample(self, standard_normal: Tensor) -> Tensor:
         """u `(K, N, D)` of standard normal numbers of that shape."""
@@ -73,21 +73,21 @@ class Gaussian(NamedTuple):
         return -0.5 * self.whitened(u).square().sum(-1) - self.log_volume
 
 
-class Gaussians(NamedTuple):
+class NormalMixture(NamedTuple):
     """A mixture of Gaussians over u, for each datum; the first is that of its main mode."""
 
-    parts: tuple[Gaussian, ...]
+    parts: tuple[FullNormal, ...]
     log_shares: Tensor
     """`(number of parts, N)`; -inf where a datum has no such part."""
 
     @property
-    def main(self) -> Gaussian:
+    def main(self) -> FullNormal:
         """At the main mode."""
         return self.parts[0]
 
-    def at(self, rows: Tensor) -> Gaussians:
-        """Of some of the data."""
-        return Gaussians(tuple(part.at(rows) for part in self.parts), self.log_shares[:, rows])
+    def at(self, rows: Tensor) -> NormalMixture:
+        """Select rows by index."""
+        return NormalMixture(tuple(part.at(rows) for part in self.parts), self.log_shares[:, rows])
 
     def sample(self, noise: Noise, num_samples: int) -> Tensor:
         """u `(K, N, D)`."""
@@ -109,34 +109,34 @@ class Gaussians(NamedTuple):
         each = [part.log_prob(u) + share for part, share in zip(self.parts, self.log_shares, strict=True)]
         return torch.stack(each).logsumexp(0)
 
-    def spread(self, rows: Tensor, num_data: int) -> Gaussians:
+    def spread(self, rows: Tensor, num_data: int) -> NormalMixture:
         """The same for these rows of more data; what the others have means nothing."""
         log_shares = torch.zeros_like(self.log_shares[:, :1]).repeat(1, num_data)
         log_shares[:, rows] = self.log_shares
-        return Gaussians(tuple(part.spread(rows, num_data) for part in self.parts), log_shares)
+        return NormalMixture(tuple(part.spread(rows, num_data) for part in self.parts), log_shares)
 
 
 class LaplaceFit(NamedTuple):
     """Laplace's Gaussians of each datum's posterior, and what it took to find them."""
 
-    gaussians: Gaussians
+    gaussians: NormalMixture
     converged: Tensor
     """Whether the search for the main mode has come to its end, `(N,)`."""
     num_evaluations: Tensor
-    """Of log p(x, z), a product with the Hessian counting as two; `(N,)`, int64."""
+    """Evaluations of log p(x, z), `(N,)`, int64. A product with the Hessian counts as two."""
 
 
 class _Modes(NamedTuple):
-    """Where searches have ended, of N of them."""
+    """Where N searches ended."""
 
-    gaussian: Gaussian
+    gaussian: FullNormal
     value: Tensor
     """log p(x, u) there."""
     converged: Tensor
     num_evaluations: Tensor
 
     def at(self, rows: Tensor) -> _Modes:
-        """Of some of the data."""
+        """Select rows by index."""
         return _Modes(self.gaussian.at(rows), *(each[rows] for each in self[1:]))
 
     def spread(self, like: _Modes, rows: Tensor) -> _Modes:
@@ -145,7 +145,7 @@ class _Modes(NamedTuple):
         loc[rows], scale_tril[rows] = self.gaussian
         value = torch.full_like(like.value, -math.inf)
         value[rows] = self.value
-        return _Modes(Gaussian(loc, scale_tril), value, like.converged, like.num_evaluations)
+        return _Modes(FullNormal(loc, scale_tril), value, like.converged, like.num_evaluations)
 
     @property
     def log_mass(self) -> Tensor:
@@ -263,12 +263,12 @@ def _search(view: Unconstrained, loc: Tensor, floor: Tensor) -> _Modes:
         if not len(left):
             break
         density = _density(view.at(left))
-        metric = Gaussian(loc[left], _scale_tril(_hessian(density, loc[left]), floor[left]))
+        metric = FullNormal(loc[left], _scale_tril(_hessian(density, loc[left]), floor[left]))
         climbed = _climb(density, metric, loc[left], NUM_STEPS)
         loc[left], value[left], converged[left] = climbed.position, climbed.value, climbed.gain < CONVERGED
         spent[left] += NUM_STEPS + 2 * dim
     scale_tril = _scale_tril(_hessian(_density(view), loc), floor)
-    return _Modes(Gaussian(loc, scale_tril), value, converged, spent + 2 * dim)
+    return _Modes(FullNormal(loc, scale_tril), value, converged, spent + 2 * dim)
 
 
 class _Climbed(NamedTuple):
@@ -278,7 +278,7 @@ class _Climbed(NamedTuple):
     """The squared length of the next step."""
 
 
-def _climb(density: Callable[[Tensor], Tensor], metric: Gaussian, start: Tensor, num_steps: int) -> _Climbed:
+def _climb(density: Callable[[Tensor], Tensor], metric: FullNormal, start: Tensor, num_steps: int) -> _Climbed:
     """Steps uphill, in the metric of a Gaussian."""
     size = torch.ones_like(start[:, :1])
     best, value, step = start, torch.full_like(start[:, 0], -math.inf), torch.zeros_like(start)
@@ -297,13 +297,13 @@ def _climb(density: Callable[[Tensor], Tensor], metric: Gaussian, start: Tensor,
 
 
 def _distances(known: list[_Modes], u: Tensor) -> Tensor:
-    """Of places `(M, N, D)` from the nearest mode that is known, in its standard deviations, `(M, N)`."""
+    """Measure how far places `(M, N, D)` are from the nearest known mode, in its standard deviations: `(M, N)`."""
     each = [mode.gaussian.whitened(u).norm(dim=-1).where(mode.value.isfinite(), torch.inf) for mode in known]
     return torch.stack(each).amin(0)
 
 
-def _mixture(found: list[_Modes]) -> Gaussians:
-    """In proportion to mass, but for a smallest share; the mode of most mass comes first."""
+def _mixture(found: list[_Modes]) -> NormalMixture:
+    """Mix the modes in proportion to their mass, with a smallest share. The mode of most mass comes first."""
     log_mass = torch.stack([each.log_mass for each in found])
     log_mass = log_mass.where(log_mass.isfinite(), -torch.inf)
     log_mass[0] = log_mass[0].nan_to_num(neginf=0.0)
@@ -313,8 +313,8 @@ def _mixture(found: list[_Modes]) -> Gaussians:
     share = log_mass[:num_parts].softmax(0).clamp(min=SMALLEST_SHARE).where(log_mass[:num_parts].isfinite(), 0.0)
     locs, scale_trils = (torch.stack(each) for each in zip(*(mode.gaussian for mode in found), strict=True))
     rows = torch.arange(locs.shape[1], device=locs.device)
-    parts = tuple(Gaussian(locs[index, rows], scale_trils[index, rows]) for index in order[:num_parts])
-    return Gaussians(parts, (share / share.sum(0)).log())
+    parts = tuple(FullNormal(locs[index, rows], scale_trils[index, rows]) for index in order[:num_parts])
+    return NormalMixture(parts, (share / share.sum(0)).log())
 
 
 def _with_gradient(density: Callable[[Tensor], Tensor], u: Tensor) -> tuple[Tensor, Tensor]:
@@ -326,7 +326,7 @@ def _with_gradient(density: Callable[[Tensor], Tensor], u: Tensor) -> tuple[Tens
 
 
 def _hessian(density: Callable[[Tensor], Tensor], loc: Tensor) -> Tensor:
-    """Of `(N, D)` points, `(N, D, D)`: the products with all D directions, some of them at a time."""
+    """Return the Hessians `(N, D, D)` at points `(N, D)`, from products with all D directions, a few at a time."""
     num_data, dim = loc.shape
     directions = torch.eye(dim, dtype=loc.dtype, device=loc.device)
     height = max(1, MAX_PAIRS // num_data)

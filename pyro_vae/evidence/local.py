@@ -12,10 +12,11 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import transform_to
 
-from pyro_vae._masks import elements_of
-from pyro_vae._structure import drawn_sites
-from pyro_vae.program import Program
-from pyro_vae.tiling import kept
+from pyro_vae._private import foreach_add_
+from pyro_vae.program.core import Program
+from pyro_vae.program.masks import elements_of
+from pyro_vae.program.structure import drawn_sites
+from pyro_vae.program.tiles import kept
 
 __all__ = ["refine"]
 
@@ -83,7 +84,7 @@ def refine(
         optimizer.step()
         schedule.step()
         if step >= first_kept:
-            torch._foreach_add_(averages, [leaf.detach() for leaf in leaves], alpha=1 / (num_steps - first_kept))
+            foreach_add_(averages, [leaf.detach() for leaf in leaves], alpha=1 / (num_steps - first_kept))
     pairs = iter(averages)
     best = {site: {name: next(pairs) for name in each} for site, each in free.items()}
     axis = program.structure.data_axis

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 
 from pyro_vae import _checks
-from pyro_vae._options import apart_from_the_program
+from pyro_vae._options import refusing_unknown_options
+from pyro_vae._random import seed_for
 from pyro_vae.evidence import hmc, storage
-from pyro_vae.evidence.ais import Annealing, anneal, block_size, draws_of, end_positions
-from pyro_vae.evidence.importance import importance_sampling
+from pyro_vae.evidence.annealing import Annealing, anneal, block_size, draws_of, end_positions
+from pyro_vae.evidence.estimator import Task, evaluate
+from pyro_vae.evidence.importance import ImportanceSampling
 from pyro_vae.evidence.result import Draws, Observed
-from pyro_vae.program import Program
-from pyro_vae.tiling import Block, blocks, noise, refuse_nan, seed_for
-from pyro_vae.unconstrained import Unconstrained
+from pyro_vae.evidence.survey import Region
+from pyro_vae.program.tiles import Block, blocks, noise, refuse_nan
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-__all__ = ["Posterior", "posterior_samples"]
+__all__ = ["Posterior", "chain_diagnostics", "chains", "posterior_samples"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -43,6 +40,7 @@ class Posterior:
         observed: the data.
         method: how the draws were made.
         num_evaluations: of log p(x, z) for each datum, `(N,)`.
+        settings: how the pair was run, for the record.
     """
 
     latents: dict[str, Tensor]
@@ -55,17 +53,12 @@ class Posterior:
     observed: Observed
     method: str
     num_evaluations: Tensor
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def to_arviz(self) -> Any:
-        """As arviz's own object: `posterior`, `log_likelihood`, `sample_stats`, `observed_data`, `constant_data`."""
+        """As arviz's object: `posterior`, `log_likelihood`, `sample_stats`, `observed_data`, `constant_data`."""
         constant = {"rhat": self.rhat, "ess": self.ess, "acceptance": self.acceptance}
         return storage.as_arviz(self.latents, self.log_prior, self.log_likelihood, self.observed.values, constant)
-
-    def plot(self, index: int = 0) -> Figure:
-        """q(z|x) against p(z|x) for one datum, in the plane where p spreads most. Needs matplotlib."""
-        from pyro_vae import plots
-
-        return plots.posterior(self, index)
 
     def summary(self) -> str:
         """The diagnostics, in words."""
@@ -86,11 +79,12 @@ class Posterior:
         return f"Posterior({chains} chains, {draws} draws, {num_data} data, by {self.method})"
 
 
-@apart_from_the_program()
+@refusing_unknown_options
 def posterior_samples(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     *args: Any,
+    kwargs: Mapping[str, Any] | None = None,
     num_samples: int = 250,
     num_chains: int = 4,
     method: str = "hmc",
@@ -100,7 +94,6 @@ def posterior_samples(
     seed: int = 0,
     plate: str | None = None,
     first_index: int = 0,
-    **kwargs: Any,
 ) -> Posterior:
     """Draws from p(z|x) of each datum.
 
@@ -131,17 +124,27 @@ def posterior_samples(
     _checks.choice("method", method, ("hmc", "importance"))
     _checks.whole_number("num_samples", num_samples, minimum=4)
     annealing = Annealing("laplace", num_temperatures, num_chains, num_leapfrog)
-    seed = _checks.seed(seed)
-    first_index = _checks.whole_number("first_index", first_index, minimum=0)
     num_proposals = _checks.whole_number("num_proposals", num_proposals)
-    program = Program.of(model, guide, args, kwargs, plate)
-    guide_latents = _guide_latents(program, num_chains * num_samples, seed, first_index)
+    num_draws = num_chains * num_samples
+    task = Task.of(
+        model, guide, args, kwargs, plate=plate, seed=seed, first_index=first_index, num_posterior_draws=num_draws
+    )
+    guide_latents = _guide_latents(task, num_draws)
     if method == "importance":
-        return _by_importance(program, num_samples, num_chains, num_proposals, seed, plate, first_index, guide_latents)
-    view, observed = Unconstrained.of(program), Observed.of(program)
-    every = blocks(program, block_size(program, num_chains), first_index)
+        return _by_importance(task, num_chains, num_proposals, guide_latents)
+    return _by_hmc(task, annealing, num_samples, guide_latents)
+
+
+def _by_hmc(task: Task, annealing: Annealing, num_samples: int, guide_latents: dict[str, Tensor]) -> Posterior:
+    """Chains of HMC, started by AIS."""
+    num_chains = annealing.num_chains
+    task.require_view()
     parts, us, acceptances, spent = zip(
-        *(_chains(block, view, annealing, num_samples, seed) for block in every), strict=True
+        *(
+            chains(block, region, annealing, num_samples, task.seed)
+            for block, region in task.blocks(block_size(task.program, num_chains))
+        ),
+        strict=True,
     )
     draws = Draws.joined(parts)
     assert draws is not None
@@ -155,9 +158,10 @@ def posterior_samples(
         rhat,
         ess,
         acceptance,
-        observed,
+        Observed.of(task.program),
         "HMC, started by AIS",
         torch.cat(spent),
+        task.settings,
     )
 
 
@@ -165,11 +169,11 @@ def _by_chain(latents: dict[str, Tensor], num_chains: int) -> dict[str, Tensor]:
     return {name: value.unflatten(0, (num_chains, -1)) for name, value in latents.items()}
 
 
-def _chains(
-    block: Block, view: Unconstrained, annealing: Annealing, num_samples: int, seed: int
+def chains(
+    block: Block, region: Region, annealing: Annealing, num_samples: int, seed: int
 ) -> tuple[Draws, Tensor, Tensor, Tensor]:
     """Draws in the order chain by chain, u `(C, S, N, D)`, the acceptance, and the number of evaluations."""
-    prepared = annealing.prepared(block, view, seed)
+    prepared = annealing.prepared(block, region, seed)
     path, numbers = prepared.path, prepared.noise
     positions, acceptances = [], []
     with noise(block.program, seed_for(seed, "chains"), block.place):
@@ -207,10 +211,10 @@ def _normal_scores(u: Tensor) -> Tensor:
     return torch.special.ndtri((ranks - 0.375) / (len(flat) + 0.25)).reshape(u.shape)
 
 
-def _guide_latents(program: Program, num_samples: int, seed: int, first_index: int) -> dict[str, Tensor]:
+def _guide_latents(task: Task, num_samples: int) -> dict[str, Tensor]:
     parts, columns = [], []
-    for block in blocks(program, block_size(program, 16), first_index):
-        with noise(block.program, seed_for(seed, "guide draws"), block.place):
+    for block in blocks(task.program, block_size(task.program, 16), task.first_index):
+        with noise(block.program, seed_for(task.seed, "guide draws"), block.place):
             latents, log_q = block.program.draw(num_samples)
         values = {name: block.program.draws_first(value) for name, value in latents.items()}
         parts.append(Draws(values, log_q, log_q))
@@ -220,27 +224,8 @@ def _guide_latents(program: Program, num_samples: int, seed: int, first_index: i
     return joined.latents
 
 
-def _by_importance(
-    program: Program,
-    num_samples: int,
-    num_chains: int,
-    num_proposals: int,
-    seed: int,
-    plate: str | None,
-    first_index: int,
-    guide_latents: dict[str, Tensor],
-) -> Posterior:
-    evidence = inspect.unwrap(importance_sampling)(
-        program.model,
-        program.guide,
-        *program.args,
-        num_samples=num_proposals,
-        seed=seed,
-        plate=plate,
-        first_index=first_index,
-        num_posterior_draws=num_chains * num_samples,
-        **program.kwargs,
-    )
+def _by_importance(task: Task, num_chains: int, num_proposals: int, guide_latents: dict[str, Tensor]) -> Posterior:
+    evidence = evaluate(ImportanceSampling.of(num_proposals), task)
     assert evidence.draws is not None
     unknown = torch.full_like(evidence.ess, torch.nan)
     return Posterior(
@@ -249,9 +234,10 @@ def _by_importance(
         evidence.draws.log_prior.unflatten(0, (num_chains, -1)),
         evidence.draws.log_likelihood.unflatten(0, (num_chains, -1)),
         unknown,
-        1 / (1 / (num_chains * num_samples) + 1 / evidence.ess),
+        1 / (1 / task.num_posterior_draws + 1 / evidence.ess),
         unknown,
         evidence.observed,
         f"importance resampling of {num_proposals:,} draws",
         evidence.num_evaluations,
+        task.settings,
     )

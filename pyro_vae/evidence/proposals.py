@@ -14,10 +14,10 @@ from pyro_vae import _checks
 from pyro_vae.evidence.laplace import moments
 from pyro_vae.evidence.local import refine
 from pyro_vae.evidence.survey import NUM_POINTS, Component, Region, Survey, find_modes, survey
-from pyro_vae.program import Program
-from pyro_vae.tiling import Block, Draw, kept
+from pyro_vae.program.core import Program
+from pyro_vae.program.tiles import Block, Draw, kept
 
-__all__ = ["PROPOSALS", "Defensive", "Fitted", "Guide", "Inflated", "Laplace", "Local", "Proposal"]
+__all__ = ["Defensive", "Fitted", "FromGuide", "Inflated", "Laplace", "Local", "Proposal"]
 
 
 FITTED_TOGETHER = 128  # data
@@ -31,9 +31,9 @@ class Fitted(NamedTuple):
     program: Program
     """What the draws are evaluated by."""
     component: Component | None
-    """Its density at any place; None where that is not known."""
+    """Draws and evaluates the proposal anywhere; None if its density is known only at its own draws."""
     num_evaluations: Tensor | int = 0
-    """Of log p(x, z), spent on each datum to find the proposal."""
+    """Evaluations of log p(x, z) spent on each datum to find the proposal."""
     seen: Survey | None = None
     """What was seen of the posterior on the way."""
     converged: Tensor | None = None
@@ -48,13 +48,13 @@ class Proposal(Protocol):
 
     @property
     def width(self) -> int | None:
-        """For how many data it is sought together; None where that does not matter."""
+        """How many data are fitted in one block; None if fitting needs no block."""
 
     def fit(self, block: Block, region: Any) -> Fitted: ...
 
 
 @dataclass(frozen=True)
-class Guide:
+class FromGuide:
     """The guide as it is."""
 
     name = "the guide"
@@ -182,7 +182,7 @@ class Local:
 
 
 PROPOSALS: dict[str, Callable[[], Proposal]] = {
-    "guide": Guide,
+    "guide": FromGuide,
     "inflated": Inflated,
     "heavy-tailed": lambda: Inflated((1.0, 1.2, 1.5, 2.0)),
     "defensive": Defensive,

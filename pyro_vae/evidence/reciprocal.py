@@ -2,39 +2,41 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_vae import _checks
-from pyro_vae._options import apart_from_the_program
-from pyro_vae.evidence.importance import NUM_ELBO_SAMPLES, guide_terms
-from pyro_vae.evidence.laplace import Gaussian
-from pyro_vae.evidence.posterior import posterior_samples
-from pyro_vae.evidence.result import Evidence, Observed
-from pyro_vae.evidence.weights import estimate
-from pyro_vae.program import Program
-from pyro_vae.unconstrained import Unconstrained
+from pyro_vae._options import refusing_unknown_options
+from pyro_vae.evidence.annealing import Annealing, block_size
+from pyro_vae.evidence.estimator import Estimator, Found, Task, evaluate
+from pyro_vae.evidence.laplace import FullNormal
+from pyro_vae.evidence.posterior import chain_diagnostics, chains
+from pyro_vae.evidence.result import Evidence
+from pyro_vae.evidence.survey import Region
+from pyro_vae.evidence.weights import Estimate, estimate
+from pyro_vae.program.core import Program
+from pyro_vae.program.tiles import Block
 
-__all__ = ["reciprocal_importance_sampling"]
+__all__ = ["Reciprocal", "reciprocal_importance_sampling"]
 
 MAX_DIM = 5
 
 
-@apart_from_the_program()
+@refusing_unknown_options
 def reciprocal_importance_sampling(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     *args: Any,
+    kwargs: Mapping[str, Any] | None = None,
     num_samples: int = 500,
     num_chains: int = 4,
     seed: int = 0,
     plate: str | None = None,
     first_index: int = 0,
-    **kwargs: Any,
 ) -> Evidence:
     r"""$\log \hat p(x) = -\log \frac{1}{L} \sum_l \frac{q(z_l)}{p(x, z_l)}$ with $z_l \sim p(z|x)$, for few latent
     numbers.
@@ -61,58 +63,77 @@ def reciprocal_importance_sampling(
     References:
         Kingma and Welling (2014), Auto-encoding variational Bayes, appendix D; Gelfand and Dey (1994).
     """
-    _checks.whole_number("num_samples", num_samples, minimum=8)
-    program = Program.of(model, guide, args, kwargs, plate)
-    view = Unconstrained.of(program)
-    if view.dim > MAX_DIM:
+    num_samples = _checks.whole_number("num_samples", num_samples, minimum=8)
+    task = Task.of(model, guide, args, kwargs, plate=plate, seed=seed, first_index=first_index)
+    _refuse_many_dimensions(task.require_view().dim)
+    return evaluate(Reciprocal(Annealing("laplace", 50, num_chains), num_samples), task)
+
+
+class _Part(NamedTuple):
+    """What chains say of the data of one block."""
+
+    estimate: Estimate
+    rhat: Tensor
+    num_evaluations: Tensor
+
+
+@dataclass(frozen=True)
+class Reciprocal(Estimator[_Part]):
+    """The mean of q(z) / p(x, z) over draws of the posterior, as an estimator."""
+
+    annealing: Annealing
+    draws_of_each: int
+    is_bound = False
+
+    @property
+    def half(self) -> int:
+        return self.draws_of_each // 2
+
+    @property
+    def num_samples(self) -> int:  # type: ignore[override]
+        return self.annealing.num_chains * (self.draws_of_each - self.half)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"num_samples": self.draws_of_each, "num_chains": self.annealing.num_chains}
+
+    def block_size(self, program: Program) -> int:
+        return block_size(program, self.annealing.num_chains)
+
+    def measure(self, block: Block, region: Region, task: Task) -> _Part:
+        draws, u, _, spent = chains(block, region, self.annealing, self.draws_of_each, task.seed)
+        log_joint = (draws.log_prior + draws.log_likelihood).unflatten(0, (self.annealing.num_chains, -1))
+        fitted = _fit_gaussian(u[:, : self.half].flatten(0, 1))
+        rest = u[:, self.half :].flatten(0, 1)
+        _, stretch = region.view.unpack(rest.to(region.view.device))
+        found = estimate(fitted.log_prob(rest) - (log_joint[:, self.half :].flatten(0, 1) + stretch.cpu()))
+        upside_down = found._replace(
+            log_evidence=-found.log_evidence, jackknife=-found.jackknife, reliable=torch.zeros_like(found.reliable)
+        )
+        return _Part(upside_down, chain_diagnostics(u)[0], spent)
+
+    def found(self, parts: list[_Part], task: Task) -> Found:
+        method = ("reciprocal importance sampling (biased upwards)",) * task.program.num_data
+        return Found(
+            Estimate(*map(torch.cat, zip(*(part.estimate for part in parts), strict=True))),
+            torch.cat([part.num_evaluations for part in parts]),
+            method,
+            diagnostics={"rhat": torch.cat([part.rhat for part in parts])},
+        )
+
+
+def _refuse_many_dimensions(dim: int) -> None:
+    if dim > MAX_DIM:
         raise ValueError(
-            f"model: expected at most {MAX_DIM} latent numbers a datum for this estimator; got {view.dim}; use "
+            f"model: expected at most {MAX_DIM} latent numbers a datum for this estimator; got {dim}; use "
             "log_evidence or ais."
         )
-    posterior = inspect.unwrap(posterior_samples)(
-        model, guide, *args, num_samples=num_samples, num_chains=num_chains, seed=seed, plate=plate,
-        first_index=first_index, **kwargs,
-    )  # fmt: skip
-    half = num_samples // 2
-    u, log_joint = _flat(view, posterior.latents), posterior.log_prior + posterior.log_likelihood
-    fitted = _fit_gaussian(u[:, :half].flatten(0, 1))
-    rest = u[:, half:].flatten(0, 1)
-    _, stretch = view.unpack(rest.to(view.device))
-    log_ratio = fitted.log_prob(rest) - (log_joint[:, half:].flatten(0, 1) + stretch.cpu())
-    found = estimate(log_ratio)
-    found = found._replace(
-        log_evidence=-found.log_evidence, jackknife=-found.jackknife, reliable=torch.zeros_like(found.reliable)
-    )
-    terms = guide_terms(program, NUM_ELBO_SAMPLES, seed, first_index)
-    spent = posterior.num_evaluations + NUM_ELBO_SAMPLES
-    return Evidence(
-        **found._asdict(),
-        num_evaluations=spent,
-        num_samples=len(rest),
-        seed=seed,
-        method=("reciprocal importance sampling (biased upwards)",) * program.num_data,
-        all_bounds={},
-        observed=Observed.of(program),
-        guide_elbo=terms.elbo,
-        rate=terms.rate,
-        distortion=terms.distortion,
-        is_bound=False,
-        diagnostics={"rhat": posterior.rhat},
-    )
 
 
-def _flat(view: Unconstrained, latents: dict[str, Tensor]) -> Tensor:
-    """u `(C, S, N, D)` of latents `(C, S, N, ...)`."""
-    chains = next(iter(latents.values())).shape[0]
-    axis = view.program.structure.data_axis
-    draws = {name: value.flatten(0, 1).movedim(1, axis).to(view.device) for name, value in latents.items()}
-    return view.pack(draws).unflatten(0, (chains, -1)).cpu()
-
-
-def _fit_gaussian(u: Tensor) -> Gaussian:
-    """Of draws `(S, N, D)`."""
+def _fit_gaussian(u: Tensor) -> FullNormal:
+    """Fit a Gaussian to the draws `(S, N, D)` of each datum."""
     loc = u.mean(0)
     centred = (u - loc).movedim(0, 1)
     covariance = centred.mT @ centred / (len(u) - 1)
     jitter = 1e-12 * covariance.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
-    return Gaussian(loc, torch.linalg.cholesky(covariance + jitter * torch.eye(u.shape[-1], dtype=u.dtype)))
+    return FullNormal(loc, torch.linalg.cholesky(covariance + jitter * torch.eye(u.shape[-1], dtype=u.dtype)))

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import html
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_vae import _checks
 from pyro_vae.evidence import storage
-from pyro_vae.program import Program
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from pyro_vae.evidence.summary import how, table_of
+from pyro_vae.program.core import Program
 
 __all__ = ["Bound", "Draws", "Evidence", "Observed", "std_error_of_mean"]
 
@@ -86,7 +83,7 @@ class Observed:
 
     @classmethod
     def of(cls, program: Program) -> Observed:
-        """Of the data that a program is called on."""
+        """Record the data that a program is called on."""
         with torch.no_grad():
             values = program.observed_values()
         digest = hashlib.sha256()
@@ -154,7 +151,7 @@ class Evidence:
         khat: shape of the weights' tail (`pareto_khat`); NaN for fewer than 25 draws.
         reliable: bool; whether the error can be trusted. For importance sampling, `khat` below
             $\min(1 - 1/\log_{10} K, 1/2)$, an error below a quarter of a nat, and nothing found by draws from elsewhere
-            that gainsays it; for AIS, an ESS above three quarters of the chains. False where it cannot be told.
+            that contradicts it; for AIS, an ESS above three quarters of the chains. False where it cannot be told.
         jackknife: bias-corrected $K L_K - (K - 1) \overline{L_{K-1}}$: an estimate, not a bound; NaN where one weight
             is all.
         num_evaluations: int64; how often log p(x, z) of the datum was evaluated, with or without its gradient, all
@@ -334,80 +331,10 @@ class Evidence:
 
     def summary(self) -> str:
         """The figures of the data set, as a table in plain words."""
-        head, rows, foot = self._table()
-        lines = [f"{name:<28}{'' if value is None else f'{value:.3f}':>10}   {note}" for name, value, note in rows]
-        return "\n".join([head, *lines, *foot])
+        return table_of(self).text
 
     def _repr_html_(self) -> str:
-        head, rows, foot = self._table()
-        cells = "".join(
-            f"<tr><td>{html.escape(name)}</td><td>{'' if value is None else f'{value:.3f}'}</td>"
-            f"<td>{html.escape(note)}</td></tr>"
-            for name, value, note in rows
-        )
-        notes = "<br>".join(map(html.escape, foot))
-        return f"<table><caption>{html.escape(head)}</caption>{cells}</table><p>{notes}</p>"
-
-    def _table(self) -> tuple[str, list[tuple[str, float | None, str]], list[str]]:
-        between = [b for k, b in self.all_bounds.items() if 1 < k < max(self.all_bounds) and math.log10(k).is_integer()]
-        rows: list[tuple[str, float | None, str]] = [
-            ("ELBO", self.guide_elbo.mean, _plus_minus(self.guide_elbo.mean_std_error)),
-            *((f"L_{b.k}, bound from {b.k:,} draws", b.mean, _plus_minus(b.mean_std_error)) for b in between),
-            ("log p(x)", self.mean, f"{_plus_minus(self.mean_std_error)} Monte Carlo error"),
-            ("", None, f"{_plus_minus(self.sampling_error)} for other data of the same kind (sampling error)"),
-            ("gap, log p(x) - ELBO", self.gap.mean().item(), "estimates KL(q(z|x) || p(z|x))"),
-        ]
-        if self.is_bound:
-            note = "these data's log p(x) is above, 999 times in 1,000"
-            rows.append(("certified lower bound", self.certified_lower_bound(), note))
-        return f"log p(x) of {len(self):,} data by {self._how()}; nats per datum", rows, self._remarks()
-
-    def _how(self) -> str:
-        counts = Counter(self.method).most_common()
-        names = counts[0][0] if len(counts) == 1 else ", ".join(f"{name} ({count:,})" for name, count in counts)
-        return names if self.num_samples is None else f"{names}, {self.num_samples:,} draws each"
-
-    def _remarks(self) -> list[str]:
-        lines = [
-            f"effective draws: median {self.ess.median():,.1f}; evaluations of log p(x, z): "
-            f"{self.num_evaluations.double().mean():,.0f} a datum"
-        ]
-        impossible = int(self.log_evidence.isneginf().sum())
-        if impossible:
-            lines.append(f"log p(x) = -inf for {impossible:,} data, of which no draw has any weight; so is the mean")
-        if "acceptance" in self.diagnostics:
-            acceptance = self.diagnostics["acceptance"]
-            lines.append(f"acceptance of HMC: median {acceptance.median():.2f}, smallest {acceptance.min():.2f}")
-        if "reached" in self.diagnostics:
-            reached, tolerance = int(self.diagnostics["reached"].sum()), self.settings["tolerance"]
-            lines.append(f"standard error within {tolerance:g} nats for {reached:,} of {len(self):,} data")
-        contradicted = int(self.diagnostics.get("contradicted", torch.zeros(1)).sum())
-        if contradicted:
-            lines.append(
-                f"for {contradicted:,} data draws from elsewhere found more: the estimate has missed some of p(x)"
-            )
-        if "converged" in self.diagnostics and not self.diagnostics["converged"].all():
-            number = int((~self.diagnostics["converged"].bool()).sum())
-            lines.append(f"for {number:,} data the search for the posterior's mode has not come to its end")
-        bad = int((~self.reliable).sum())
-        if not bad:
-            return [*lines, f"reliable for all {len(self):,} data"]
-        if not self.is_bound:
-            return [*lines, "NOT reliable: biased upwards, its error supposes independent draws; for comparison only"]
-        known = self.khat[~self.khat.isnan()]
-        why = f"; k-hat of all: median {known.median():.2f}, largest {known.max():.2f}" if len(known) else ""
-        return [
-            *lines,
-            f"NOT reliable for {bad:,} of {len(self):,} data{why}",
-            "there the error may be far larger than its estimate, and log p(x), with the gap, too low by as much; "
-            "the certified bound holds all the same",
-        ]
-
-    def plot(self) -> Figure:
-        """The bounds against k, and k-hat of each datum with the worst data named. Needs matplotlib."""
-        from pyro_vae import plots
-
-        return plots.evidence(self)
+        return table_of(self).html
 
     def save(self, path: str | Path) -> None:
         """Write all of it into one `.npz` file of plain arrays and JSON: nothing in it is pickled."""
@@ -457,7 +384,7 @@ class Evidence:
         )
 
     def to_arviz(self) -> Any:
-        """As arviz's own object, an InferenceData (arviz 0.x) or a DataTree (1.x), which `to_netcdf` writes.
+        """Convert to arviz's own object, an InferenceData (arviz 0.x) or a DataTree (1.x), which `to_netcdf` writes.
 
         Groups: `posterior` and `log_likelihood` from `draws`, as one chain; `sample_stats` with the log prior of
         each draw; `observed_data`; `constant_data` with log_evidence, std_error, ess, khat, reliable,
@@ -481,13 +408,9 @@ class Evidence:
 
     def __repr__(self) -> str:
         return (
-            f"Evidence(mean={self.mean:.3f} +- {self.mean_std_error:.3f} nats, {len(self)} data by {self._how()}, "
+            f"Evidence(mean={self.mean:.3f} +- {self.mean_std_error:.3f} nats, {len(self)} data by {how(self)}, "
             f"reliable for {int(self.reliable.sum())}, median ess={self.ess.median():.1f})"
         )
-
-
-def _plus_minus(error: float) -> str:
-    return f"+- {error:.3f}" if math.isfinite(error) else "+- unknown"
 
 
 def _or_none(value: float) -> float | None:
@@ -495,5 +418,5 @@ def _or_none(value: float) -> float | None:
 
 
 def std_error_of_mean(std_error: Tensor) -> float:
-    """Of the mean over data, whose noise is independent."""
+    """The standard error of the mean over data, whose noise is independent."""
     return std_error.square().sum().sqrt().item() / len(std_error)

@@ -1,4 +1,4 @@
-"""A handful of draws from wider than a proposal: what its own draws cannot have seen."""
+"""60 draws from distributions wider than a proposal, to find mass that its own draws miss."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from pyro_vae.evidence.enumeration import all_values
-from pyro_vae.evidence.laplace import Gaussian, LaplaceFit, fit_laplace, moments
+from pyro_vae.evidence.laplace import FullNormal, LaplaceFit, fit_laplace, moments
 from pyro_vae.evidence.result import Draws
 from pyro_vae.evidence.weights import Estimate, resampled
-from pyro_vae.joint import Joint
-from pyro_vae.program import Latents, Program
-from pyro_vae.tiling import Block, Draw, Noise
-from pyro_vae.unconstrained import Unconstrained
+from pyro_vae.program.core import Latents, Program
+from pyro_vae.program.joint import Joint
+from pyro_vae.program.tiles import Block, Draw, Noise
+from pyro_vae.program.unconstrained import Unconstrained
 
 __all__ = [
     "NUM_POINTS",
@@ -57,7 +57,10 @@ class Component(NamedTuple):
 
 @dataclass(frozen=True)
 class Region:
-    """Some columns of a block: their latents as vectors u, and noise of the whole block, so that it is of the place."""
+    """Some columns of a block, with latents as vectors u.
+
+    Noise is drawn for the whole block, so that it does not depend on which columns were asked for.
+    """
 
     counting: Program
     """The block's program, whose densities are of the latents that count."""
@@ -67,7 +70,7 @@ class Region:
 
     @classmethod
     def of(cls, program: Program, whole: Unconstrained, columns: Tensor, joint: Joint = Program.log_joint) -> Region:
-        """Of a block's program, and a view of it."""
+        """Make the region of some columns of a block."""
         return cls(program, whole, Noise(whole.program.num_data, columns, whole.dim), joint)
 
     @property
@@ -80,7 +83,7 @@ class Region:
         return self.whole.at(self.noise.columns)
 
     def at(self, columns: Tensor) -> Region:
-        """Of other columns of the block."""
+        """Select other columns of the block."""
         return Region.of(self.counting, self.whole, columns, self.joint)
 
     def of_guide(self, whole: Program, program: Program) -> Component:
@@ -119,11 +122,11 @@ class Region:
             counting = self.counting.at(self.noise.columns)
             return Component(self.draw_guide, self.view.log_guide, _log_weight(counting, self.view))
         loc, variance = moments(self.draw_guide(NUM_MOMENT_DRAWS))
-        return self.gaussian(Gaussian(loc, variance.sqrt().diag_embed()))
+        return self.gaussian(FullNormal(loc, variance.sqrt().diag_embed()))
 
     def gaussian(self, gaussian: Any) -> Component:
         """A Gaussian, or a mixture of them."""
-        if isinstance(gaussian, Gaussian):
+        if isinstance(gaussian, FullNormal):
             return Component(lambda num: gaussian.rsample(self.noise.normal(num)), gaussian.log_prob)
         return Component(lambda num: gaussian.sample(self.noise, num), gaussian.log_prob)
 
@@ -194,7 +197,7 @@ def _moved(proposal: Component, centre: Tensor, factor: float) -> Component:
 
 @dataclass(frozen=True)
 class DrawnRegion:
-    """The same of latents that have no such view, such as discrete ones: there is nothing to stretch."""
+    """Like `Region`, for latents without an unconstrained view (discrete ones). Proposals cannot be widened here."""
 
     whole: Program
     columns: Tensor
@@ -206,7 +209,7 @@ class DrawnRegion:
 
     @cached_property
     def program(self) -> Program:
-        """Of the columns."""
+        """The program of the columns."""
         return self.whole.at(self.columns)
 
     def at(self, columns: Tensor) -> DrawnRegion:
@@ -250,7 +253,7 @@ class DrawnRegion:
 
 
 def region_of(view: Unconstrained | None, block: Block, columns: Tensor, joint: Joint = Program.log_joint) -> Any:
-    """Some columns of a block, by the view that the latents of the program have, if they have one."""
+    """A `Region` if the latents have an unconstrained view, otherwise a `DrawnRegion`."""
     if view is None:
         return DrawnRegion(block.program.with_masked_latents, columns, joint)
     return Region.of(block.program, view.on(block.program), columns, joint)
@@ -266,11 +269,11 @@ class Elsewhere(NamedTuple):
 
     @classmethod
     def joined(cls, parts: Sequence[Elsewhere]) -> Elsewhere:
-        """Of the data of all parts."""
+        """Join parts along the data."""
         return cls(*(torch.cat(each, dim=1) for each in zip(*parts, strict=True)))
 
     def at(self, rows: Tensor) -> Elsewhere:
-        """Of some of the data."""
+        """Select rows by index."""
         return Elsewhere(*(each[:, rows] for each in self))
 
     @property
@@ -280,7 +283,7 @@ class Elsewhere(NamedTuple):
 
     @property
     def std_error(self) -> Tensor:
-        """Of `log_evidence`, `(N,)`; infinite where no draw has a weight."""
+        """The standard error of `log_evidence`, `(N,)`; infinite where no draw has a weight."""
         share = (self.log_ratio - self.log_ratio.logsumexp(0)).exp()
         num, ess = len(share), 1 / share.square().sum(0)
         return ((num / ess - 1).clamp(min=0) / (num - 1)).sqrt().nan_to_num(nan=math.inf)
@@ -336,7 +339,7 @@ class Survey(NamedTuple):
         return (self.log_joint - self.log_mixture).where(self.log_joint.isfinite(), -torch.inf)
 
     def at(self, columns: Tensor) -> Survey:
-        """Of some of the data, where places are vectors."""
+        """Select rows by index; places are vectors."""
         return Survey(self.places[:, columns], self.log_joint[:, columns], self.log_mixture[:, columns])
 
     @property
@@ -385,7 +388,7 @@ def _number(log_density: Tensor) -> Tensor:
 
 
 def checked(found: Estimate, num_samples: int, seen: Elsewhere) -> Estimate:
-    """The estimate of K weights, with an error and a flag that draws from elsewhere do not gainsay.
+    """Correct the error and the flag of an estimate by what the survey's draws show.
 
     Their error (`Elsewhere.std_error_of`) takes its place where it is clearly larger. The flag falls where the error is
     above a quarter of a nat, or where significantly more was found. A proposal whose density elsewhere is not known

@@ -28,12 +28,12 @@ class Estimate(NamedTuple):
     jackknife: Tensor
 
     def at(self, rows: Tensor) -> Estimate:
-        """Of some of the data."""
+        """Select rows by index."""
         return Estimate(*(each[rows] for each in self))
 
 
 def estimate(log_weights: Tensor) -> Estimate:
-    """From all log weights `(K, N)` at once."""
+    """Estimate log p(x) from all log weights `(K, N)` at once."""
     totals = Totals(len(log_weights))
     totals.add(log_weights)
     return totals.estimate()

@@ -1,0 +1,46 @@
+"""Seeds, and generators that are left as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import numpy as np
+import torch
+
+from pyro_vae._private import seed_generator_of_cpu
+
+__all__ = ["forked_generator", "seed_for", "seeded", "tile_seed"]
+
+
+@contextmanager
+def seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Draw from a seed here; torch's generators are left as they were."""
+    with forked_generator(device):
+        seed_generator_of_cpu(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+def forked_generator(device: torch.device) -> AbstractContextManager[None]:
+    """Leave torch's generators, of the CPU and of this device, as they were."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
+def seed_for(seed: int, purpose: str) -> int:
+    """A seed of its own for each purpose: what a pilot run saw must not come again in the run that is measured."""
+    words = [seed % 2**32, seed // 2**32, *purpose.encode()]
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] % 2**63)
+
+
+def tile_seed(seed: int, place: int) -> int:
+    """A seed of its own for each of 2**32 places: torch's generator of the CPU looks at no more than 32 bits.
+
+    Places start at a number that the user's seed decides, and are mixed by a bijection (the last step of MurmurHash3).
+    """
+    mixed = (int(np.random.SeedSequence(seed).generate_state(1)[0]) + place) % 2**32
+    mixed = ((mixed ^ mixed >> 16) * 0x85EBCA6B) % 2**32
+    mixed = ((mixed ^ mixed >> 13) * 0xC2B2AE35) % 2**32
+    return mixed ^ mixed >> 16

@@ -1,0 +1,1 @@
+"""Functions of tensors as compiled graphs, and what such a graph stands for."""

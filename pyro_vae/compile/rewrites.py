@@ -1,0 +1,88 @@
+"""Cheaper forms of operations that are slow on a CPU: a table of what is looked for, and what takes its place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+
+__all__ = ["REWRITES", "Replacement", "bernoulli_log_prob_sum", "rewrite", "tanh"]
+
+aten = torch.ops.aten
+MAX_FACTORS = 16  # of a product of numbers between 1 and 2, so that it stays exact to rounding
+MIN_FACTORS = 4
+
+
+class Replacement(NamedTuple):
+    """A function that takes the place of a node, and all that leads up to it."""
+
+    node: Any
+    fn: Callable[..., Tensor]
+    args: tuple[Any, ...]
+
+
+def rewrite(module: fx.GraphModule) -> None:
+    """Put cheaper forms in the place of what `REWRITES` lists."""
+    for node in list(module.graph.nodes):
+        found = REWRITES[node.target](node) if node.target in REWRITES else None
+        if found is not None:
+            with node.graph.inserting_before(found.node):
+                found.node.replace_all_uses_with(node.graph.call_function(found.fn, found.args))
+    module.graph.eliminate_dead_code()
+    module.recompile()
+
+
+def _cheaper_tanh(node: Any) -> Replacement | None:
+    value = node.meta.get("val")
+    is_float = value is not None and value.dtype == torch.float32
+    return Replacement(node, tanh, node.args) if is_float else None
+
+
+def tanh(x: Tensor) -> Tensor:
+    """Compute tanh to float32's rounding by one exponential; near 0, where that cancels, by its series."""
+    square = x * x
+    series = x * (1 - square * (1 / 3 - square * (2 / 15 - square * (17 / 315))))
+    return torch.where(x.abs() < 0.2, series, 1 - 2 / (torch.exp(2 * x) + 1))
+
+
+def _cheaper_bernoulli(node: Any) -> Replacement | None:
+    """log p of Bernoulli pixels where only their sum is used: as Pyro writes it, of a view in which they are a row."""
+    end = node
+    for target in (aten.neg.default, aten.view.default, aten.sum.dim_IntList):
+        if len(end.users) != 1 or next(iter(end.users)).target is not target:
+            return None
+        end = next(iter(end.users))
+    logits, targets, *options = (*node.args, None, None, None)[:5]
+    view, dims = end.args[0], end.args[1]
+    shape = node.meta["val"].shape
+    event_dim = len(shape) - len(view.meta["val"].shape) + 1
+    is_plain = (
+        options[:2] == [None, None] and options[2] == 0 and len(end.args) == 2 and not end.kwargs and list(dims) == [-1]
+    )
+    has_rows = event_dim > 0 and shape[:-event_dim] == view.meta["val"].shape[:-1]
+    if is_plain and has_rows and max(map(_num_factors, shape[-event_dim:])) >= MIN_FACTORS:
+        return Replacement(end, bernoulli_log_prob_sum, (logits, targets, event_dim))
+    return None
+
+
+def bernoulli_log_prob_sum(logits: Tensor, x: Tensor, event_dim: int) -> Tensor:
+    r"""$\sum_d x_d l_d - \max(l_d, 0) - \log(1 + e^{-|l_d|})$, with one logarithm for a product of up to 16 terms."""
+    dims = list(range(-event_dim, 0))
+    along = max(dims, key=lambda dim: _num_factors(logits.shape[dim]))
+    terms = (1 + torch.exp(-logits.abs())).unflatten(along, (_num_factors(logits.shape[along]), -1))
+    product = math.prod(terms.unbind(along - 1))
+    return (x * logits - logits.clamp(min=0)).sum(dims) - product.log().sum(dims)
+
+
+def _num_factors(size: int) -> int:
+    return max(number for number in range(1, MAX_FACTORS + 1) if size % number == 0)
+
+
+REWRITES: dict[Any, Callable[[Any], Replacement | None]] = {
+    aten.tanh.default: _cheaper_tanh,
+    aten.binary_cross_entropy_with_logits.default: _cheaper_bernoulli,
+}
+"""Maps an operation to a function that says whether, and by what, a node of it can be replaced."""

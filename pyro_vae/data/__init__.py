@@ -1,0 +1,7 @@
+"""Data sets: tensors that know where they come from."""
+
+from pyro_vae.data.dataset import Dataset, Provenance, from_tensor
+from pyro_vae.data.fashion_mnist import fashion_mnist
+from pyro_vae.data.mnist import mnist
+
+__all__ = ["Dataset", "Provenance", "fashion_mnist", "from_tensor", "mnist"]

@@ -1,0 +1,212 @@
+"""Tensors that know where they come from."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pyro_vae import _checks
+
+__all__ = ["Binarization", "Dataset", "Provenance", "from_tensor"]
+
+Binarization = Literal["dynamic", "static", "threshold"]
+BINARIZATIONS = ("dynamic", "static", "threshold", None)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where data come from: what must be the same for two figures to be comparable.
+
+    Attributes:
+        name: of the data set.
+        split: which part of it.
+        source: where it was read.
+        num_data: how many data there are.
+        binarization: `"dynamic"` (each pixel drawn with its grey level as probability, anew each time it is looked at),
+            `"static"` (drawn once), `"threshold"` (grey level above one half) or None (as it is).
+        seed: of the draw of a static binarization, and of the fixed draw `Dataset.x` of a dynamic one.
+        sha256: of `Dataset.x`, the data as they are evaluated.
+    """
+
+    name: str
+    split: str
+    source: str
+    num_data: int
+    binarization: Binarization | None
+    seed: int
+    sha256: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields, for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        how = f"{self.binarization} binarization, seed {self.seed}" if self.binarization else "not binarized"
+        return f"{self.name} {self.split}, {self.num_data:,} data from {self.source}; {how}; sha256 {self.sha256[:12]}"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Dataset:
+    """Data in memory, with their provenance.
+
+    Attributes:
+        x: `(N, ...)`: the data, as they are evaluated; a dynamic binarization is drawn once for them.
+        grey: `(N, ...)`: where the binarization is dynamic, the grey levels: uint8 of 0 to 255, or floating of 0 to 1.
+        labels: `(N,)` of int64, or None.
+        provenance: where they come from and how they are binarized.
+    """
+
+    x: Tensor
+    grey: Tensor | None
+    labels: Tensor | None
+    provenance: Provenance
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.x.device
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean datum, `(...)` float: grey levels as probabilities, where the binarization is dynamic."""
+        return (self.x if self.grey is None else _probabilities(self.grey)).to(torch.get_default_dtype()).mean(0)
+
+    def batch(self, rows: Tensor) -> Tensor:
+        """The data of some rows `(B,)`, counted from 0, as they are trained on.
+
+        A dynamic binarization is drawn anew by torch's generator.
+        """
+        if self.grey is None:
+            return self.x.index_select(0, rows)
+        grey = self.grey.index_select(0, rows)
+        return _bernoulli_255(grey) if grey.dtype == torch.uint8 else torch.bernoulli(_probabilities(grey))
+
+    def hold_out(self, num_data: int, seed: int = 0) -> tuple[Dataset, Dataset]:
+        """Split at random: all but `num_data` of the data, and these."""
+        num_data = _checks.whole_number("num_data", num_data)
+        if num_data >= len(self):
+            raise ValueError(f"num_data: expected fewer than the {len(self)} data; got {num_data}; hold out fewer.")
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        kept, held_out = order[num_data:], order[:num_data]
+        return self._part(kept, f"less {num_data:,} held out"), self._part(held_out, f"{num_data:,} held out")
+
+    def first(self, num_data: int) -> Dataset:
+        """The first `num_data` of the data, or all if there are fewer."""
+        num_data = min(_checks.whole_number("num_data", num_data), len(self))
+        return self if num_data == len(self) else self._part(torch.arange(num_data), f"first {num_data:,}")
+
+    def _part(self, rows: Tensor, which: str) -> Dataset:
+        rows = rows.to(self.device)
+        x = self.x[rows]
+        grey = None if self.grey is None else self.grey[rows]
+        labels = None if self.labels is None else self.labels[rows]
+        split = f"{self.provenance.split} ({which})"
+        return Dataset(x, grey, labels, replace(self.provenance, split=split, num_data=len(rows), sha256=_sha256(x)))
+
+    def to(self, device: torch.device | str) -> Dataset:
+        """The same data on another device."""
+        grey = None if self.grey is None else self.grey.to(device)
+        labels = None if self.labels is None else self.labels.to(device)
+        return replace(self, x=self.x.to(device), grey=grey, labels=labels)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __repr__(self) -> str:
+        return f"Dataset({self.provenance})"
+
+
+def from_tensor(
+    x: Any,
+    labels: Any = None,
+    *,
+    name: str = "tensor",
+    split: str = "all",
+    binarization: Binarization | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """A data set from a tensor or a numpy array.
+
+    Args:
+        x: `(N, ...)`. To be binarized, it must hold grey levels: uint8 of 0 to 255, or other numbers of 0 to 1. Without
+            binarization it is kept as it is.
+        labels: `(N,)` whole numbers, or None.
+        name, split: for the provenance.
+        binarization: `"dynamic"`, `"static"`, `"threshold"` or None; see `Provenance`.
+        seed: of the binarization.
+
+    Raises:
+        TypeError, ValueError: for what is no dense real tensor of finite numbers, or no grey levels to binarize.
+
+    Examples:
+        >>> grey = torch.tensor([[0, 128, 255]], dtype=torch.uint8)
+        >>> from_tensor(grey, binarization="threshold").x
+        tensor([[0., 1., 1.]])
+    """
+    values = _checks.finite("x", _checks.tensor("x", x)).detach()
+    seed = _checks.seed(seed)
+    binarization = _checks.choice("binarization", binarization, BINARIZATIONS)
+    labels = None if labels is None else _checked_labels(labels, len(values))
+    fixed = values if binarization is None else _binarized(_checked_grey(values), binarization, seed)
+    grey = values if binarization == "dynamic" else None
+    provenance = Provenance(name, split, "a tensor", len(values), binarization, seed, _sha256(fixed))
+    return Dataset(fixed, grey, labels, provenance)
+
+
+def _checked_labels(labels: Any, num_data: int) -> Tensor:
+    labels = _checks.tensor("labels", labels)
+    if labels.shape != (num_data,) or labels.is_floating_point():
+        raise ValueError(
+            f"labels: expected whole numbers of shape ({num_data},), one a datum; got {labels.dtype} of shape "
+            f"{tuple(labels.shape)}; convert them."
+        )
+    return labels.to(torch.int64)
+
+
+def _checked_grey(x: Tensor) -> Tensor:
+    if x.dtype != torch.uint8 and not ((x >= 0) & (x <= 1)).all():
+        low, high = x.min().item(), x.max().item()
+        raise ValueError(f"x: expected grey levels of 0 to 1 to binarize; got {low:g} to {high:g}; rescale them.")
+    return x
+
+
+def _probabilities(grey: Tensor) -> Tensor:
+    """Grey levels as numbers from 0 to 1."""
+    return grey / 255 if grey.dtype == torch.uint8 else grey.to(torch.get_default_dtype())
+
+
+def _bernoulli_255(grey: Tensor) -> Tensor:
+    """0 or 1 for each of some rows of bytes, 1 with probability grey / 255: `torch.bernoulli`, in whole numbers."""
+    words = torch.empty((grey.numel() + 3) // 4, dtype=torch.int64, device=grey.device).random_(-(2**63), None)
+    uniform = words.view(torch.int16)[: grey.numel()].view(grey.shape)
+    row = torch.randint(255, (len(grey), *(1,) * (grey.ndim - 1)), dtype=torch.uint8, device=grey.device)
+    return _decided(grey, uniform, row.expand(grey.shape))
+
+
+def _decided(grey: Tensor, uniform: Tensor, second: Tensor) -> Tensor:
+    """Whether a uniform number of 16 bits, which begins at -2^15, gives 1; it is used up.
+
+    It is below 257 grey with probability 257 grey / 65,536. Where it is 257 grey itself, a second number from 0 to 254
+    decides, with probability grey / 255, which makes grey / 255 of both. One pixel in 65,536 needs the second number,
+    so that a row may share one.
+    """
+    threshold = grey.to(torch.int16).sub_(128).mul_(257).add_(128)
+    uniform.clamp_(min=1 - 2**15)  # the two lowest decide the same; from the lowest no 1 could be taken
+    wins_ties = second.contiguous() < grey
+    x = torch.empty(grey.shape, device=grey.device)
+    return torch.lt(uniform.sub_(wins_ties.view(torch.uint8)), threshold, out=x)
+
+
+def _binarized(grey: Tensor, binarization: Binarization, seed: int) -> Tensor:
+    if binarization == "threshold":
+        return (_probabilities(grey) > 0.5).to(torch.get_default_dtype())
+    generator = torch.Generator().manual_seed(seed)  # of the CPU, so that all devices see the same draw
+    return torch.bernoulli(_probabilities(grey.cpu()), generator=generator).to(grey.device)
+
+
+def _sha256(x: Tensor) -> str:
+    return hashlib.sha256(x.cpu().contiguous().view(torch.uint8).numpy().data).hexdigest()

@@ -1,0 +1,172 @@
+"""What an estimator of log p(x) is, and the one loop that runs all of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Generic, TypeVar
+
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pyro_vae import _checks
+from pyro_vae.evidence.collect import NUM_ELBO_SAMPLES, Terms, guide_terms
+from pyro_vae.evidence.result import Bound, Draws, Evidence, Observed
+from pyro_vae.evidence.survey import region_of
+from pyro_vae.evidence.weights import Estimate
+from pyro_vae.program.core import Program
+from pyro_vae.program.inspect import program_of
+from pyro_vae.program.joint import Joint
+from pyro_vae.program.tiles import Block, blocks
+from pyro_vae.program.unconstrained import Unconstrained
+
+__all__ = ["Estimator", "Found", "Task", "evaluate", "run"]
+
+Part = TypeVar("Part")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be evaluated: a program on its data, and what fixes the noise."""
+
+    program: Program
+    seed: int = 0
+    first_index: int = 0
+    num_posterior_draws: int = 0
+    joint: Joint = Program.log_joint
+    progress: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any] | None,
+        *,
+        plate: str | None,
+        seed: int,
+        first_index: int,
+        num_posterior_draws: int = 0,
+        joint: Joint = Program.log_joint,
+        progress: bool = False,
+    ) -> Task:
+        """Check the options that all estimators have, and inspect the pair: once for each call."""
+        seed = _checks.seed(seed)
+        first_index = _checks.whole_number("first_index", first_index, minimum=0)
+        num_posterior_draws = _checks.whole_number("num_posterior_draws", num_posterior_draws, minimum=0)
+        program = program_of(model, guide, args, kwargs, plate)
+        return cls(program, seed, first_index, num_posterior_draws, joint, progress)
+
+    @cached_property
+    def view(self) -> Unconstrained | None:
+        """The latents as unconstrained vectors; None where they have no such view, as discrete ones."""
+        return Unconstrained.of_any(self.program)
+
+    def require_view(self) -> Unconstrained:
+        """The same, or an error that says why there is none."""
+        return self.view or Unconstrained.of(self.program)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How the pair was run, for the record."""
+        structure = self.program.structure
+        how = {"amortized": structure.amortized}
+        return how if structure.amortized else how | {"not_amortized_because": structure.not_amortized_because}
+
+    def blocks(self, width: int) -> Iterator[tuple[Block, Any]]:
+        """The data in blocks, each with the region of the latents of those that were asked for."""
+        for block in blocks(self.program, width, self.first_index):
+            yield block, region_of(self.view, block, block.asked_for, self.joint)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What an estimator found for all data; tensors have one entry a datum."""
+
+    estimate: Estimate
+    num_evaluations: Tensor
+    method: tuple[str, ...]
+    draws: Draws | None = None
+    terms: Terms | None = None
+    """The guide's ELBO, if the estimator drew from the guide. If None, 100 extra draws estimate it."""
+    bounds: dict[int, Bound] = field(default_factory=dict)
+    diagnostics: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Estimator(ABC, Generic[Part]):
+    """How log p(x) is estimated.
+
+    The loop cuts the data into blocks. `measure` does all that is done for one: it looks for settings with noise of
+    its own (`seed_for` of a purpose), freezes them, and draws anew. `found` puts the blocks together. An estimator
+    promises $E \\hat p(x) = p(x)$ for each datum, unless `is_bound` is False, and numbers of a datum that depend on the
+    seed and its place alone.
+    """
+
+    num_samples: int | None = None
+    """Draws or chains for each datum, if all have the same number."""
+    is_bound: bool = True
+    """Whether $E \\hat p(x) = p(x)$, so that log p(x) is bounded below in expectation."""
+    needs_view: bool = True
+    """Whether the latents must have a view as unconstrained vectors."""
+
+    @abstractmethod
+    def block_size(self, program: Program) -> int:
+        """How many data are measured together."""
+
+    @abstractmethod
+    def measure(self, block: Block, region: Any, task: Task) -> Part:
+        """Estimate log p(x) for the columns `block.asked_for`; the other columns are padding."""
+
+    @abstractmethod
+    def found(self, parts: list[Part], task: Task) -> Found:
+        """Put together what was measured, in the order of the data."""
+
+    @property
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """How the estimator was set, for the record."""
+
+    def is_compiled(self, task: Task) -> bool:
+        """Whether a graph has stood for the model in the measured run."""
+        return getattr(task.joint, "is_compiled", False)
+
+
+def run(estimator: Estimator[Part], task: Task) -> Found:
+    """Measure all data, block by block."""
+    if estimator.needs_view:
+        task.require_view()
+    parts = []
+    with tqdm(total=task.program.num_data, disable=not task.progress, unit="datum") as bar:
+        for block, region in task.blocks(estimator.block_size(task.program)):
+            parts.append(estimator.measure(block, region, task))
+            bar.update(len(block.rows))
+    return estimator.found(parts, task)
+
+
+def evaluate(estimator: Estimator[Any], task: Task) -> Evidence:
+    """Measure all data, and return `Evidence` of them."""
+    observed = Observed.of(task.program)
+    found = run(estimator, task)
+    terms, num_evaluations = found.terms, found.num_evaluations
+    if terms is None:
+        terms = guide_terms(task.program, NUM_ELBO_SAMPLES, task.seed, task.first_index)
+        num_evaluations = num_evaluations + NUM_ELBO_SAMPLES
+    return Evidence(
+        **found.estimate._asdict(),
+        num_evaluations=num_evaluations,
+        num_samples=estimator.num_samples,
+        seed=task.seed,
+        method=found.method,
+        all_bounds=found.bounds,
+        observed=observed,
+        guide_elbo=terms.elbo,
+        rate=terms.rate,
+        distortion=terms.distortion,
+        is_bound=estimator.is_bound,
+        draws=found.draws,
+        settings={**estimator.settings, **task.settings, "compiled": estimator.is_compiled(task)},
+        diagnostics=found.diagnostics,
+    )

@@ -1,0 +1,307 @@
+"""What an objective is: a value to report, a surrogate to differentiate, and both as compiled graphs."""
+
+from __future__ import annotations
+
+import math
+import types
+from abc import abstractmethod
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.infer import ELBO
+from pyro.infer.enum import get_importance_trace
+from pyro.infer.util import is_validation_enabled
+from pyro.poutine.trace_messenger import TraceMessenger
+from pyro.util import check_model_guide_match, warn_if_nan
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from pyro_vae._private import PYRO_STACK, FakeTensor
+from pyro_vae.compile.steps import GRADIENT, UPDATE, VALUE, Call, Kind, NotCompilable, Pair, Ready
+from pyro_vae.optim import FusedAdam
+from pyro_vae.program.structure import plates_of, sample_sites
+
+__all__ = ["LogWeights", "Objective"]
+
+MAX_PAIRS = 16
+"""Pairs of a model and a guide, with their graphs, that an objective keeps: the last."""
+
+
+class LogWeights(NamedTuple):
+    """Log weights of the particles of an objective, nats. A datum is an element of the plates that all sites share."""
+
+    value: Tensor
+    """log p(x, z) - log q(z|x), `(K, *plates)`: without the scale of plates."""
+    scale: Tensor | float
+    """What the bound of each datum is to be multiplied by, as `poutine.scale` and subsampling plates say."""
+
+
+class Objective(ELBO):
+    """A loss to train by: one method says what is reported and what is differentiated.
+
+    An objective is one of Pyro's, to be used in its `SVI`, as a module with an optimizer of torch's, and in `fit`; the
+    constructor is that of Pyro's `ELBO`. From the second call of a kind on, value and gradient are a compiled graph, as
+    of `CompiledTrace_ELBO`; with `SVI` of this package and `FusedAdam` the update is part of it. Where there is no
+    graph a warning says why, once, and the call runs as it is.
+
+    A subclass defines `value_and_surrogate`, most often from `log_weights`. A number that changes at each step, such as
+    a KL weight, belongs into a tensor that is changed in place, or among the arguments: an attribute that is replaced
+    makes another program. `compile = False`, on a class or an object, runs every call as it is.
+
+    Examples:
+        The multi-sample bound of Burda, Grosse and Salakhutdinov (2016), $E \\log \\frac{1}{K} \\sum_k w_k$:
+
+        >>> import math, pyro, torch
+        >>> import pyro_vae as pv
+        >>> class ImportanceWeighted(pv.objectives.Objective):
+        ...     def value_and_surrogate(self, model, guide, *args, **kwargs):
+        ...         weights = self.log_weights(model, guide, args, kwargs)
+        ...         bound = weights.value.logsumexp(0) - math.log(len(weights.value))
+        ...         loss = -(weights.scale * bound).sum()
+        ...         return loss, loss
+        >>> vae = pv.VAE(
+        ...     pv.priors.StandardNormal(1),
+        ...     pv.likelihoods.Gaussian(pv.nn.MLP(1, [], 3)),
+        ...     pv.posteriors.DiagonalNormal(pv.nn.MLP(3, [], 2)),
+        ... )
+        >>> objective = ImportanceWeighted(num_particles=5, vectorize_particles=True)
+        >>> svi = pv.SVI(vae.model, vae.guide, pv.FusedAdam({"lr": 1e-3}), objective)
+        >>> svi.step(torch.randn(500, 3)) > 0
+        True
+    """
+
+    compile = True
+
+    @abstractmethod
+    def value_and_surrogate(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """The loss that is reported, and the one whose gradient trains: two numbers, nats, summed over the data.
+
+        It runs model and guide (`log_weights` does), and draws random numbers there and nowhere else. For a bound with
+        a gradient of its own the surrogate is another function than the value, with the gradient wanted.
+        """
+
+    def losses(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Value and surrogate, checked to be two numbers."""
+        found = self.value_and_surrogate(model, guide, *args, **kwargs)
+        is_pair = isinstance(found, tuple) and len(found) == 2 and all(isinstance(each, Tensor) for each in found)
+        if not is_pair or any(each.numel() != 1 for each in found):
+            shapes = [tuple(each.shape) for each in found] if is_pair else type(found).__name__
+            raise TypeError(
+                f"{type(self).__name__}.value_and_surrogate: expected two tensors of one number each, the loss that is "
+                f"reported and the one that is differentiated; got {shapes}; return loss, loss if they are the same, "
+                "each summed over the data."
+            )
+        return found
+
+    def log_weights(
+        self, model: Any, guide: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> LogWeights:
+        """Run model and guide for each particle: their log weights, differentiable in parameters and draws.
+
+        Raises:
+            ValueError: for latents that are not reparametrized, whose draws carry no gradient.
+        """
+        runs = [self._weights_of(*traces) for traces in self._get_traces(model, guide, args, kwargs or {})]
+        scale = runs[0].scale
+        if self.vectorize_particles and self.num_particles > 1:
+            return LogWeights(runs[0].value, scale)
+        return LogWeights(torch.stack([run.value for run in runs]), scale)
+
+    def _weights_of(self, model_trace: poutine.Trace, guide_trace: poutine.Trace) -> LogWeights:
+        """Weigh one run, per element of the plates that all sites share. Dimensions of particles come first."""
+        sites = [*_sample_sites(model_trace), *_sample_sites(guide_trace)]
+        for site in _sample_sites(guide_trace):
+            if not getattr(site["fn"], "has_rsample", False):
+                raise ValueError(
+                    f"guide: expected reparametrized latents, whose draws carry a gradient; got site {site['name']!r}, "
+                    f"a {type(site['fn']).__name__}; use Pyro's Trace_ELBO or TraceEnum_ELBO."
+                )
+        shared = {dim for dim, *_ in set.intersection(*map(_plates, sites))}
+        total: Any = 0.0
+        for trace, sign in ((model_trace, 1), (guide_trace, -1)):
+            for site in _sample_sites(trace):
+                log_prob = scale_and_mask(site["unscaled_log_prob"], mask=site["mask"])
+                total = total + sign * _summed_to(log_prob, shared)
+        return LogWeights(total, _common_scale(sites))
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[poutine.Trace, poutine.Trace]:
+        model_trace, guide_trace = get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
+        if is_validation_enabled():
+            check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
+        return model_trace, guide_trace
+
+    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """The value, nats, summed over the data: a number, without gradients."""
+        graph = self._graph(VALUE, model, guide, args, kwargs)
+        if graph is None:
+            return self._loss_as_it_is(model, guide, *args, **kwargs)
+        (loss,) = graph()
+        return _number(loss)
+
+    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """The value; the gradient of the surrogate is added to that of each parameter."""
+        graph = self._graph(GRADIENT, model, guide, args, kwargs) if torch.is_grad_enabled() else None
+        if graph is None:
+            return self._loss_and_grads_as_it_is(model, guide, *args, **kwargs)
+        loss, *gradients = graph()
+        if graph.params:  # as Pyro does: a program without parameters of the store is not differentiated
+            for leaf, gradient in zip(graph.leaves, gradients, strict=True):
+                leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
+        return _number(loss)
+
+    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """The value as a tensor that can be differentiated, once: its gradient is that of the surrogate."""
+        graph = self._graph(GRADIENT if torch.is_grad_enabled() else VALUE, model, guide, args, kwargs)
+        if graph is None:
+            return self._differentiable_loss_as_it_is(model, guide, *args, **kwargs)
+        loss, *gradients = graph()
+        warn_if_nan(loss, "loss")
+        return _Differentiable.apply(loss, gradients, *graph.leaves) if gradients else loss
+
+    def update(self, model: Any, guide: Any, optim: FusedAdam, *args: Any, **kwargs: Any) -> Tensor | None:
+        """Value, gradient and the optimizer's step in one graph; None, and nothing done, while there is none."""
+        graph = self._graph(UPDATE, model, guide, args, kwargs, optim) if torch.is_grad_enabled() else None
+        if graph is None:
+            return None
+        optim.prepare()
+        (loss,) = graph.graph.run(*graph.tensors)  # who updates needs no parameters handed over
+        return loss
+
+    def _loss_as_it_is(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        with torch.no_grad():
+            return _number(self.losses(model, guide, *args, **kwargs)[0])
+
+    def _loss_and_grads_as_it_is(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        value, surrogate = self.losses(model, guide, *args, **kwargs)
+        if surrogate.requires_grad:
+            surrogate.backward(retain_graph=self.retain_graph)
+        return _number(value)
+
+    def _differentiable_loss_as_it_is(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        value, surrogate = self.losses(model, guide, *args, **kwargs)
+        return value.detach() + (surrogate - surrogate.detach())
+
+    def _graph(
+        self,
+        kind: Kind,
+        model: Any,
+        guide: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        optim: FusedAdam | None = None,
+    ) -> Ready | None:
+        """The graph that stands for this call; None if the call runs as it is."""
+        pair = self._pair_of(model, guide)
+        if not self.compile or kind in pair.refused:
+            return None
+        try:
+            _refuse_surroundings()
+            return pair.graph(kind, Call.of(args, kwargs), optim)
+        except NotCompilable as reason:
+            pair.say(type(self).__name__, str(reason), kind.instead)
+        return None
+
+    def execution(self, model: Any, guide: Any) -> str:
+        """How the calls for this pair were run so far: as graphs, or as they are, and why."""
+        pair = self._pair_of(model, guide)
+        if not self.compile:
+            return "as it is: compile=False"
+        if pair.num_compiled:
+            return f"compiled: {type(self).__name__}, {pair.num_compiled:,} calls by {pair.num_graphs} graphs"
+        return f"as it is: {'; '.join(sorted(pair.said)) or 'too few calls of a kind'}"
+
+    def _pair_of(self, model: Any, guide: Any) -> Pair:
+        pairs: OrderedDict[Any, Pair] = self.__dict__.setdefault("_pairs", OrderedDict())
+        key = _identity(model), _identity(guide), self.num_particles, self.vectorize_particles
+        if key not in pairs:
+            pairs[key] = Pair(self, model, guide)
+            if len(pairs) > MAX_PAIRS:
+                pairs.popitem(last=False)
+        pairs.move_to_end(key)
+        return pairs[key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_pairs"}
+
+
+class _Differentiable(torch.autograd.Function):
+    """A loss whose gradient was computed with it."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, gradients: list[Tensor], *leaves: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return loss.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+        return None, None, *(upstream * gradient for gradient in ctx.gradients)
+
+
+def _sample_sites(trace: poutine.Trace) -> Iterator[dict[str, Any]]:
+    """The sites that count; `pyro.deterministic` and what is masked as a whole have no density."""
+    return (site for _, site in sample_sites(trace) if site["mask"] is not False)
+
+
+def _plates(site: dict[str, Any]) -> set[tuple[int, str, int]]:
+    """The plates of a site: those of two sites are one if dimension, name and size are."""
+    return {(frame.dim, frame.name, frame.size) for frame in plates_of(site)}
+
+
+def _summed_to(log_prob: Tensor, dims: set[int]) -> Tensor:
+    """Summed over all dimensions but these, which are counted from the right; there is one for each of them."""
+    width = max((-dim for dim in dims), default=0)
+    log_prob = log_prob.reshape((1,) * (width - log_prob.ndim) + log_prob.shape)
+    others = [dim for dim in range(-log_prob.ndim, 0) if dim not in dims]
+    return log_prob.sum(others) if others else log_prob
+
+
+def _common_scale(sites: list[dict[str, Any]]) -> Tensor | float:
+    """The scale of all sites, which a bound of several particles must have in common."""
+    scale: Tensor | float = sites[0]["scale"]
+    for site in sites[1:]:
+        if not _is_same_scale(scale, site["scale"]):
+            raise ValueError(
+                f"model, guide: expected one scale of all sites, which the bound of a datum can be multiplied by; got "
+                f"{scale!r} at site {sites[0]['name']!r} and {site['scale']!r} at {site['name']!r}; scale model and "
+                "guide as a whole, or use an ELBO, whose terms may have scales of their own."
+            )
+    return scale
+
+
+def _is_same_scale(one: Any, other: Any) -> bool:
+    if one is other:
+        return True
+    if not isinstance(one, Tensor) and not isinstance(other, Tensor):
+        return math.isclose(one, other, rel_tol=1e-9)
+    if any(isinstance(scale, FakeTensor) for scale in (one, other)):
+        raise NotCompilable("scales that are tensors, of which a graph cannot tell whether they are the same")
+    one, other = torch.as_tensor(one), torch.as_tensor(other)
+    return bool(torch.isclose(one, other.to(one), rtol=1e-6).all())
+
+
+def _refuse_surroundings() -> None:
+    """Refuse handlers and autocast around the call, which a compiled graph would ignore."""
+    if not all(type(handler) is TraceMessenger and handler.param_only for handler in PYRO_STACK):
+        raise NotCompilable(
+            "a call inside a handler, such as a plate or poutine.scale: put the handler inside the model"
+        )
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        raise NotCompilable("a call under autocast")
+
+
+def _identity(program: Any) -> Any:
+    """A bound method is made anew each time that it is looked up."""
+    if isinstance(program, types.MethodType):
+        return id(program.__self__), id(program.__func__)
+    return id(program)
+
+
+def _number(loss: Tensor) -> float:
+    number = loss.item()
+    warn_if_nan(number, "loss")
+    return number

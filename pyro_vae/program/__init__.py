@@ -1,0 +1,1 @@
+"""A (model, guide) pair as functions of its latents. Knows no VAE."""

@@ -1,0 +1,147 @@
+"""log p(z) and log p(x|z) of a program's latents: as the model gives them, in chunks, or as a compiled graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from pyro_vae import _checks
+from pyro_vae.compile.graph import compiled
+from pyro_vae.program.core import Latents, Program
+
+__all__ = ["Joint", "joint_of"]
+
+Joint = Callable[[Program, Latents], tuple[Tensor, Tensor]]
+"""log p(z) and log p(x|z) of a program's latents, `(K, N)` each, which can be differentiated by them once."""
+
+PAIRS_AT_A_TIME = {"cpu": 1024, "cuda": 65_536}
+"""How many (draw, datum) pairs a graph evaluates. The size for a GPU is not measured."""
+
+
+def joint_of(chunk_size: int | None = None, compile: bool = False) -> Joint:
+    """The densities, on so many (draw, datum) pairs at a time: that changes memory and speed but no draw."""
+    if chunk_size is not None:
+        _checks.whole_number("chunk_size", chunk_size)
+    if compile:
+        return CompiledJoint(chunk_size)
+    return Program.log_joint if chunk_size is None else partial(_in_chunks, chunk_size=chunk_size)
+
+
+def _in_chunks(program: Program, latents: Latents, chunk_size: int) -> tuple[Tensor, Tensor]:
+    num_samples = len(next(iter(latents.values())))
+    height = max(1, chunk_size // program.num_data)
+    pieces = [
+        program.log_joint({name: value[top : top + height] for name, value in latents.items()})
+        for top in range(0, num_samples, height)
+    ]
+    prior, likelihood = (torch.cat(column) for column in zip(*pieces, strict=True))
+    return prior, likelihood
+
+
+class CompiledJoint:
+    """The densities by one graph for any number of draws and data: of one draw for each row of a fixed number of rows.
+
+    Rows of the data are repeated for their draws, and the last graph is filled up with the first pair. Pairs that would
+    fill no quarter of a graph run as they are. Where a gradient is needed, a second graph gives it
+    along with the densities; it can be differentiated no further.
+    """
+
+    def __init__(self, num_pairs: int | None = None) -> None:
+        self.num_pairs = num_pairs
+        self.graphs: dict[bool, Callable[..., Any]] = {}
+        self.has_warned = False
+        self.is_compiled = False
+        """Whether a graph was made, and stands for some of the calls."""
+
+    def __call__(self, program: Program, latents: Latents) -> tuple[Tensor, Tensor]:
+        if not program.structure.amortized or program.counting:
+            self._say_that_it_runs_as_it_is()
+            return program.log_joint(latents)
+        names = sorted(latents)  # a graph takes them in one order, whichever the guide's and the model's are
+        values = [program.draws_first(latents[name]) for name in names]
+        shape = values[0].shape[:2]
+        most = PAIRS_AT_A_TIME.get(values[0].device.type, PAIRS_AT_A_TIME["cpu"])
+        size = min(self.num_pairs or most, most)
+        if 4 * shape.numel() < size:
+            return program.log_joint(latents)
+        densities = self._of_pairs(program, names, [value.flatten(0, 1) for value in values], size)
+        prior, likelihood = densities.unflatten(-1, shape)
+        return prior, likelihood
+
+    def _of_pairs(self, program: Program, names: list[str], pairs: list[Tensor], size: int) -> Tensor:
+        """`(2, P)`."""
+        needs_gradient = torch.is_grad_enabled() and any(value.requires_grad for value in pairs)
+        everyone = torch.arange(len(pairs[0]), device=pairs[0].device)
+        filled = torch.nn.functional.pad(everyone, (0, -len(everyone) % size))
+        found = []
+        for some in filled.split(size):
+            inputs = [value.detach()[some] for value in pairs] + [arg[some % program.num_data] for arg in program.args]
+            if needs_gradient not in self.graphs:
+                as_it_is = _graph_of(program, names, needs_gradient)
+                self.graphs[needs_gradient] = compiled(as_it_is, *inputs)
+                self.is_compiled = self.is_compiled or self.graphs[needs_gradient] is not as_it_is
+            found.append(self.graphs[needs_gradient](*inputs))
+        densities, *gradients = (torch.cat(column, dim=1)[:, : len(everyone)] for column in zip(*found, strict=True))
+        return _WithGradients.apply(densities, *gradients, *pairs) if needs_gradient else densities
+
+    def _say_that_it_runs_as_it_is(self) -> None:
+        if not self.has_warned:
+            self.has_warned = True
+            _checks.warn(
+                "compile: expected a model and a guide that run on any rows, without masked latents; got a pair that "
+                "runs on all data together, or has them; it runs as it is."
+            )
+
+
+def _graph_of(program: Program, names: list[str], with_gradients: bool) -> Callable[..., tuple[Tensor, ...]]:
+    """Densities `(2, P)` and, if asked for, their gradients `(2, P, ...)` by each latent, of P pairs."""
+
+    def densities(latents: tuple[Tensor, ...], args: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        as_one_draw = {
+            name: value[None].movedim(1, program.structure.data_axis)
+            for name, value in zip(names, latents, strict=True)
+        }
+        return replace(program, args=args).log_joint(as_one_draw)
+
+    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+        latents, args = inputs[: len(names)], inputs[len(names) :]
+        if not with_gradients:
+            return (torch.cat(densities(latents, args)),)
+        latents = tuple(latent.detach().requires_grad_() for latent in latents)
+        with torch.enable_grad():
+            found = densities(latents, args)
+            by_each = [_gradients(density.sum(), latents) for density in found]
+        return (torch.cat(found).detach(), *map(torch.stack, zip(*by_each, strict=True)))
+
+    return run
+
+
+def _gradients(value: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    if not value.requires_grad:
+        return tuple(map(torch.zeros_like, inputs))
+    return torch.autograd.grad(value, inputs, retain_graph=True, allow_unused=True, materialize_grads=True)
+
+
+class _WithGradients(torch.autograd.Function):
+    """Densities `(2, P)` of P pairs whose gradients `(2, P, ...)` by each of the latents `(P, ...)` are known."""
+
+    @staticmethod
+    def forward(ctx: Any, densities: Tensor, *gradients_and_latents: Tensor) -> Tensor:
+        ctx.save_for_backward(*gradients_and_latents[: len(gradients_and_latents) // 2])
+        return densities.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, weights: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = ctx.saved_tensors
+        of_latents = (
+            (weights.reshape(*weights.shape, *(1,) * (gradient.ndim - 2)).to(gradient.dtype) * gradient).sum(0)
+            for gradient in gradients
+        )
+        return (None, *(None for _ in gradients), *of_latents)

@@ -1,0 +1,195 @@
+"""The draws by data, cut into tiles whose noise depends on the seed and on their place alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from math import ceil
+from typing import NamedTuple
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_vae._random import seeded, tile_seed
+from pyro_vae.program.core import Latents, LogDensities, Program
+from pyro_vae.program.joint import Joint
+
+__all__ = [
+    "TILE_SIZE",
+    "Block",
+    "Draw",
+    "Evaluate",
+    "Noise",
+    "Tile",
+    "block_width",
+    "blocks",
+    "evaluating",
+    "kept",
+    "noise",
+    "refuse_nan",
+    "tile_size",
+    "tiles",
+    "tiles_of",
+]
+
+# How many (datum, draw) pairs are drawn together. It fixes which random numbers a draw is made of, so it is a constant
+# of each device and no option. On a CPU it also keeps the activations in cache (benchmarks/tile_size.py). The
+# size for a GPU is not measured.
+TILE_SIZE = {"cpu": 2048, "cuda": 262_144}
+
+Draw = Callable[[int], tuple[Latents, Tensor]]
+"""Draws the given number of latents per datum, and returns them with log q, `(K, N)`."""
+
+
+class Block(NamedTuple):
+    """Some neighbouring data, filled up to a fixed number so that their noise is the same in any company."""
+
+    program: Program
+    rows: Sequence[int]
+    """Which of the data that were asked for."""
+    columns: slice
+    """Their columns in the block."""
+    place: int
+    """The place of the block's first datum."""
+
+    @property
+    def asked_for(self) -> Tensor:
+        """The columns of the data that were asked for."""
+        return torch.arange(self.columns.start, self.columns.stop, device=self.program.args[0].device)
+
+    def part(self, columns: Tensor) -> Block:
+        """The block restricted to these columns. Draw for the whole block and cut with `kept`."""
+        rows = [self.rows[0] + column - self.columns.start for column in columns.tolist()]
+        return Block(self.program.at(columns), rows, slice(0, len(columns)), self.place)
+
+
+def blocks(program: Program, width: int, first_index: int = 0) -> Iterator[Block]:
+    """The data in blocks of `width`, cut at the multiples of it. A guide that is not amortized takes all at a time."""
+    if not program.structure.amortized:
+        yield Block(program, range(program.num_data), slice(0, program.num_data), first_index)
+        return
+    end = first_index + program.num_data
+    for left in range(first_index // width * width, end, width):
+        places = torch.arange(left, left + width, device=program.args[0].device) - first_index
+        rows = range(max(left - first_index, 0), min(left + width, end) - first_index)
+        columns = slice(rows.start + first_index - left, rows.stop + first_index - left)
+        yield Block(program.at(places.clamp(0, program.num_data - 1)), rows, columns, left)
+
+
+class Tile(NamedTuple):
+    """Some of the draws, for all data of a block."""
+
+    draws: slice
+    densities: LogDensities
+    latents: Latents
+
+
+def tiles(program: Program, num_samples: int, seed: int, first_index: int = 0) -> Iterator[tuple[Block, Tile]]:
+    """The log densities of `num_samples` draws from the guide for each datum, tile by tile."""
+    for block in blocks(program, block_width(program, num_samples), first_index):
+        part = block.part(block.asked_for)
+        evaluate = evaluating(part.program, kept(block.program, block.program.draw, block.asked_for))
+        for tile in tiles_of(part, evaluate, num_samples, seed, block.program.num_data):
+            yield part, tile
+
+
+Evaluate = Callable[[int], tuple[Latents, LogDensities]]
+"""Draws the given number of latents and evaluates their densities."""
+
+
+def evaluating(program: Program, draw: Draw, joint: Joint = Program.log_joint) -> Evaluate:
+    """Draw, and run the model on the draws."""
+
+    def evaluate(num_samples: int) -> tuple[Latents, LogDensities]:
+        latents, guide = draw(num_samples)
+        prior, likelihood = joint(program, latents)
+        return latents, LogDensities(prior, likelihood, guide)
+
+    return evaluate
+
+
+def tiles_of(block: Block, evaluate: Evaluate, num_samples: int, seed: int, width: int | None = None) -> Iterator[Tile]:
+    """The tiles of one block, one after the other, each with noise of its own; memory is that of one tile.
+
+    `width` is that of the whole block, where `block` is a part of it.
+    """
+    program = block.program
+    most = max(1, tile_size(program) // (width or program.num_data))
+    height = ceil(num_samples / ceil(num_samples / most))
+    for top in range(0, num_samples, height):
+        draws = slice(top, min(top + height, num_samples))
+        with noise(program, seed, block.place * ceil(num_samples / height) + top // height):
+            latents, densities = evaluate(draws.stop - draws.start)
+        refuse_nan(densities.weight[:, block.columns], block.rows)
+        yield Tile(draws, densities, latents)
+
+
+def kept(program: Program, draw: Draw, columns: Tensor) -> Draw:
+    """Draw for the whole block, so that the noise depends only on the place, and keep some columns."""
+
+    if len(columns) == program.num_data:
+        return draw
+
+    def draw_kept(num_samples: int) -> tuple[Latents, Tensor]:
+        latents, log_q = draw(num_samples)
+        return program.choose(latents, columns), log_q[:, columns]
+
+    return draw_kept
+
+
+def block_width(program: Program, num_samples: int) -> int:
+    """How many data are drawn together: as many draws as there are in a tile, and only then data."""
+    size = tile_size(program)
+    height = ceil(num_samples / ceil(num_samples / size))
+    return max(1, size // height)
+
+
+def tile_size(program: Program) -> int:
+    """How many (datum, draw) pairs a tile has on the program's device."""
+    return TILE_SIZE.get(program.args[0].device.type, TILE_SIZE["cpu"])
+
+
+@contextmanager
+def noise(program: Program, seed: int, place: int) -> Iterator[None]:
+    """Draw here with noise that the seed and the place decide; torch's generator is left as it was."""
+    with torch.no_grad(), seeded(program.args[0].device, tile_seed(seed, place)), pyro.validation_enabled(False):
+        yield
+
+
+class Noise(NamedTuple):
+    """Numbers for some columns of a block, the same whichever of them are asked for."""
+
+    width: int
+    columns: Tensor
+    dim: int = 0
+
+    @classmethod
+    def of(cls, program: Program) -> Noise:
+        """Make noise for all columns of a program."""
+        return cls(program.num_data, torch.arange(program.num_data, device=program.args[0].device))
+
+    def normal(self, num_chains: int) -> Tensor:
+        """`(K, N, D)`, float64."""
+        shape = (num_chains, self.width, self.dim)
+        return torch.randn(shape, dtype=torch.float64, device=self.columns.device)[:, self.columns]
+
+    def stratified(self, num_chains: int) -> Tensor:
+        """`(K, N)`, float64: uniform numbers of which one lies in each K-th of the interval."""
+        steps = torch.arange(num_chains, dtype=torch.float64, device=self.columns.device)
+        return (steps[:, None] + self.uniform(1)) / num_chains
+
+    def uniform(self, num_chains: int) -> Tensor:
+        """`(K, N)`, float64."""
+        return torch.rand(num_chains, self.width, dtype=torch.float64, device=self.columns.device)[:, self.columns]
+
+
+def refuse_nan(log_weights: Tensor, rows: Sequence[int]) -> None:
+    """Stop if a log weight `(K, N)` is NaN or +inf, and name the first of these rows for which it is."""
+    bad = (log_weights.isnan() | log_weights.isposinf()).any(0)
+    if bad.any():
+        row = rows[int(bad.nonzero()[0])]
+        raise ValueError(
+            f"model, guide: expected numbers for log weights; got NaN or +inf, first for the datum at index {row}; "
+            "look for NaN among the parameters and in x, or a density of zero width."
+        )

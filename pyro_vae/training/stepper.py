@@ -1,0 +1,119 @@
+"""Steps of training, of which one that goes wrong is found and undone."""
+
+from __future__ import annotations
+
+import math
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro.infer import ELBO, SVI
+from pyro.optim import PyroOptim
+from torch import Tensor
+from torch.distributions import Distribution
+
+from pyro_vae._private import validate_sample_code
+from pyro_vae.objectives.base import Objective
+from pyro_vae.optim import FusedAdam
+from pyro_vae.training.history import DivergedError, History
+from pyro_vae.vae.vae import VAE
+
+__all__ = ["Stepper"]
+
+
+CHECKED_TOGETHER = 100
+"""Compiled steps whose losses are looked at together, so that none waits for a number."""
+
+
+class Stepper:
+    """Takes steps; stops at a loss or a gradient that is no number, and goes back to where it was one.
+
+    A step of Pyro's own is looked at before its update. A compiled one is an update too: it is looked at when there are
+    some, and nothing waits for its loss.
+    """
+
+    def __init__(self, vae: VAE, objective: ELBO, optim: PyroOptim, history: History) -> None:
+        self.vae, self.objective, self.optim, self.history = vae, objective, optim, history
+        self.svi = SVI(vae.model, vae.guide, optim, loss=objective.loss, loss_and_grads=self._loss_and_grads)
+        self.num_steps = 0
+        self.waiting: list[Tensor] = []
+        self.state = [*vae.parameters(), *vae.buffers()]
+        self.last_good = [tensor.detach().clone() for tensor in self.state]
+
+    def step(self, x: Tensor) -> float | Tensor:
+        """One step; the loss."""
+        loss = self._compiled_step(x)
+        if loss is None:
+            self.check()
+            return float(self.svi.step(x))
+        self.num_steps += 1
+        self.waiting.append(loss)
+        if len(self.waiting) == CHECKED_TOGETHER:
+            self.check()
+        return loss
+
+    def check(self) -> None:
+        """Look at the losses of the compiled steps since the last look, and at what they have led to."""
+        if not self.waiting:
+            return
+        are_finite = torch.stack(self.waiting).isfinite()
+        first, self.waiting = self.num_steps - len(self.waiting), []
+        if not are_finite.all():
+            self.num_steps = first + 1 + int((~are_finite).nonzero()[0])
+            raise self._stopped("a loss that is no number", f"those after step {first}")
+        if not torch.stack([tensor.sum() for tensor in self.state]).isfinite().all():
+            raise self._stopped("a gradient of NaN or infinity", f"those after step {first}")
+        self._copy(self.state, self.last_good)
+
+    def guarded(self, compute: Callable[[], Any]) -> Any:
+        """Tell an error that comes of NaN or infinity from all others, which only get a note of where they were met."""
+        try:
+            return compute()
+        except Exception as error:
+            if not torch.stack([tensor.isfinite().all() for tensor in self.state]).all():
+                raise self._stopped("parameters of NaN or infinity") from error
+            if _refuses_infinity(error):
+                raise self._stopped("a distribution whose numbers are NaN or infinite") from error
+            error.add_note(f"pyro_vae.fit met this {self._place()}.")
+            raise
+
+    def _compiled_step(self, x: Tensor) -> Tensor | None:
+        if isinstance(self.objective, Objective) and type(self.optim) is FusedAdam:
+            return self.objective.update(self.vae.model, self.vae.guide, self.optim, x)
+        return None
+
+    def _loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], x: Tensor) -> float:
+        self.num_steps += 1
+        loss: float = self.guarded(lambda: self.objective.loss_and_grads(model, guide, x))
+        if not math.isfinite(loss):
+            raise self._stopped(f"a loss of {loss}")
+        self._copy(self.state, self.last_good)
+        if not math.isfinite(sum(p.grad.sum() for p in self.vae.parameters() if p.grad is not None)):
+            raise self._stopped("a gradient of NaN or infinity")
+        return loss
+
+    def _stopped(self, found: str, kept: str = "the last that had a finite loss") -> DivergedError:
+        self._copy(self.last_good, self.state)
+        self.vae.zero_grad()
+        return DivergedError(
+            f"objective: expected finite numbers; got {found} {self._place()}; the parameters are {kept}: lower the "
+            "learning rate, or bound the scale of the likelihood.",
+            self.history,
+        )
+
+    def _place(self) -> str:
+        return f"at step {self.num_steps}, in epoch {len(self.history) + 1}"
+
+    @torch.no_grad()
+    def _copy(self, source: list[Tensor], target: list[Tensor]) -> None:
+        for old, new in zip(source, target, strict=True):
+            new.copy_(old)
+
+
+def _refuses_infinity(error: Exception) -> bool:
+    """Whether this is torch's refusal of a distribution's parameters, or of a draw, that are NaN or infinite."""
+    refusals = (Distribution.__init__.__code__, validate_sample_code())
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code in refusals)
+    values = (frame.f_locals.get("value") for frame in frames)
+    return any(isinstance(value, Tensor) and not value.isfinite().all() for value in values)

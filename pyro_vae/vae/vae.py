@@ -1,0 +1,253 @@
+"""The VAE: a prior p(z), a likelihood p(x|z) and a posterior q(z|x), as a Pyro model and guide."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.distributions.torch_distribution import ExpandedDistribution
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from pyro_vae import _checks
+from pyro_vae._private import name_of_module
+from pyro_vae.vae.datum import any_parameter, fit_together
+from pyro_vae.vae.programs import Guide, Model
+
+__all__ = ["VAE"]
+
+
+class VAE(nn.Module):
+    r"""A variational autoencoder, written once as a Pyro program.
+
+    The model is $p(x, z) = p(z)\,p(x|z)$ and the guide is $q(z|x)$, with the sites `"z"` and `"x"` in the plate
+    `"data"`. Both are modules, so `SVI(vae.model, vae.guide, ...)` works, and so does `elbo(vae.model, vae.guide)` with
+    a torch optimizer over its `parameters()`.
+
+    Both are parts as well, to be called inside other programs: `z = vae.model(x)`. A call inside of a plate at
+    `dim=-1` takes it for the plate over data; plates to the left, of groups or time steps or particles, may lie around
+    it. With a `name`, sites and plate are `"name/z"`, `"name/x"` and `"name/data"`, as Pyro's `scope` would have them.
+
+    Args:
+        prior: `forward(*context)` returns p(z), of batch shape `()` or, given context, one for each row of it.
+        likelihood: `forward(z, *context)` returns p(x|z); it accepts any leading dimensions.
+        posterior: `forward(x, *context)` returns q(z|x), of the prior's event shape.
+        name: prefix of sites, plate and parameters, for several VAEs in one program. Without one, sites have no prefix,
+            and parameters that of the first of vae, vae_1, vae_2, ... whose place in Pyro's parameter store is free,
+            so that several VAEs of one process all train. To save a VAE take its `state_dict()`: parameters that lie in
+            the store after `pyro.get_param_store().load(...)` are not taken over, which a warning says once for a VAE.
+        context_shapes: shapes of what the further arguments of `model` and `guide` (labels, covariates, exposure) hold
+            for one datum; all three parts are called with them.
+
+    Shapes: x is `(N, *event_shape)`, or anything with as many numbers a datum: `(N, 784)` and `(N, 1, 28, 28)` alike.
+    `event_shape` is the likelihood's. Inside of plates to the left of that over data, x is that or
+    `(..., N, *event_shape)`. Further arguments are `(..., N, *shape)`. Integer, boolean and float64 data are cast to
+    the dtype of the parameters.
+
+    Raises:
+        TypeError, ValueError: if the parts do not fit together, found here and not in training; and, by `model` and
+            `guide`, for data outside the likelihood's support, of another width, without a batch dimension, with NaN
+            or infinity, or on another device; for rows that do not fit the plates around; and for a site or plate
+            whose name is taken.
+
+    References:
+        Kingma and Welling (2014), Auto-encoding variational Bayes; Rezende, Mohamed and Wierstra (2014), Stochastic
+        backpropagation and approximate inference in deep generative models; with context, Sohn, Lee and Yan (2015),
+        Learning structured output representation using deep conditional generative models.
+
+    Examples:
+        >>> import pyro_vae as pv
+        >>> vae = pv.VAE(
+        ...     prior=pv.priors.StandardNormal(2),
+        ...     likelihood=pv.likelihoods.Bernoulli(pv.nn.MLP(2, [16], 784)),
+        ...     posterior=pv.posteriors.DiagonalNormal(pv.nn.MLP(784, [16], 2 * 2)),
+        ... )
+        >>> vae.event_shape
+        torch.Size([784])
+        >>> vae.guide(torch.ones(5, 1, 28, 28)).shape  # a draw of z for each image
+        torch.Size([5, 2])
+
+        Of digits whose label is known, p(x|z, y) and q(z|x, y):
+
+        >>> vae = pv.VAE(
+        ...     prior=pv.priors.StandardNormal(2),
+        ...     likelihood=pv.likelihoods.Bernoulli(pv.nn.MLP(2 + 10, [16], 784)),
+        ...     posterior=pv.posteriors.DiagonalNormal(pv.nn.MLP(784 + 10, [16], 2 * 2)),
+        ...     context_shapes=[(10,)],
+        ... )
+        >>> vae.model(torch.ones(5, 784), torch.eye(10)[:5]).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(
+        self,
+        prior: nn.Module,
+        likelihood: nn.Module,
+        posterior: nn.Module,
+        name: str | None = None,
+        context_shapes: Sequence[int | Sequence[int]] = (),
+    ) -> None:
+        for argument, part in {"prior": prior, "likelihood": likelihood, "posterior": posterior}.items():
+            _require_module(argument, part)
+        name = _checked_name(name)
+        shapes = tuple(_checks.shape(f"context_shapes[{i}]", shape) for i, shape in enumerate(context_shapes))
+        super().__init__()
+        datum = fit_together(prior, likelihood, posterior, shapes)
+        self.model = Model(prior, likelihood, datum, name)
+        self.guide = Guide(posterior, datum, name)
+
+    @property
+    def name(self) -> str | None:
+        """The prefix of sites, plate and parameters; a copy can be given another."""
+        return self.model.name
+
+    @name.setter
+    def name(self, name: str | None) -> None:
+        self.model.name = self.guide.name = _checked_name(name)
+
+    @property
+    def prior(self) -> nn.Module:
+        """The module whose `forward(*context)` is p(z)."""
+        return self.model.prior
+
+    @property
+    def likelihood(self) -> nn.Module:
+        """The module whose `forward(z, *context)` is p(x|z)."""
+        return self.model.likelihood
+
+    @property
+    def posterior(self) -> nn.Module:
+        """The module whose `forward(x, *context)` is q(z|x)."""
+        return self.guide.posterior
+
+    @property
+    def event_shape(self) -> torch.Size:
+        """The shape of one datum."""
+        return self.model.datum.event_shape
+
+    def forward(self, *args: Any, **kwargs: Any) -> None:
+        """A VAE is two programs: this says so."""
+        raise TypeError("vae: expected a call of one of its programs; got one of the VAE; use vae.model or vae.guide.")
+
+    def check(self, x: Any, name: str = "x") -> Tensor:
+        """`x` as the model sees it, `(N, *event_shape)` in the parameters' dtype; an error if it has no likelihood."""
+        return self.model.datum.check(x, any_parameter(self), name)
+
+    def encode(self, x: Any, *context: Any) -> dist.Distribution:
+        """q(z|x), of batch shape `(N,)`. Inside of a Pyro program its parameters are registered, as by `guide`."""
+        values = self.guide.registered_or_looked_for()
+        return self.guide.posterior_of(self.guide.check(x), self.guide.check_context(context), values)
+
+    def decode(self, z: Any, *context: Any) -> dist.Distribution:
+        """p(x|z), of batch shape `(N,)`. Inside of a Pyro program its parameters are registered, as by `model`."""
+        values = self.model.registered_or_looked_for()
+        return self.model.likelihood_of(self.model.check_latent(z), self.model.check_context(context), values)
+
+    @torch.no_grad()
+    def reconstruct(self, x: Any, *context: Any) -> Tensor:
+        """The mean of p(x|z) at the mean of q(z|x): `(N, *event_shape)`, finite numbers.
+
+        Where a distribution has no finite mean (a Categorical, a Cauchy), its mode stands for it.
+
+        Raises:
+            ValueError: if p(x|z) or q(z|x) has neither, or none that Pyro knows.
+        """
+        z = _centre("posterior", self.encode(x, *context))
+        return _centre("likelihood", self.decode(z, *context))
+
+    @torch.no_grad()
+    def sample(self, num_samples: int = 1, *context: Any) -> Tensor:
+        """Draws from p(x), by way of p(z): `(num_samples, *event_shape)`. The context has a row for each, or one."""
+        rows = self.model.datum.num_rows(None, None, self.model.check_context(context))
+        if rows not in (None, num_samples):
+            raise ValueError(
+                f"num_samples: expected {rows}, one for each row of the context; got {num_samples}; pass as many rows."
+            )
+        trace = poutine.trace(self.model).get_trace(None, *context, num_data=num_samples)
+        return trace.nodes[self.model.site("x")]["value"]
+
+
+def _centre(part: str, distribution: dist.Distribution) -> Tensor:
+    """The mean, and in the place of numbers that are not finite, the mode's."""
+    mean = _known(distribution, "mean")
+    if mean is not None and mean.isfinite().all():
+        return mean
+    mode = _mode(distribution)
+    if mode is not None:
+        centre = mode if mean is None else torch.where(mean.isfinite(), mean, mode.to(mean.dtype))
+        # Of probabilities that are NaN, some value is still the largest.
+        if centre.isfinite().all() and not distribution.log_prob(mode).isnan().any():
+            return centre
+    of_mean = "no mean that Pyro knows" if mean is None else "a mean of NaN or infinity"
+    of_mode = "no mode that Pyro knows" if mode is None else "a mode that is no better"
+    raise ValueError(
+        f"{part}: expected a distribution with a finite mean or with a mode; got {_described(distribution)}, with "
+        f"{of_mean} and {of_mode}; draw from it, vae.decode(vae.encode(x).sample()).sample(), or take another."
+    )
+
+
+def _mode(distribution: Any) -> Tensor | None:
+    """The mode, if it is known; that of a discrete distribution over numbers is looked for among all of them."""
+    if isinstance(distribution, (torch.distributions.Independent, dist.MaskedDistribution)):
+        return _mode(distribution.base_dist)
+    if isinstance(distribution, ExpandedDistribution):
+        mode = _mode(distribution.base_dist)
+        return None if mode is None else mode.expand(distribution.batch_shape + distribution.event_shape)
+    if isinstance(distribution, torch.distributions.MixtureSameFamily):
+        return _likeliest(distribution, distribution.component_distribution)
+    mode = _known(distribution, "mode")
+    return _likeliest(distribution, distribution) if mode is None else mode
+
+
+def _likeliest(distribution: Any, enumerated: Any) -> Tensor | None:
+    """The likeliest of the numbers that another distribution enumerates; None if it does not."""
+    if not enumerated.has_enumerate_support or enumerated.event_shape:
+        return None
+    numbers = enumerated.enumerate_support(expand=False).flatten()
+    log_probs = distribution.log_prob(numbers.reshape(-1, *[1] * len(distribution.batch_shape)))
+    return numbers[log_probs.argmax(0)]
+
+
+def _known(distribution: Any, name: str) -> Tensor | None:
+    """An attribute that distributions need not have."""
+    try:
+        return getattr(distribution, name)
+    except NotImplementedError:
+        return None
+
+
+def _described(distribution: Any) -> str:
+    """Its name, and in brackets what it is wrapped about."""
+    name = type(distribution).__name__
+    inner = getattr(distribution, "base_dist", getattr(distribution, "component_distribution", None))
+    return name if inner is None else f"{name}({_described(inner)})"
+
+
+def _require_module(argument: str, part: Any) -> None:
+    if not isinstance(part, nn.Module):
+        raise TypeError(
+            f"{argument}: expected a torch.nn.Module whose forward returns a Pyro distribution; got "
+            f"{type(part).__name__}; pass an instance."
+        )
+    nameless = next(
+        (each for each in part.modules() if isinstance(each, PyroModule) and not name_of_module(each)), None
+    )
+    if nameless is not None:
+        raise ValueError(
+            f"{argument}: expected modules of torch's, or a PyroModule with a name; got {type(nameless).__name__} "
+            "without one, whose parameters all VAEs of a process would share in Pyro's store; call "
+            "super().__init__(name) with a name of its own, or use torch.nn.Parameter."
+        )
+
+
+def _checked_name(name: Any) -> str | None:
+    if name is None or (isinstance(name, str) and name and "/" not in name and "$$$" not in name):
+        return name
+    kind = ValueError if isinstance(name, str) else TypeError
+    raise kind(
+        f"name: expected text without '/' and '$$$', or None; got {name!r} of type {type(name).__name__}; pass such a "
+        "string."
+    )

@@ -1,0 +1,591 @@
+"""Any Pyro model and guide with a plate over data, and those that have no log p(x) for each datum."""
+
+import math
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+from torch import nn
+from truths import GaussianPosterior, LinearGaussian, assert_unbiased, draws_of, small_vae
+
+import pyro_vae as pv
+from pyro_vae.program import tiles
+from pyro_vae.program.inspect import program_of
+
+
+def hierarchical(x, scale=1.0):
+    """z1 -> z2 -> x, with two features of x in a plate of their own; x ~ N(0, covariance)."""
+    with pyro.plate("data", len(x), dim=-2):
+        z1 = pyro.sample("z1", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+        z2 = pyro.sample("z2", dist.Normal(z1, 0.5))
+        with pyro.plate("features", 2, dim=-1):
+            pyro.sample("x", dist.Normal(z2, scale), obs=x)
+
+
+def hierarchical_guide(x, scale=1.0):
+    with pyro.plate("data", len(x), dim=-2):
+        z2 = pyro.sample("z2", dist.Normal(x.mean(-1, keepdim=True) / 2, 0.9))
+        pyro.sample("z1", dist.Normal(0.7 * z2, 0.7))
+
+
+def hierarchical_evidence(x, scale=1.0):
+    covariance = torch.full((2, 2), 1.25, dtype=torch.float64) + scale**2 * torch.eye(2, dtype=torch.float64)
+    return dist.MultivariateNormal(torch.zeros(2, dtype=torch.float64), covariance).log_prob(x)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_several_latents_nested_plates_and_further_arguments(scale):
+    x = torch.randn(200, 2, dtype=torch.float64)
+    evidence = pv.importance_sampling(hierarchical, hierarchical_guide, x, num_samples=2000, kwargs={"scale": scale})
+    exact = hierarchical_evidence(x, scale)
+    assert_unbiased(evidence.log_evidence, evidence.std_error, exact)
+    weights = pv.evidence.log_weights(hierarchical, hierarchical_guide, x, num_samples=2000, kwargs={"scale": scale})
+    pooled = (weights.sum(1).logsumexp(0) - math.log(2000)) / 200
+    with pytest.raises(AssertionError):  # the twin: pooled over the batch, as pyro.infer.Importance does
+        assert_unbiased(pooled.expand(200), evidence.std_error, exact.mean().expand(200))
+
+
+def test_discrete_latents():
+    """A mixture of two, by enumeration."""
+    means = torch.tensor([-1.0, 2.0], dtype=torch.float64)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Categorical(torch.tensor([0.3, 0.7], dtype=torch.float64)))
+            pyro.sample("x", dist.Normal(means[c], 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("c", dist.Categorical(torch.tensor([0.5, 0.5], dtype=torch.float64)))
+
+    x = torch.randn(100, dtype=torch.float64)
+    evidence = pv.importance_sampling(model, guide, x, num_samples=3000)
+    exact = (torch.tensor([0.3, 0.7]).log() + dist.Normal(means, 1.0).log_prob(x[:, None])).logsumexp(-1)
+    assert_unbiased(evidence.log_evidence, evidence.std_error, exact)
+
+
+def test_masks_count_and_each_positional_argument_has_rows():
+    """A missing pixel is marginalised: its mask takes it out of log p(x)."""
+    x = torch.randn(6, 2, dtype=torch.float64)
+    seen = torch.tensor([[True, False]] * 6)
+
+    def model(x, seen):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+            pixels = dist.Normal(z[..., None].expand(*z.shape, 2), 1.0).mask(seen).to_event(1)
+            pyro.sample("x", pixels, obs=x)
+
+    def guide(x, seen):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[:, 0] / 2, math.sqrt(0.5)))
+
+    weights = pv.evidence.log_weights(model, guide, x, seen, num_samples=4)
+    assert torch.allclose(weights, dist.Normal(0.0, math.sqrt(2.0)).log_prob(x[:, 0]))
+
+
+def test_deterministic_sites_have_no_density():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+            pyro.deterministic("twice", 2 * z)
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        pyro.deterministic("one", torch.ones(()))
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, math.sqrt(0.5)))
+
+    x = torch.randn(5, dtype=torch.float64)
+    assert torch.allclose(pv.evidence.log_weights(model, guide, x), dist.Normal(0.0, math.sqrt(2.0)).log_prob(x))
+
+
+@pytest.mark.parametrize("num_data", [3, 60])
+def test_a_guide_with_parameters_for_each_datum(num_data):
+    truth = LinearGaussian(latent_dim=1, data_dim=2)
+    x = truth.draw(num_data)
+    vae = truth.vae()
+    pyro.set_rng_seed(0)
+    guide = AutoNormal(vae.model, init_scale=1.0)
+    guide(x)
+    evidence = pv.importance_sampling(vae.model, guide, x, num_samples=4000)
+    exact = truth.log_evidence(x)
+    reliable = evidence.ess > 50  # an untrained guide; where it covers the posterior, it must be right
+    assert reliable.sum() > 0.6 * num_data
+    assert ((evidence.log_evidence - exact).abs() < 5 * evidence.std_error)[reliable].all()
+    pieces = pv.importance_sampling(vae.model, guide, x, num_samples=4000, chunk_size=100)
+    assert torch.allclose(pieces.log_evidence, evidence.log_evidence, atol=1e-12)
+
+
+@pytest.mark.one_in(2)
+@pytest.mark.parametrize("num_samples", [1, 7, 2048, 5000])
+def test_same_numbers_whatever_the_batch_or_chunk(num_samples):
+    vae = small_vae()
+    x = draws_of(vae, 40)
+    whole = pv.evidence.log_weights(vae.model, vae.guide, x, num_samples=num_samples, seed=5)
+    for part in (slice(0, 1), slice(0, 13), slice(0, 39)):
+        alone = pv.evidence.log_weights(vae.model, vae.guide, x[part], num_samples=num_samples, seed=5)
+        assert torch.equal(alone, whole[:, part])
+    evidence = pv.importance_sampling(vae.model, vae.guide, x, num_samples=num_samples, seed=5)
+    for chunk_size in (1, 100, 999, 10**6) if num_samples < 100 else (100, 999, 10**6):
+        other = pv.importance_sampling(vae.model, vae.guide, x, num_samples=num_samples, seed=5, chunk_size=chunk_size)
+        assert torch.allclose(other.log_evidence, evidence.log_evidence, atol=1e-4)  # float32 rounding
+    for part in (slice(1, 2), slice(5, 39), slice(39, 40)):
+        options = {"num_samples": num_samples, "seed": 5, "first_index": part.start}
+        alone = pv.importance_sampling(vae.model, vae.guide, x[part], **options)
+        assert torch.equal(alone.log_evidence, evidence.log_evidence[part])
+    different = pv.evidence.log_weights(vae.model, vae.guide, x, num_samples=num_samples, seed=6)
+    assert (different.mean(0) != whole.mean(0)).all()
+
+
+def test_data_have_noise_of_their_own():
+    """Equal data get different draws, in one tile and across tiles: the certificate needs it."""
+    vae = small_vae()
+    x = draws_of(vae, 1).expand(3000, 6)
+    weights = pv.evidence.log_weights(vae.model, vae.guide, x, num_samples=1)[0]
+    assert len(weights.unique()) > 2990
+
+
+def test_the_loss_agrees_with_pyro():
+    """The mean log weight is minus Pyro's loss: 500 draws, 4.5 standard errors (7e-6)."""
+    vae = small_vae()
+    x = draws_of(vae, 10)
+    ours = pv.evidence.log_weights(vae.model, vae.guide, x, num_samples=500).sum(1)
+    theirs = -torch.tensor([pyro.infer.Trace_ELBO().loss(vae.model, vae.guide, x) for _ in range(500)])
+    std_error = ((ours.var() + theirs.var()) / 500).sqrt()
+    assert (ours.mean() - theirs.mean()).abs() < 4.5 * std_error
+    assert (ours.mean() - 1.1 * theirs.mean()).abs() > 4.5 * std_error
+
+
+def without_plate(x):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0).expand(x.shape).to_event(1))
+    pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+
+def guide_without_plate(x):
+    pyro.sample("z", dist.Normal(x / 2, 1.0).to_event(1))
+
+
+def with_global(x):
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(mean, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def global_guide(x):
+    pyro.sample("mean", dist.Normal(0.0, 1.0))
+    local_guide(x)
+
+
+def local_model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def local_guide(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x / 2, 1.0))
+
+
+def guide_of_another_site(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x / 2, 1.0))
+        pyro.sample("w", dist.Normal(0.0, 1.0))
+
+
+def empty_guide(x):
+    pass
+
+
+def subsampled(x):
+    with pyro.plate("data", len(x), subsample_size=2) as rows:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x[rows])
+
+
+def subsampled_guide(x):
+    with pyro.plate("data", len(x), subsample_size=2) as rows:
+        pyro.sample("z", dist.Normal(x[rows] / 2, 1.0))
+
+
+def rows_of_many(x):
+    with pyro.plate("data", 1000, subsample=x):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def rows_of_many_guide(x):
+    with pyro.plate("data", 1000, subsample=x):
+        pyro.sample("z", dist.Normal(x / 2, 1.0))
+
+
+def guide_in_rows(x):
+    with pyro.plate("rows", len(x)):
+        pyro.sample("z", dist.Normal(x / 2, 1.0))
+
+
+def undeclared_dimension(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z[:, None], torch.ones(3)), obs=x[:, None].expand(-1, 3))
+
+
+def fixed_shapes(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z.reshape(len(x)), 1.0), obs=x)
+
+
+def no_observation(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+
+def nan_model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.factor("x", torch.where(x > 1, torch.nan, 0.0) + 0 * z)
+
+
+def sometimes_subsampled(x):
+    with pyro.plate("data", len(x), subsample_size=min(len(x), 8)) as rows:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x[rows])
+
+
+def sometimes_subsampled_guide(x):
+    with pyro.plate("data", len(x), subsample_size=min(len(x), 8)) as rows:
+        pyro.sample("z", dist.Normal(x[rows] / 2, 1.0))
+
+
+def point_guide(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Delta(x / 2))
+
+
+def auxiliary_guide(x):
+    with pyro.plate("data", len(x)):
+        a = pyro.sample("a", dist.Bernoulli(0.5), infer={"is_auxiliary": True})
+        pyro.sample("z", dist.Normal(x / 2 + a, 1.0))
+
+
+def binary_model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Bernoulli(logits=z), obs=(x > 0.25).float() + (x == 2).float())
+
+
+NOISE = nn.Dropout()
+
+
+def noisy_model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(NOISE(z), 1.0), obs=x)
+
+
+def test_a_density_that_depends_on_the_number_of_rows_is_that_of_all():
+    x = 3 * torch.randn(300, generator=torch.Generator().manual_seed(0))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z, len(x) / 100), obs=x)
+
+    evidence = pv.importance_sampling(model, from_the_prior, x, num_samples=500)
+    exact = dist.Normal(0.0, math.sqrt(10)).log_prob(x)
+    assert_unbiased(evidence.log_evidence, evidence.std_error, exact)
+
+
+@pytest.mark.parametrize("by_index", [True, False])
+def test_rows_that_a_model_closes_over_are_each_datum_s_own(by_index):
+    """Also where the first of them are alike, as those of sorted data are."""
+    offset = torch.cat([torch.zeros(150), 3 * torch.ones(150)])
+
+    def model(x):
+        with pyro.plate("data", len(x)) as index:
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z + (offset[index] if by_index else offset[: len(x)]), 1.0), obs=x)
+
+    x = offset + 1.4 * torch.randn(300, generator=torch.Generator().manual_seed(0))
+    evidence = pv.importance_sampling(model, from_the_prior, x, num_samples=1000)
+    exact = dist.Normal(offset, math.sqrt(2)).log_prob(x)
+    assert_unbiased(evidence.log_evidence, evidence.std_error, exact)
+
+
+def test_a_model_that_asserts_its_number_of_rows_runs_on_all():
+    def model(x):
+        assert len(x) == 20
+        with pyro.plate("data", 20):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    assert pv.importance_sampling(model, from_the_prior, torch.zeros(20), num_samples=100).reliable.all()
+
+
+def from_the_prior(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+
+
+REFUSED = {
+    "subsampled when there are many": (
+        sometimes_subsampled,
+        sometimes_subsampled_guide,
+        "expected plates of the rows to evaluate, and no others; got plate .data., which takes 8 of",
+    ),
+    "a point for a density": (local_model, point_guide, "got a point .Delta. at site 'z'"),
+    "auxiliary noise": (local_model, auxiliary_guide, "got the auxiliary site 'a'"),
+    "one impossible datum": (binary_model, local_guide, "got values from 0 to 2 at site 'x'"),
+    "dropout inside a function": (noisy_model, local_guide, "got Dropout in training mode"),
+    "no plate": (without_plate, guide_without_plate, "expected a plate over the .* data; got no plate"),
+    "global latent": (with_global, global_guide, "'mean' outside of it, a global latent"),
+    "auto guide over all data": (local_model, AutoMultivariateNormal(local_model), "an automatic guide.s draw of all"),
+    "guide misses a site": (local_model, empty_guide, "got no site 'z'"),
+    "guide has a site too many": (local_model, guide_of_another_site, "got site 'w', and the model has none"),
+    "subsampled plate": (
+        subsampled,
+        subsampled_guide,
+        "expected plates of the rows to evaluate, and no others; got plate .data., which takes 2 of",
+    ),
+    "given rows of more": (
+        rows_of_many,
+        rows_of_many_guide,
+        "got plate .data., which takes . of 1000; .*len.x. by default",
+    ),
+    "plates of two names": (
+        local_model,
+        guide_in_rows,
+        "'z' in plates of the same names; got 'data' in one of them, and 'rows' in",
+    ),
+    "undeclared dimension": (undeclared_dimension, local_guide, "inside plate.*at site x|to_event"),
+    "fixed shapes": (fixed_shapes, local_guide, "for 2 draws at once.*vectorize_particles"),
+    "nothing observed": (no_observation, local_guide, "at least one observed site"),
+    "nan weights": (nan_model, local_guide, "got NaN or .inf, first for the datum at index 8"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusals(case):
+    model, guide, message = REFUSED[case]
+    x = torch.tensor([0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 2.0])
+    if isinstance(guide, nn.Module):
+        guide(x)
+    with pytest.raises(ValueError, match=message):
+        pv.importance_sampling(model, guide, x, num_samples=3)
+
+
+def test_a_draw_outside_the_support_has_no_weight_whatever_the_state_of_the_generator():
+    """z ~ Exponential(1), and a guide that draws negative z too: torch makes up a density there."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Exponential(torch.ones((), dtype=torch.float64)))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.abs(), 1.5))
+
+    x = torch.linspace(-1, 3, 100, dtype=torch.float64)
+    found = []
+    for state in range(3):
+        torch.manual_seed(state)
+        found.append(pv.importance_sampling(model, guide, x, num_samples=4000))
+    exact = 0.5 - x + dist.Normal(0.0, 1.0).cdf(x - 1).log()
+    assert_unbiased(found[0].log_evidence, found[0].std_error, exact)
+    assert all(torch.equal(found[0].log_evidence, each.log_evidence) for each in found)
+
+
+def test_tiles_of_a_large_evaluation_have_seeds_of_their_own():
+    """torch's generator of the CPU looks at 32 bits only: hashes of places would collide, by their birthdays."""
+    seeds = {tiles.tile_seed(0, place) for place in range(200_000)}
+    assert len(seeds) == 200_000
+    states = set()
+    for place in (50699, 55170, 7, 7 + 2048):
+        torch.manual_seed(tiles.tile_seed(0, place))
+        states.add(tuple(torch.randn(3).tolist()))
+    assert len(states) == 4
+    assert not seeds & {tiles.tile_seed(1, place) for place in range(1000)}
+
+
+def test_a_guide_that_makes_its_parameters_at_its_first_call():
+    """They get the size of the data, not that of a trial."""
+    truth = LinearGaussian(latent_dim=1, data_dim=2)
+    x = truth.draw(30)
+    vae = truth.vae()
+
+    def guide(x):
+        loc = pyro.param("loc", lambda: torch.zeros(len(x), 1, dtype=torch.float64))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+    assert len(pv.importance_sampling(vae.model, guide, x, num_samples=10)) == 30
+    assert pyro.param("loc").shape == (30, 1)
+    auto = AutoNormal(vae.model)
+    assert len(pv.importance_sampling(vae.model, auto, x, num_samples=10)) == 30
+    assert auto(x)["z"].shape == (30, 1)
+
+
+def test_a_function_that_closes_over_rows_of_its_own():
+    """An offset for each datum that is no argument: right, if only all data are taken together."""
+    offset = torch.linspace(-3, 3, 50, dtype=torch.float64)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+            pyro.sample("x", dist.Normal(z + offset[: len(x)], 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal((x - offset[: len(x)]) / 2, math.sqrt(0.5)))
+
+    x = torch.randn(50, dtype=torch.float64)
+    expected = dist.Normal(offset, math.sqrt(2.0)).log_prob(x)
+    assert torch.allclose(pv.evidence.log_weights(model, guide, x, num_samples=100), expected)
+
+
+@pytest.mark.parametrize("size", [7, 8, 11])
+def test_a_plate_inside_of_any_size(size):
+    def model(x):
+        with pyro.plate("data", len(x), dim=-2), pyro.plate("inside", size, dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-2), pyro.plate("inside", size, dim=-1):
+            pyro.sample("z", dist.Normal(x / 2, 1.0))
+
+    x = torch.randn(30, size, dtype=torch.float64)
+    whole = pv.evidence.log_weights(model, guide, x, num_samples=100)
+    assert torch.equal(pv.evidence.log_weights(model, guide, x[:12], num_samples=100), whole[:, :12])
+
+
+def test_poutine_mask_takes_a_datum_out():
+    seen = torch.arange(6) % 2 == 0
+
+    def model(x, seen):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+            with poutine.mask(mask=seen):
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x, seen):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.where(seen, x / 2, 0.0), torch.where(seen, math.sqrt(0.5), 1.0)))
+
+    x = torch.randn(6, dtype=torch.float64)
+    expected = torch.where(seen, dist.Normal(0.0, math.sqrt(2.0)).log_prob(x), 0.0)
+    assert torch.allclose(pv.evidence.log_weights(model, guide, x, seen, num_samples=4), expected)
+
+
+def test_several_plates_of_the_same_size_need_a_name():
+    def model(x):
+        with pyro.plate("groups", len(x), dim=-2), pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x.expand(len(x), -1))
+
+    def guide(x):
+        with pyro.plate("groups", len(x), dim=-2), pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(x.expand(len(x), -1) / 2, 1.0))
+
+    with pytest.raises(ValueError, match="plate: expected one plate over the data; got 2"):
+        pv.importance_sampling(model, guide, torch.zeros(4), num_samples=3)
+
+
+@pytest.mark.parametrize("module", [nn.Dropout(), nn.BatchNorm1d(8)], ids=lambda m: type(m).__name__)
+def test_modules_in_training_mode_are_refused(module):
+    encoder = nn.Sequential(nn.Linear(6, 8), module, nn.Linear(8, 4))
+    vae = pv.VAE(
+        pv.priors.StandardNormal(2), pv.likelihoods.Bernoulli(nn.Linear(2, 6)), pv.posteriors.DiagonalNormal(encoder)
+    )
+    x = torch.ones(5, 6)
+    assert vae.training
+    with pytest.raises(ValueError, match=f"{type(module).__name__}.*training mode.*eval"):
+        pv.importance_sampling(vae.model, vae.guide, x)
+    pv.importance_sampling(vae.eval().model, vae.guide, x, num_samples=3)
+
+
+def test_an_impossible_datum_has_no_evidence_and_stops_no_other():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.factor("x", torch.where(x > 1, -torch.inf, 0.0) + 0 * z)
+
+    evidence = pv.importance_sampling(model, local_guide, torch.tensor([0.0, 2.0]), num_samples=50)
+    assert evidence.log_evidence[1] == -math.inf and evidence.ess[1] == 0
+    assert torch.isfinite(evidence.log_evidence[0])
+    assert "inf" in evidence.summary()
+
+
+def test_outer_handlers_see_nothing():
+    truth = LinearGaussian()
+    vae = truth.vae(GaussianPosterior(truth))
+    x = truth.draw(3)
+    with poutine.trace() as seen:
+        pv.importance_sampling(vae.model, vae.guide, x, num_samples=2)
+    assert not list(seen.trace.nodes)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of a process is read as Linux gives it")
+def test_memory_does_not_grow_with_the_number_of_draws():
+    """The peak of a fresh process with 50 times the draws is within a tenth of the other's.
+
+    The twin keeps what the model makes of each draw. (`ru_maxrss` would not do: a process takes over its parent's.)
+    """
+    code = (
+        "import sys, torch, pyro_vae as pv\n"
+        "vae = pv.VAE(pv.priors.StandardNormal(2), pv.likelihoods.Bernoulli(pv.nn.MLP(2, [200], 784)), pv.posteriors.DiagonalNormal(pv.nn.MLP(784, [9], 4)))\n"
+        "x = torch.ones(2, 784)\n"
+        "kept = []\n"
+        "if len(sys.argv) > 2: vae.likelihood.network.register_forward_hook(lambda *call: kept.append(call[-1]))\n"
+        "pv.importance_sampling(vae.model, vae.guide, x, num_samples=int(sys.argv[1]))\n"
+        "print(*(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))\n"
+    )
+
+    def peak(*arguments):
+        command = [sys.executable, "-c", code, *arguments]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    few = peak("2000")
+    assert peak("100000") < 1.1 * few
+    assert peak("100000", "keep") > 1.1 * few
+
+
+def test_an_inspection_runs_the_pair_a_few_times():
+    """As often as it has to; whoever adds a run says so here."""
+    vae, calls = small_vae(), Counter()
+
+    def counted(name, program):
+        return lambda *args: calls.update([name]) or program(*args)
+
+    program_of(counted("model", vae.model), counted("guide", vae.guide), (draws_of(vae, 20),))
+    assert calls == {"guide": 13, "model": 17}
+
+
+@pytest.mark.parametrize("estimate", [pv.importance_sampling, pv.ais, pv.log_evidence])
+def test_a_plate_without_a_size(estimate):
+    """Of as many data as the distributions inside of it have."""
+    x = torch.randn(6, 1, dtype=torch.float64)
+
+    def model(x):
+        with pyro.plate("data"):
+            z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 0.5).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data"):
+            pyro.sample("z", dist.Normal(0.8 * x, 0.5).to_event(1))
+
+    evidence = estimate(model, guide, x)
+    exact = dist.Normal(0.0, 1.25**0.5).log_prob(x)[:, 0]
+    assert ((evidence.log_evidence - exact).abs() < 4.5 * evidence.std_error + 1e-6).all()
