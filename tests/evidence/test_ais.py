@@ -361,6 +361,7 @@ ESTIMATORS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_same_numbers_in_any_company_and_with_any_number_of_threads(name):
     vae = small_vae()

@@ -313,7 +313,7 @@ MIXED = {
 def test_no_noise_comes_twice(name, seeds):
     """Neither in a pilot run and the measured run, nor in two blocks or tiles."""
     vae = small_vae()
-    MIXED[name](vae, draws_of(vae, 300))
+    MIXED[name](vae, draws_of(vae, 150))
     assert len(set(seeds)) == len(seeds) > 5
 
 
