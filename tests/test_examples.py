@@ -32,7 +32,7 @@ VARIANTS = {
 }
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(4)
 @pytest.mark.filterwarnings("ignore:no files of MNIST")
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_mnist_svi(variant, tmp_path, monkeypatch, capsys):
@@ -76,7 +76,7 @@ COMPOSED = {
 }
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(4)
 @pytest.mark.filterwarnings("ignore:no files of MNIST", "ignore:TraceEnum_ELBO found no sample sites")
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("name", COMPOSED)

@@ -33,9 +33,10 @@ __all__ = ["AIS", "ais"]
 @refusing_unknown_options
 def ais(
     model: Callable[..., Any],
-    guide: Callable[..., Any],
+    guide: Callable[..., Any] | None,
     *args: Any,
     kwargs: Mapping[str, Any] | None = None,
+    joint: bool = False,
     num_temperatures: int = 100,
     num_chains: int = 16,
     num_leapfrog: int = 3,
@@ -61,7 +62,7 @@ def ais(
     the measured run has fresh noise, so nothing that it sees changes how it goes.
 
     Args:
-        model, guide: a Pyro program and its guide, with continuous latents.
+        model, guide: a Pyro program and its guide, or None for the prior; with continuous latents.
         args: what both are called with: tensors (or numpy arrays) of one row a datum, x first.
         num_temperatures: T. The variance of log w falls as 1/T once T is large.
         num_chains: K, for each datum; 2 or more.
@@ -73,7 +74,7 @@ def ais(
         seed: fixes the noise.
         compile: as of `importance_sampling`. Rounding differs, and with it, after many steps, the chains: of one seed
             the numbers are then others, as good.
-        plate, first_index, num_posterior_draws, chunk_size, progress, kwargs: as of `importance_sampling`.
+        joint, plate, first_index, num_posterior_draws, chunk_size, progress, kwargs: as of `importance_sampling`.
 
     Returns:
         `Evidence`. Its `diagnostics` are `acceptance` `(N,)`, `step_size` `(N,)` at the last temperature, and
@@ -104,7 +105,8 @@ def ais(
     estimator = AIS(Annealing(start, num_temperatures, num_chains, num_leapfrog, schedule))
     task = Task.of(
         model, guide, args, kwargs, plate=plate, seed=seed, first_index=first_index,
-        num_posterior_draws=num_posterior_draws, joint=joint_of(chunk_size, compile), progress=progress,
+        num_posterior_draws=num_posterior_draws, joint=joint,
+        densities=joint_of(chunk_size, compile), progress=progress,
     )  # fmt: skip
     return evaluate(estimator, task)
 

@@ -59,9 +59,10 @@ LEVELS = 4  # how many lengths of annealing there are, each half the next
 @refusing_unknown_options
 def log_evidence(
     model: Callable[..., Any],
-    guide: Callable[..., Any],
+    guide: Callable[..., Any] | None,
     *args: Any,
     kwargs: Mapping[str, Any] | None = None,
+    joint: bool = False,
     tolerance: float = 0.05,
     max_evaluations: int = 6000,
     seed: int = 0,
@@ -88,7 +89,8 @@ def log_evidence(
     nowhere.
 
     Args:
-        model, guide: a Pyro program and its guide. Discrete latents of few joint values are summed; others are drawn.
+        model, guide: a Pyro program and its guide, or None for the prior. Discrete latents of few joint
+            values are summed; others are drawn.
         args: what both are called with: tensors (or numpy arrays) of one row a datum, x first.
         tolerance: the standard error wanted of each datum's log p(x), nats. That of the mean over data is smaller by
             the square root of their number.
@@ -97,7 +99,7 @@ def log_evidence(
             `num_posterior_draws`), the rest goes to draws from what there is.
         seed: fixes the noise.
         compile: as of `ais`; for all but Laplace's Gaussian, which needs second derivatives.
-        plate, first_index, num_posterior_draws, progress, kwargs: as of `importance_sampling`.
+        joint, plate, first_index, num_posterior_draws, progress, kwargs: as of `importance_sampling`.
 
     Returns:
         `Evidence`; `method` names each datum's estimator, `num_evaluations` its cost, `diagnostics["reached"]` `(N,)`
@@ -122,7 +124,7 @@ def log_evidence(
     estimator = Auto(_checks.positive("tolerance", tolerance), _checks.whole_number("max_evaluations", max_evaluations))
     task = Task.of(
         model, guide, args, kwargs, plate=plate, seed=seed, first_index=first_index,
-        num_posterior_draws=num_posterior_draws, joint=joint_of(compile=compile), progress=progress,
+        num_posterior_draws=num_posterior_draws, joint=joint, densities=joint_of(compile=compile), progress=progress,
     )  # fmt: skip
     return evaluate(estimator, task)
 

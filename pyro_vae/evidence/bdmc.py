@@ -156,7 +156,7 @@ def bdmc(
     num_data = None if args else _checks.whole_number("num_data", 100 if num_data is None else num_data)
     kwargs = _checks.keyword_arguments(kwargs)
     latents, x, made = _simulate(model, args, kwargs, num_data, seed_for(seed, "simulation"))
-    task = Task.of(model, guide, (x, *args[1:]), kwargs, plate=plate, seed=seed, first_index=0, joint=joint)
+    task = Task.of(model, guide, (x, *args[1:]), kwargs, plate=plate, seed=seed, first_index=0, densities=joint)
     _refuse_teacher_forcing(task.require_view().program, latents, made)
     found = run(BothWays(annealing, latents), task)
     forwards, upper = found.estimate, found.diagnostics["upper"]

@@ -21,6 +21,7 @@ from pyro_vae.program.inspect import program_of
 from pyro_vae.program.joint import Joint
 from pyro_vae.program.tiles import Block, blocks
 from pyro_vae.program.unconstrained import Unconstrained
+from pyro_vae.program.whole import Pair, as_one_datum
 
 __all__ = ["Estimator", "Found", "Task", "evaluate", "run"]
 
@@ -35,14 +36,15 @@ class Task:
     seed: int = 0
     first_index: int = 0
     num_posterior_draws: int = 0
-    joint: Joint = Program.log_joint
+    densities: Joint = Program.log_joint
+    """What evaluates log p(z) and log p(x|z)."""
     progress: bool = False
 
     @classmethod
     def of(
         cls,
         model: Callable[..., Any],
-        guide: Callable[..., Any],
+        guide: Callable[..., Any] | None,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any] | None,
         *,
@@ -50,15 +52,17 @@ class Task:
         seed: int,
         first_index: int,
         num_posterior_draws: int = 0,
-        joint: Joint = Program.log_joint,
+        joint: bool = False,
+        densities: Joint = Program.log_joint,
         progress: bool = False,
     ) -> Task:
         """Check the options that all estimators have, and inspect the pair: once for each call."""
         seed = _checks.seed(seed)
         first_index = _checks.whole_number("first_index", first_index, minimum=0)
         num_posterior_draws = _checks.whole_number("num_posterior_draws", num_posterior_draws, minimum=0)
-        program = program_of(model, guide, args, kwargs, plate)
-        return cls(program, seed, first_index, num_posterior_draws, joint, progress)
+        pair = Pair(model, guide, args, kwargs, plate)
+        program = program_of(*(as_one_datum(pair) if joint else pair))
+        return cls(program, seed, first_index, num_posterior_draws, densities, progress)
 
     @cached_property
     def view(self) -> Unconstrained | None:
@@ -79,7 +83,7 @@ class Task:
     def blocks(self, width: int) -> Iterator[tuple[Block, Any]]:
         """The data in blocks, each with the region of the latents of those that were asked for."""
         for block in blocks(self.program, width, self.first_index):
-            yield block, region_of(self.view, block, block.asked_for, self.joint)
+            yield block, region_of(self.view, block, block.asked_for, self.densities)
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,7 @@ class Estimator(ABC, Generic[Part]):
 
     def is_compiled(self, task: Task) -> bool:
         """Whether a graph has stood for the model in the measured run."""
-        return getattr(task.joint, "is_compiled", False)
+        return getattr(task.densities, "is_compiled", False)
 
 
 def run(estimator: Estimator[Part], task: Task) -> Found:

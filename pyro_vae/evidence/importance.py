@@ -33,9 +33,10 @@ __all__ = ["ImportanceSampling", "importance_sampling"]
 @refusing_unknown_options
 def importance_sampling(
     model: Callable[..., Any],
-    guide: Callable[..., Any],
+    guide: Callable[..., Any] | None,
     *args: Any,
     kwargs: Mapping[str, Any] | None = None,
+    joint: bool = False,
     num_samples: int = 1000,
     seed: int = 0,
     proposal: str | Proposal = "guide",
@@ -58,7 +59,8 @@ def importance_sampling(
     are weights of an objective, and no part of log p(x).
 
     Args:
-        model, guide: a Pyro program and its guide; `vae.model` and `vae.guide`, or any other.
+        model, guide: a Pyro program and its guide; `vae.model` and `vae.guide`, or any other. Without a guide, None,
+            the prior takes its place.
         args: what both are called with: tensors (or numpy arrays) of one row a datum, x first.
         num_samples: the number K of draws for each datum.
         seed: fixes the draws.
@@ -79,6 +81,8 @@ def importance_sampling(
             it is, with a warning.
         progress: show a bar.
         kwargs: keyword arguments of both, by name.
+        joint: whether all data are one datum: log p(x) of the whole data set, of a model that may have latents which
+            all data share. Arguments are then passed as they are, whatever they are, and `Evidence` has one entry.
 
     Returns:
         `Evidence`, with tensors `(N,)` of float64 in nats.
@@ -108,7 +112,7 @@ def importance_sampling(
     estimator = ImportanceSampling.of(num_samples, proposal, bounds, compile, chunk_size)
     task = Task.of(
         model, guide, args, kwargs, plate=plate, seed=seed, first_index=first_index,
-        num_posterior_draws=num_posterior_draws, joint=estimator.joint, progress=progress,
+        num_posterior_draws=num_posterior_draws, joint=joint, densities=estimator.joint, progress=progress,
     )  # fmt: skip
     return evaluate(estimator, task)
 

@@ -15,19 +15,24 @@ from pyro_vae._random import seeded
 from pyro_vae.program.core import LOOKED_AT_TOGETHER, Latents, Program
 from pyro_vae.program.masks import Counting, elements_of, parts_that_count
 from pyro_vae.program.structure import drawn_sites, initialise, look_at, name_of_latent, refuse_autocast, sample_sites
+from pyro_vae.program.whole import prior_of
 
 __all__ = ["program_of"]
 
 
 def program_of(
     model: Callable[..., Any],
-    guide: Callable[..., Any],
+    guide: Callable[..., Any] | None,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any] | None = None,
     plate: str | None = None,
 ) -> Program:
-    """Look at a run of the pair, and refuse one that has no log p(x) for each datum."""
+    """Look at a run of the pair, and refuse one that has no log p(x) for each datum.
+
+    Without a guide, the prior takes its place.
+    """
     refuse_autocast()
+    guide = prior_of(model) if guide is None else guide
     rows, kwargs = _rows_of_data(args), _checks.keyword_arguments(kwargs)
     initialise(guide, rows, kwargs)
     found = _amortized(model, guide, rows, kwargs, plate)

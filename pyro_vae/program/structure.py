@@ -284,7 +284,8 @@ def _refuse_outsider(sites: list[dict[str, Any]], plate: str) -> None:
     if outside["infer"].get("is_auxiliary") and kind_of(outside) != "factor":
         raise ValueError(
             f"guide: expected one density for each datum; got {outside['name']!r}, an automatic guide's draw of all "
-            "latents of all data together; use AutoNormal, or write the guide by hand."
+            "latents of all data together; use AutoNormal, write the guide by hand, leave it out (None), or ask for "
+            "one number for all data, joint=True."
         )
     kind = kind_of(outside) if outside["is_observed"] else "a global latent"
     kind = "a factor" if kind == "factor" else "observed" if outside["is_observed"] else kind
@@ -292,7 +293,8 @@ def _refuse_outsider(sites: list[dict[str, Any]], plate: str) -> None:
         f"model, guide: expected every site inside the plate {plate!r} over data; got site {outside['name']!r} outside "
         f"of it, {kind}; log p(x) has no value for each datum then: fix its value and leave its density out, "
         f"poutine.block(poutine.condition(model, data={{{outside['name']!r}: ...}}), hide=[{outside['name']!r}]), or "
-        "move it into the plate, under the same name in model and guide."
+        "move it into the plate, under the same name in model and guide; or ask for one number for all data, "
+        "joint=True."
     )
 
 

@@ -67,7 +67,7 @@ def test_one_look_at_the_pair(estimator, monkeypatch):
 OPTIONS = ("seed", "bounds", "num_samples", "plate", "progress", "compile", "proposal", "tolerance")
 
 
-@pytest.mark.one_in(5)
+@pytest.mark.one_in(10)
 @each
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_program_may_have_arguments_that_are_called_like_options(estimator, name):

@@ -300,6 +300,7 @@ def test_importance_resampling_says_how_good_it_is(pair):
     assert posterior.latents["z"].shape == (4, 10, 8, 2)
 
 
+@pytest.mark.slow
 def test_the_estimator_of_appendix_d_and_its_bias():
     """Right where its Gaussian is the posterior; too high where draws are few; and never called reliable."""
     truth = LinearGaussian(latent_dim=2, data_dim=4)

@@ -1,0 +1,65 @@
+"""A model without a guide, and a model of all data together, as pairs that are evaluated like any other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_vae import _checks
+from pyro_vae._random import seeded
+from pyro_vae.program.structure import plates_of, refusing_noisy_modules, sample_sites
+
+__all__ = ["Pair", "as_one_datum", "prior_of"]
+
+DATA_SET = "_data_set"
+"""The plate whose only datum is the data set."""
+
+
+def prior_of(model: Callable[..., Any]) -> Callable[..., Any]:
+    """A guide that draws from the model's prior: the model, without what it observes."""
+    return poutine.block(model, hide_fn=lambda site: site["type"] == "sample" and site["is_observed"])
+
+
+class Pair(NamedTuple):
+    """A model and a guide, with what they are called on."""
+
+    model: Callable[..., Any]
+    guide: Callable[..., Any] | None
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] | None
+    plate: str | None
+
+
+def as_one_datum(pair: Pair) -> Pair:
+    """The pair on all data together, as one whose only datum is the data set: log p(x) is then that of all of it.
+
+    All sites lie in one more plate, of size one, to the left of their own.
+    """
+    kwargs = _checks.keyword_arguments(pair.kwargs)
+    depth = _deepest_plate(pair.model, pair.args, kwargs)
+
+    def whole(program: Callable[..., Any]) -> Callable[[Tensor], Any]:
+        def run(data_sets: Tensor) -> Any:
+            with pyro.plate(DATA_SET, len(data_sets), dim=-depth - 1):
+                return program(*pair.args, **kwargs)
+
+        return run
+
+    guide = None if pair.guide is None else whole(pair.guide)
+    tensors = [arg for arg in (*pair.args, *kwargs.values()) if isinstance(arg, Tensor)]
+    device = tensors[0].device if tensors else torch.get_default_device()
+    return Pair(whole(pair.model), guide, (torch.zeros(1, device=device),), None, DATA_SET)
+
+
+@torch.no_grad()
+def _deepest_plate(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """How many dimensions the model's plates take."""
+    device = torch.get_default_device()
+    with poutine.block(), seeded(device, 0), refusing_noisy_modules(), pyro.validation_enabled(False):
+        trace = poutine.trace(model).get_trace(*args, **kwargs)
+    return max((-frame.dim for _, site in sample_sites(trace) for frame in plates_of(site)), default=0)
