@@ -55,8 +55,10 @@ def chain(mask_latents, mask_guide=None):
         with pyro.plate("data", len(x)):
             z = x.new_zeros(())
             for t in range(STEPS):
-                loc = 0.8 * x[:, t] + 0.16 * z
-                z = (mask_guide or mask_latents)(t < length, f"z{t}", dist.Normal(loc, 0.5))
+                on = t < length
+                # Where nothing is seen, the prior: a latent that the model counts all the same needs a guide that covers it.
+                loc = torch.where(on, 0.8 * x[:, t] + 0.16 * z, 0.8 * z)
+                z = (mask_guide or mask_latents)(on, f"z{t}", dist.Normal(loc, torch.where(on, 0.5, 1.0)))
 
     return model, guide
 
