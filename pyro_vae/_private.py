@@ -1,6 +1,6 @@
 """The private names of torch and Pyro that the package stands on.
 
-They were checked on torch 2.13 to 2.15 and Pyro 1.9.2. `tests/test_private.py` looks for each, and for others
+They were checked on torch 2.14 and 2.15 and Pyro 1.9.2. `tests/test_private.py` looks for each, and for others
 elsewhere. Not here are methods that a subclass of Pyro's overrides or calls, such as `ELBO._get_traces` and
 `PyroOptim._get_optim_args`: they stay in the subclass.
 """
@@ -31,7 +31,7 @@ __all__ = [
     "without_validation_of_values",
 ]
 
-CHECKED = "torch 2.13 to 2.15 and pyro-ppl 1.9.2"
+CHECKED = "torch 2.14 and 2.15 and pyro-ppl 1.9.2"
 
 NAMES = {
     "BatchNorm": "torch.nn.modules.batchnorm._BatchNorm",

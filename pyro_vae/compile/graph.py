@@ -227,9 +227,7 @@ def compiled(fn: Callable[..., tuple[Tensor, ...]], *example: Tensor) -> Callabl
         graph.check(lambda: run(*example), lambda: fn(*example), rounding=rounding)
         return run
     except Exception as error:  # whatever a compiler may stumble over, the function itself still runs
-        warnings.warn(
-            f"compile: expected a model that can be compiled; got {reason_of(error)}; it runs as it is.", stacklevel=2
-        )
+        _checks.warn(f"compile: expected a model that can be compiled; got {reason_of(error)}; it runs as it is.")
         return fn
 
 

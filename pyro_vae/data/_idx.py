@@ -20,6 +20,7 @@ __all__ = ["dataset_of", "raw_folder", "read_split"]
 def dataset_of(
     images: np.ndarray, labels: np.ndarray, name: str, split: str, source: str, binarization: Any, seed: int
 ) -> Dataset:
+    """Images and their labels as a data set that knows where it was read."""
     pixels = torch.from_numpy(images)
     pixels = pixels / 255 if binarization is None else pixels
     dataset = from_tensor(pixels, labels, name=name, split=split, binarization=binarization, seed=seed)
@@ -61,6 +62,7 @@ def _download(data_dir: str | Path, name: str) -> str | None:
 
 
 def read_split(raw: Path, split: str, sha256: dict[str, str]) -> tuple[np.ndarray, np.ndarray]:
+    """Read the images `(N, 1, H, W)` and the labels `(N,)` of a split, and check them."""
     prefix = _SPLIT_PREFIX[split]
     canonical_size = _SPLIT_SIZE[split]
     images = _read_idx(raw / f"{prefix}-images-idx3-ubyte", 3, canonical_size, sha256)

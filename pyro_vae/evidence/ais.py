@@ -126,7 +126,7 @@ class AIS(Estimator[_Part]):
     annealing: Annealing
 
     @property
-    def num_samples(self) -> int:  # type: ignore[override]
+    def num_samples(self) -> int:
         return self.annealing.num_chains
 
     @property

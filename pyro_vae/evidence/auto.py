@@ -398,7 +398,6 @@ class Auto(Estimator[_Job]):
 
     tolerance: float = 0.05
     max_evaluations: int = 6000
-    needs_view = False
 
     def __post_init__(self) -> None:
         if self.max_evaluations < 2 * GUIDE_PILOT:
@@ -406,6 +405,10 @@ class Auto(Estimator[_Job]):
                 f"max_evaluations: expected at least {2 * GUIDE_PILOT}, of which half are a pilot run; got "
                 f"{self.max_evaluations}; allow more, or use importance_sampling."
             )
+
+    @property
+    def needs_view(self) -> bool:
+        return False
 
     @property
     def settings(self) -> dict[str, Any]:

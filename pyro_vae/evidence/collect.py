@@ -46,6 +46,8 @@ class GuideTerms:
 
 
 class Terms(NamedTuple):
+    """The ELBO of the guide with its error, and its two halves, `(N,)` each, nats."""
+
     elbo: Bound
     rate: Tensor
     distortion: Tensor

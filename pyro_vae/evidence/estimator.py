@@ -109,12 +109,18 @@ class Estimator(ABC, Generic[Part]):
     seed and its place alone.
     """
 
-    num_samples: int | None = None
-    """Draws or chains for each datum, if all have the same number."""
     is_bound: bool = True
     """Whether $E \\hat p(x) = p(x)$, so that log p(x) is bounded below in expectation."""
-    needs_view: bool = True
-    """Whether the latents must have a view as unconstrained vectors."""
+
+    @property
+    def num_samples(self) -> int | None:
+        """Draws or chains for each datum, if all have the same number."""
+        return None
+
+    @property
+    def needs_view(self) -> bool:
+        """Whether the latents must have a view as unconstrained vectors."""
+        return True
 
     @abstractmethod
     def block_size(self, program: Program) -> int:

@@ -24,7 +24,7 @@ from pyro_vae.evidence.result import Bound, Draws, Evidence
 from pyro_vae.evidence.survey import NUM_POINTS, Elsewhere, checked, survey
 from pyro_vae.evidence.weights import Totals
 from pyro_vae.program.core import Latents, LogDensities, Program
-from pyro_vae.program.joint import Joint, joint_of
+from pyro_vae.program.joint import joint_of
 from pyro_vae.program.tiles import Block, Draw, Evaluate, Noise, block_width, evaluating, noise, tiles_of
 
 __all__ = ["ImportanceSampling", "importance_sampling"]
@@ -109,10 +109,13 @@ def importance_sampling(
         >>> bool(((evidence.log_evidence - exact).abs() < 4 * evidence.std_error).all())
         True
     """
-    estimator = ImportanceSampling.of(num_samples, proposal, bounds, compile, chunk_size)
+    estimator = ImportanceSampling.of(num_samples, proposal, bounds)
+    densities = joint_of(chunk_size, compile and not estimator.is_of_guide)
+    if compile and estimator.is_of_guide and chunk_size is None:
+        estimator = replace(estimator, graph=_GuideAndModel())
     task = Task.of(
         model, guide, args, kwargs, plate=plate, seed=seed, first_index=first_index,
-        num_posterior_draws=num_posterior_draws, joint=joint, densities=estimator.joint, progress=progress,
+        num_posterior_draws=num_posterior_draws, joint=joint, densities=densities, progress=progress,
     )  # fmt: skip
     return evaluate(estimator, task)
 
@@ -184,9 +187,8 @@ class ImportanceSampling(Estimator[_Part]):
     proposal: Proposal
     ks: tuple[int, ...]
     """The k of the bounds to estimate."""
-    joint: Joint
-    evaluator: Callable[[Program, Draw], Evaluate]
-    """What draws are evaluated by, in blocks of whole size."""
+    graph: _GuideAndModel | None = None
+    """What draws are made and evaluated by in blocks of whole size, if compiled together."""
 
     @classmethod
     def of(
@@ -194,23 +196,17 @@ class ImportanceSampling(Estimator[_Part]):
         num_samples: int = 1000,
         proposal: str | Proposal = "guide",
         bounds: Iterable[int] | None = None,
-        compile: bool = False,
-        chunk_size: int | None = None,
     ) -> ImportanceSampling:
         """Check the options of `importance_sampling`."""
         num_samples = _checks.whole_number("num_samples", num_samples)
-        ks, chosen = _bounds_to_estimate(bounds, num_samples), proposals.of(proposal)
-        by_guide = isinstance(chosen, proposals.FromGuide)
-        joint = joint_of(chunk_size, compile and not by_guide)
-        whole = compile and by_guide and chunk_size is None
-        return cls(num_samples, chosen, ks, joint, _GuideAndModel() if whole else partial(evaluating, joint=joint))
+        return cls(num_samples, proposals.of(proposal), _bounds_to_estimate(bounds, num_samples))
 
     @property
-    def num_samples(self) -> int:  # type: ignore[override]
+    def num_samples(self) -> int:
         return self.num_draws
 
     @property
-    def needs_view(self) -> bool:  # type: ignore[override]
+    def needs_view(self) -> bool:
         return self.proposal.width is not None
 
     @property
@@ -228,7 +224,7 @@ class ImportanceSampling(Estimator[_Part]):
         return {"proposal": self.proposal.name, "num_samples": self.num_samples}
 
     def is_compiled(self, task: Task) -> bool:
-        return super().is_compiled(task) or getattr(self.evaluator, "is_compiled", False)
+        return super().is_compiled(task) or (self.graph is not None and self.graph.is_compiled)
 
     def block_size(self, program: Program) -> int:
         return self.proposal.width or block_width(program, self.num_samples)
@@ -241,7 +237,7 @@ class ImportanceSampling(Estimator[_Part]):
         totals, terms = Totals(self.num_samples, self.ks), GuideTerms()
         reservoir = Reservoir(task.num_posterior_draws, Noise(block.program.num_data, columns))
         is_whole = len(columns) == block.program.num_data  # a graph has the size of a whole block
-        evaluator = self.evaluator if is_whole else partial(evaluating, joint=self.joint)
+        evaluator = self.graph if self.graph is not None and is_whole else partial(evaluating, joint=task.densities)
         evaluate = evaluator(part.program, fitted.draw)
         for tile in tiles_of(part, evaluate, self.num_samples, seed, block.program.num_data):
             totals.add(tile.densities.weight)

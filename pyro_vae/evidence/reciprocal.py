@@ -90,7 +90,7 @@ class Reciprocal(Estimator[_Part]):
         return self.draws_of_each // 2
 
     @property
-    def num_samples(self) -> int:  # type: ignore[override]
+    def num_samples(self) -> int:
         return self.annealing.num_chains * (self.draws_of_each - self.half)
 
     @property

@@ -238,7 +238,7 @@ def _rows_of_data(args: tuple[Any, ...]) -> tuple[Tensor, ...]:
         if len(arg) != len(rows[0]):
             raise ValueError(
                 f"{name}: expected one row for each of the {len(rows[0])} data, as all positional arguments; got "
-                f"{len(arg)} rows; pass what is shared by the data in kwargs={...}."
+                f"{len(arg)} rows; pass what is shared by the data in kwargs={{...}}."
             )
     return rows
 

@@ -41,7 +41,7 @@ def as_one_datum(pair: Pair) -> Pair:
     All sites lie in one more plate, of size one, to the left of their own.
     """
     kwargs = _checks.keyword_arguments(pair.kwargs)
-    depth = _deepest_plate(pair.model, pair.args, kwargs)
+    depth = _deepest_plate([pair.model] if pair.guide is None else [pair.guide, pair.model], pair.args, kwargs)
 
     def whole(program: Callable[..., Any]) -> Callable[[Tensor], Any]:
         def run(data_sets: Tensor) -> Any:
@@ -57,9 +57,10 @@ def as_one_datum(pair: Pair) -> Pair:
 
 
 @torch.no_grad()
-def _deepest_plate(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """How many dimensions the model's plates take."""
+def _deepest_plate(programs: list[Callable[..., Any]], args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """How many dimensions the plates take. The run sets up automatic guides for the model as it is."""
     device = torch.get_default_device()
     with poutine.block(), seeded(device, 0), refusing_noisy_modules(), pyro.validation_enabled(False):
-        trace = poutine.trace(model).get_trace(*args, **kwargs)
-    return max((-frame.dim for _, site in sample_sites(trace) for frame in plates_of(site)), default=0)
+        traces = [poutine.trace(program).get_trace(*args, **kwargs) for program in programs]
+    sites = (site for trace in traces for _, site in sample_sites(trace))
+    return max((-frame.dim for site in sites for frame in plates_of(site)), default=0)

@@ -115,6 +115,7 @@ def replaced(full_name: str, module: nn.Module) -> Values:
 
 
 def taken_by_another(name: str, module: nn.Module) -> bool:
+    """Whether other parameters than the module's lie under this name in Pyro's store."""
     store = pyro.get_param_store()
     return any(
         key in store and store[key].unconstrained() is not value for key, value in trainable(name, module).values()

@@ -589,3 +589,10 @@ def test_a_plate_without_a_size(estimate):
     evidence = estimate(model, guide, x)
     exact = dist.Normal(0.0, 1.25**0.5).log_prob(x)[:, 0]
     assert ((evidence.log_evidence - exact).abs() < 4.5 * evidence.std_error + 1e-6).all()
+
+
+def test_rows_that_do_not_belong_together():
+    with pytest.raises(
+        ValueError, match=r"args\[1\]: .* got 3 rows; pass what is shared by the data in kwargs=\{\.\.\.\}\."
+    ):
+        pv.importance_sampling(hierarchical, hierarchical_guide, torch.zeros(4, 2), torch.zeros(3))
