@@ -197,7 +197,7 @@ def _log_aggregate(program: Program, latents: Latents) -> Tensor:
     axis = program.structure.data_axis
     first = {name: program.draws_first(value)[0] for name, value in latents.items()}
     pieces = []
-    for some in torch.arange(num_data, device=program.args[0].device).split(max(1, MAX_PAIRS // num_data)):
+    for some in torch.arange(num_data, device=program.device).split(max(1, MAX_PAIRS // num_data)):
         spread = {
             name: value[some][:, None].expand(-1, num_data, *value.shape[1:]).movedim(1, axis)
             for name, value in first.items()

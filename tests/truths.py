@@ -181,3 +181,10 @@ def assert_unbiased_in_p(log_p, exact):
     ratio = (log_p - exact).exp()
     z = (ratio.mean() - 1) / (ratio.std() / math.sqrt(len(ratio)))
     assert abs(z) < 4.5, f"mean of p-hat / p {ratio.mean():.3f}, {z:.1f} standard errors from 1"
+
+
+def assert_within(evidence, exact, num_errors=4.5):
+    """Within 4.5 standard errors (7e-6 for each datum), or 1e-4 nats, where a Gaussian is exact to rounding."""
+    found = evidence.log_evidence
+    assert found.isfinite().all() and ((found - exact).abs() < num_errors * evidence.std_error + 1e-4).all()
+    assert not ((found + 0.5 - exact).abs() < num_errors * evidence.std_error + 1e-4).all()  # the twin

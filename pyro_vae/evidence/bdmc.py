@@ -157,8 +157,9 @@ def bdmc(
     kwargs = _checks.keyword_arguments(kwargs)
     latents, x, made = _simulate(model, args, kwargs, num_data, seed_for(seed, "simulation"))
     task = Task.of(model, guide, (x, *args[1:]), kwargs, plate=plate, seed=seed, first_index=0, densities=joint)
-    _refuse_teacher_forcing(task.require_view().program, latents, made)
-    found = run(BothWays(annealing, latents), task)
+    task.require_view()
+    _refuse_teacher_forcing(model, (x, *args[1:]), kwargs, latents, made)
+    found = run(BothWays(annealing, {name: latents[name] for name in task.program.structure.latents}), task)
     forwards, upper = found.estimate, found.diagnostics["upper"]
     return Sandwich(forwards.log_evidence, upper, forwards.std_error, x, {**asdict(annealing), **task.settings})
 
@@ -246,23 +247,25 @@ def _simulate(
             f"{tuple(x.shape)}; pass the observed tensor as the first argument."
         )
     latents = {name: site["value"] for name, site in sites.items() if name not in observed}
-    made = torch.stack([_unscaled(site) for site in sites.values()]).sum()
+    made = torch.stack([_unscaled(site, name in latents) for name, site in sites.items()]).sum()
     return latents, x.reshape(rows[0].shape) if rows else x, made
 
 
-def _unscaled(site: dict[str, Any]) -> Tensor:
+def _unscaled(site: dict[str, Any], is_latent: bool) -> Tensor:
     """A site's log density, of all that it has: a latent that is masked has been drawn all the same."""
     each = elements_of(site)
     log_prob = each.fn.log_prob(site["value"]).double()
-    is_latent = not site["infer"].get("was_observed")
     return log_prob.sum() if is_latent or each.mask is None else log_prob.where(each.mask, 0.0).sum()
 
 
-def _refuse_teacher_forcing(program: Program, latents: Latents, made: Tensor) -> None:
+@torch.no_grad()
+def _refuse_teacher_forcing(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], latents: Latents, made: Tensor
+) -> None:
     """Stop unless the data have the density by which they were made, once they are given."""
-    rows = torch.arange(program.num_data, device=made.device)
-    with torch.no_grad(), pyro.validation_enabled(False):
-        again = torch.stack(program.log_joint(_as_one_draw(program, latents, rows))).sum()
+    with poutine.block(), pyro.validation_enabled(False):
+        trace = poutine.trace(poutine.condition(model, data=latents)).get_trace(*args, **kwargs)
+    again = torch.stack([_unscaled(site, name in latents) for name, site in sample_sites(trace)]).sum()
     if not torch.isclose(made, again, rtol=1e-4, atol=1e-2):
         raise ValueError(
             "model: expected data that are drawn from what comes before them in the run; got another density of the "
@@ -275,6 +278,6 @@ def _refuse_teacher_forcing(program: Program, latents: Latents, made: Tensor) ->
 
 def _as_one_draw(program: Program, latents: Latents, rows: Tensor) -> Latents:
     """The latents of some rows, in the shapes that the program's draws have."""
-    sites, _ = program.sites()
+    sites = program.sites().latent
     full = {name: value[(None,) * (sites[name]["value"].ndim - value.ndim)] for name, value in latents.items()}
     return program.choose(full, rows)

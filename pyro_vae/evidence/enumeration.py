@@ -10,8 +10,8 @@ from pyro.distributions import BetaBinomial, Binomial
 from torch import Tensor
 
 from pyro_vae.program.core import Latents, Program
+from pyro_vae.program.draws import ONE_BY_ONE
 from pyro_vae.program.masks import elements_of
-from pyro_vae.program.structure import sample_sites
 
 __all__ = ["all_values"]
 
@@ -21,11 +21,11 @@ MOST = 1024
 def all_values(program: Program) -> Latents | None:
     """The latents of a program as one draw for each joint value `(K, N, ...)`; None if they are more than 1,024.
 
-    And none if the values that a latent can have depend on another's.
+    And none if the values that a latent can have depend on another's, or if draws are run one by one.
     """
-    latents, _ = program.sites()
+    latents = program.sites().latent
     supports = _supports(latents)
-    if supports is None:
+    if supports is None or program.structure.draws == ONE_BY_ONE:
         return None
     axis = program.structure.data_axis
     sizes = {name: _sizes(site, axis) for name, site in latents.items()}
@@ -38,7 +38,7 @@ def all_values(program: Program) -> Latents | None:
         name: _values(site, supports[name], index.to(site["value"].device), sizes[name], axis)
         for (name, site), index in zip(latents.items(), columns, strict=True)
     }
-    there = _supports({name: site for name, site in sample_sites(program.run_model(values)) if name in values})
+    there = _supports({name: site for name, site in program.model_sites(values).items() if name in values})
     if there is None or any(not torch.equal(there[name], supports[name]) for name in supports):
         return None
     return values

@@ -77,7 +77,9 @@ class Task:
     def settings(self) -> dict[str, Any]:
         """How the pair was run, for the record."""
         structure = self.program.structure
-        how = {"amortized": structure.amortized}
+        how = {"amortized": structure.amortized, "draws": structure.draws}
+        if structure.summed:
+            how["summed_out"] = sorted(structure.summed.names)
         return how if structure.amortized else how | {"not_amortized_because": structure.not_amortized_because}
 
     def blocks(self, width: int) -> Iterator[tuple[Block, Any]]:

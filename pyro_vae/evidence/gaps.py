@@ -133,7 +133,7 @@ def inference_gap(
     guides, best = [], []
     for block in blocks(task.program, block_size(task.program, num_particles), task.first_index):
         with noise(block.program, seed_for(task.seed, "refinement"), block.place):
-            refined, _ = refine(block.program, num_steps, num_particles, block.asked_for)
+            refined = refine(block.program, num_steps, num_particles, block.asked_for)
         guides.append(_terms(block, block.program.draw, num_samples, seed_for(task.seed, "guide")))
         best.append(_terms(block, refined.draw, num_samples, seed_for(task.seed, "best")))
     evidence = evaluate(Auto(), task) if evidence is None else evidence

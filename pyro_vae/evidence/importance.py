@@ -151,20 +151,20 @@ class _GuideAndModel:
                 self._compile(program, num_samples)
             if num_samples != self.num_samples:
                 return as_it_is(num_samples)
-            *latents, prior, likelihood, guide = self.run(*program.args)
+            *latents, prior, likelihood, guide = self.run(*program.rows)
             return dict(zip(self.names, latents, strict=True)), LogDensities(prior, likelihood, guide)
 
         return evaluate
 
     def _compile(self, program: Program, num_samples: int) -> None:
         def run(*args: Tensor) -> tuple[Tensor, ...]:
-            on_these = replace(program, args=args)
+            on_these = program.with_rows(args)
             latents, densities = evaluating(on_these, on_these.draw)(num_samples)
             self.names = tuple(latents)
             return (*latents.values(), *densities)
 
         self.num_samples = num_samples
-        self.run = compiled(run, *program.args)
+        self.run = compiled(run, *program.rows)
         self.is_compiled = self.run is not run
 
 

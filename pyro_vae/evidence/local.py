@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,6 @@ from torch.distributions import transform_to
 from pyro_vae._private import foreach_add_
 from pyro_vae.program.core import Program
 from pyro_vae.program.masks import elements_of
-from pyro_vae.program.structure import drawn_sites
 from pyro_vae.program.tiles import kept
 
 __all__ = ["refine"]
@@ -32,6 +31,10 @@ class _Family:
     transforms: dict[str, Any]
     fixed: dict[str, Tensor]
     """Parameters that decide on the support."""
+
+    def at(self, rows: Tensor, axis: int) -> _Family:
+        """Select rows by index, which lie on this axis."""
+        return replace(self, fixed=_selected(self.fixed, rows, axis))
 
     def distribution(self, free: dict[str, Tensor]) -> Any:
         parameters = {name: self.transforms[name](value) for name, value in free.items()}
@@ -50,24 +53,54 @@ class _Replaced(Messenger):
             msg["fn"] = self.distributions[msg["name"]]
 
 
+def _selected(values: dict[str, Tensor], rows: Tensor, axis: int) -> dict[str, Tensor]:
+    return {name: value.index_select(axis, rows) for name, value in values.items()}
+
+
+@dataclass(frozen=True)
+class _Refined(Program):
+    """A program whose guide has distributions of its own for each datum."""
+
+    unrefined: Any = None
+    families: dict[str, _Family] = field(default_factory=dict)
+    free: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, program: Program, families: dict[str, _Family], free: dict[str, dict[str, Tensor]]) -> _Refined:
+        """The program with the guide's distributions replaced by these."""
+        of_program = {each.name: getattr(program, each.name) for each in fields(Program)}
+        return cls(**of_program, unrefined=program.guide, families=families, free=free)._with_guide()
+
+    def _with_guide(self) -> _Refined:
+        distributions = {site: family.distribution(self.free[site]) for site, family in self.families.items()}
+        return replace(self, guide=_Replaced(distributions)(self.unrefined))
+
+    def at(self, rows: Tensor) -> _Refined:
+        axis = self.structure.data_axis
+        families = {site: family.at(rows, axis) for site, family in self.families.items()}
+        free = {site: _selected(values, rows, axis) for site, values in self.free.items()}
+        part = super().at(rows)
+        assert isinstance(part, _Refined)
+        return replace(part, families=families, free=free)._with_guide()
+
+
 def refine(
     program: Program,
     num_steps: int = 300,
     num_particles: int = 8,
     columns: Tensor | None = None,
     lr: float = 0.05,
-) -> tuple[Program, Program]:
+) -> Program:
     r"""The program with, as its guide, the member of the guide's family that maximises each datum's own ELBO.
 
     Adam on the parameters of each site's distribution, from where the guide puts them, with reparametrized gradients of
     `num_particles` draws, a step size that falls to zero, and the mean over the last quarter of the path. The model is
-    run on some columns alone, if they are given, and the others' distributions stay what they were. Beside the program
-    that is returned, of all columns, to draw from, there is that of those columns, to evaluate.
+    run on some columns alone, if they are given, and the others' distributions stay what they were.
 
     References:
         Kim et al. (2018), Semi-amortized variational autoencoders; Cremer et al. (2018).
     """
-    columns = torch.arange(program.num_data, device=program.args[0].device) if columns is None else columns
+    columns = torch.arange(program.num_data, device=program.device) if columns is None else columns
     families, free = _free_parameters(program)
     leaves = [value for each in free.values() for value in each.values()]
     optimizer = torch.optim.Adam(leaves, lr=lr)
@@ -77,7 +110,7 @@ def refine(
     for step in range(num_steps):
         optimizer.zero_grad()
         with torch.enable_grad():
-            loss = -_elbo(_with_guide(program, families, free), num_particles, columns).sum()
+            loss = -_elbo(_Refined.of(program, families, free), num_particles, columns).sum()
         gradients = torch.autograd.grad(loss, leaves)
         for leaf, gradient in zip(leaves, gradients, strict=True):
             leaf.grad = gradient.nan_to_num()
@@ -87,11 +120,7 @@ def refine(
             foreach_add_(averages, [leaf.detach() for leaf in leaves], alpha=1 / (num_steps - first_kept))
     pairs = iter(averages)
     best = {site: {name: next(pairs) for name in each} for site, each in free.items()}
-    axis = program.structure.data_axis
-    chosen = {
-        site: {name: value.index_select(axis, columns) for name, value in each.items()} for site, each in best.items()
-    }
-    return _with_guide(program, families, best), _with_guide(program.at(columns), families, chosen)
+    return _Refined.of(program, families, best)
 
 
 def _elbo(program: Program, num_particles: int, columns: Tensor) -> Tensor:
@@ -100,14 +129,9 @@ def _elbo(program: Program, num_particles: int, columns: Tensor) -> Tensor:
     return (prior + likelihood - log_q).mean(0)
 
 
-def _with_guide(program: Program, families: dict[str, _Family], free: dict[str, dict[str, Tensor]]) -> Program:
-    distributions = {site: family.distribution(free[site]) for site, family in families.items()}
-    return replace(program, guide=_Replaced(distributions)(program.guide))
-
-
 def _free_parameters(program: Program) -> tuple[dict[str, _Family], dict[str, dict[str, Tensor]]]:
     families, free = {}, {}
-    one, other = (drawn_sites(program.run_guide(1)) for _ in range(2))
+    one, other = (program.guide_sites(1) for _ in range(2))
     for name, site in one.items():
         fn, event_dims, found = _parameters(site)
         again = _parameters(other[name])[2]

@@ -176,7 +176,8 @@ class Local:
 
     def fit(self, block: Block, region: Any) -> Fitted:
         columns = block.asked_for
-        whole, part = refine(block.program, self.num_steps, self.num_particles, columns)
+        whole = refine(block.program, self.num_steps, self.num_particles, columns)
+        part = whole.at(columns)
         component = region.of_guide(whole, part) if whole.guide_has_density else None
         return Fitted(kept(whole, whole.draw, columns), part, component, self.num_steps * self.num_particles)
 

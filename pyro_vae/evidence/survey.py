@@ -39,6 +39,7 @@ FACTORS = (2.0, 4.0)  # by which a proposal is widened
 NUM_MOMENT_DRAWS = 64
 LARGEST_ERROR = 0.25  # nats, beyond which an error of p(x) is none of log p(x)
 WORSE = 1.5  # times an error, for one from few draws that is itself uncertain by a fifth
+ROUNDING = 1e-4  # nats
 UNCHECKED_KHAT = 0.4  # for proposals whose density elsewhere is not known
 
 Latent = Any
@@ -292,10 +293,13 @@ class Elsewhere(NamedTuple):
         r"""The error that K draws of q have in log p(x), as draws see it that go where those of q rarely do, `(N,)`.
 
         Weights up to t have a second moment, $v = E_g[\frac{p}{g} \frac{p}{q}; w \le t] / p(x)^2$, and above lies
-        a share m of p(x) that K draws may miss: $\sqrt{\log(1 + (v - (1 - m)^2) / K)} + m$, for the best t.
+        a share m of p(x) that K draws may miss: $\sqrt{\log(1 + (v - (1 - m)^2) / K)} + m$, for the best t. Where all
+        weights are the same p(x) there is none.
         """
         variance, mass = self._cut(log_evidence)
-        return ((variance / max(num_samples - 1, 1)).log1p().sqrt() + mass).amin(0)
+        error = ((variance / max(num_samples - 1, 1)).log1p().sqrt() + mass).amin(0)
+        is_exact = ((self.log_weight - log_evidence).abs() < ROUNDING).all(0)
+        return error.where(~is_exact, 0.0)
 
     def relative_variance(self, log_evidence: Tensor, negligible: float) -> Tensor:
         """The variance of a weight of q over p(x) squared, but for weights that make up a negligible share of p(x)."""

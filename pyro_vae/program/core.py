@@ -15,7 +15,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_vae._random import seeded
-from pyro_vae.program.masks import Counting, elements_of, mask_of
+from pyro_vae.program.draws import AS_ROWS, SIDE_BY_SIDE, Given, apart, as_rows, widened
+from pyro_vae.program.masks import Counting, elements_of, mask_of, parts_that_count
 from pyro_vae.program.structure import (
     Structure,
     drawn_sites,
@@ -27,8 +28,9 @@ from pyro_vae.program.structure import (
     refuse_subsampling,
     sample_sites,
 )
+from pyro_vae.program.summing import NOTHING, Summed, log_sum, summing
 
-__all__ = ["Latents", "LogDensities", "Program"]
+__all__ = ["Latents", "LogDensities", "Program", "has_rows", "in_place_of_rows"]
 
 Latents = dict[str, Tensor]
 
@@ -65,11 +67,38 @@ class ObservedSite(NamedTuple):
         return cls(torch.cat(values), kinds[0], tuple(map(torch.cat, zip(*masks, strict=True))))
 
 
+class Sites(NamedTuple):
+    """The sites of one run of guide and model, by name."""
+
+    latent: dict[str, Any]
+    """The model's latent sites."""
+    observed: dict[str, Any]
+    """The model's observed sites."""
+    drawn: dict[str, Any]
+    """What the guide drew."""
+
+
 LOOKED_AT_TOGETHER = 8192  # data
 
 
-def _joint_shape(site: dict[str, Any]) -> torch.Size:
-    return torch.broadcast_shapes(site["value"].shape, site["fn"].shape())
+def has_rows(arg: Any) -> bool:
+    """Whether an argument has one row a datum."""
+    return isinstance(arg, Tensor) and arg.ndim > 0
+
+
+def in_place_of_rows(args: tuple[Any, ...], rows: Iterable[Tensor]) -> tuple[Any, ...]:
+    """The arguments with other rows."""
+    remaining = iter(rows)
+    return tuple(next(remaining) if has_rows(arg) else arg for arg in args)
+
+
+def _num_draws(latents: Latents) -> int:
+    return len(next(iter(latents.values())))
+
+
+def _log_observed(site: dict[str, Any]) -> Tensor:
+    """The density of an observed site, where it counts. A plate's scale is no part of it."""
+    return scale_and_mask(_log_prob(site["fn"], site["value"]), mask=site["mask"])
 
 
 def _log_prob(fn: Any, value: Tensor) -> Tensor:
@@ -109,23 +138,17 @@ class _UntilDrawn(Messenger):
             raise _AllDrawn
 
 
-class _Alone(NamedTuple):
-    """A draw in a run without a dimension of draws, and its densities, `(1, N)` each."""
-
-    latents: Latents
-    densities: tuple[Tensor, ...]
-
-
 @dataclass(frozen=True)
 class Program:
     """A Pyro model and guide, with the data they are called on.
 
-    `args` are tensors with one row a datum, the first of them x; `kwargs` go to model and guide as they are.
+    Of `args` the tensors have one row a datum, the first of them x. What else is among them, and `kwargs`, goes to
+    model and guide as it is.
     """
 
     model: Callable[..., Any]
     guide: Callable[..., Any]
-    args: tuple[Tensor, ...]
+    args: tuple[Any, ...]
     kwargs: dict[str, Any]
     structure: Structure
     counting: dict[str, Counting] = field(default_factory=dict)
@@ -145,12 +168,25 @@ class Program:
     def num_data(self) -> int:
         return len(self.args[0])
 
+    @property
+    def device(self) -> torch.device:
+        return self.args[0].device
+
+    @property
+    def rows(self) -> tuple[Tensor, ...]:
+        """The arguments that have one row a datum."""
+        return tuple(arg for arg in self.args if has_rows(arg))
+
+    def with_rows(self, rows: Iterable[Tensor]) -> Program:
+        """The same program on other rows; what counts of its latents stays."""
+        return replace(self, args=in_place_of_rows(self.args, rows))
+
     def at(self, rows: Tensor) -> Program:
         """The same program on some of the data."""
         masks = {name: each.mask for name, each in self.counting.items() if each.mask is not None}
         chosen = self.choose(masks, rows)
         counting = {name: each._replace(mask=chosen.get(name)) for name, each in self.counting.items()}
-        return replace(self, args=tuple(arg[rows] for arg in self.args), counting=counting)
+        return replace(self.with_rows(tuple(arg[rows] for arg in self.rows)), counting=counting)
 
     @property
     def with_masked_latents(self) -> Program:
@@ -162,29 +198,77 @@ class Program:
 
     def draw(self, num_samples: int) -> tuple[Latents, Tensor]:
         """Latents drawn from the guide, and log q(z|x) of each, `(K, N)`."""
-        drawn = drawn_sites(self.run_guide(num_samples))
-        latents = {name: site["value"] for name, site in drawn.items()}
-        return latents, self._with_masks_of(latents)._log_latents(drawn)
+        latents, (log_q,) = self._drawn(Program._draw_guide, num_samples)
+        return latents, log_q
 
     def log_joint(self, latents: Latents) -> tuple[Tensor, Tensor]:
         """log p(z) and log p(x|z), each `(K, N)`; where log p(z) is -inf, log p(x|z) is 0, for it may be no number."""
-        sites = dict(sample_sites(self.run_model(latents)))
-        observed = {name: site for name, site in sites.items() if name not in latents}
-        latent = {name: site for name, site in sites.items() if name in latents}
-        for name, counting in self.counting.items():
-            counting.refuse_another(latent[name])
-        prior = self._log_latents(latent, _within_support)
-        return prior, self._log_observed(observed).masked_fill(prior.isneginf(), 0.0)
+        prior, likelihood = self._of_each_draw(Program._log_joint, latents)
+        return prior, likelihood
 
     def log_guide(self, latents: Latents) -> Tensor:
         """log q(z|x) of given latents, `(K, N)`: of any that have the guide's sites, not only of its own draws.
 
         Where a guide makes a latent of an auxiliary draw of its own, as automatic guides do, both are given.
         """
-        num_samples = next(iter(latents.values())).shape[0]
+        (log_q,) = self._of_each_draw(Program._log_guide, latents)
+        return log_q
+
+    def log_drawn(self, latents: Latents) -> Tensor | None:
+        """log q(z|x) of all that a guide draws, `(K, N)`; None if it cannot say it of values that are given."""
+        try:
+            (log_q,) = self._of_each_draw(Program._log_drawn, latents)
+        except ValueError:
+            return None
+        return log_q
+
+    def draw_prior(self, num_samples: int) -> Latents:
+        """Latents drawn from the model's prior; the model is run no further than that takes."""
+        latents, _ = self._drawn(Program._draw_prior, num_samples)
+        return latents
+
+    def log_prior(self, latents: Latents) -> Tensor:
+        """log p(z) of given latents, `(K, N)`; the model is run no further than that takes."""
+        (log_p,) = self._of_each_draw(Program._log_prior, latents)
+        return log_p
+
+    def parts_that_count(self, latents: Latents, event_dims: dict[str, int]) -> dict[str, Tensor]:
+        """Which parts of the latents count, `(K, ..., N, ...)`, where parts have so many dimensions."""
+
+        def parts(program: Program, some: Latents) -> tuple[Tensor, ...]:
+            sites = program.model_sites(some)
+            return tuple(parts_that_count(sites[name], event_dim) for name, event_dim in event_dims.items())
+
+        found = self._of_each_draw(parts, latents, self.structure.data_axis)
+        return dict(zip(event_dims, found, strict=True))
+
+    def _draw_guide(self, num_samples: int) -> tuple[Latents, tuple[Tensor, ...]]:
+        drawn = self._drawn_sites(self._run(self.guide, num_samples))
+        latents = {name: self._in_layout(site)["value"] for name, site in drawn.items()}
+        if self.structure.summed_in_guide:
+            return latents, (self._log_guide_summed(latents),)
+        return latents, (self._with_masks_of(latents)._log_latents(drawn),)
+
+    def _log_joint(self, latents: Latents) -> tuple[Tensor, Tensor]:
+        trace = self._run(self._given(self.model, latents), _num_draws(latents), self.structure.summed)
+        sites = dict(sample_sites(trace))
+        latent = {name: site for name, site in sites.items() if name in latents}
+        for name, counting in self.counting.items():
+            counting.refuse_another(latent[name])
+        if self.structure.summed:
+            prior = self._log_summed(trace, latents, latents.keys())
+            likelihood = self._log_summed(trace, latents, sites.keys()) - prior
+        else:
+            prior = self._log_latents(latent, _within_support)
+            likelihood = self._log_observed({name: site for name, site in sites.items() if name not in latents})
+        return prior, likelihood.masked_fill(prior.isneginf(), 0.0)
+
+    def _log_guide(self, latents: Latents) -> tuple[Tensor]:
         made = {name.removesuffix("_unconstrained") for name in latents.keys() & self.structure.auxiliary}
         given = {name: value for name, value in latents.items() if name not in made}
-        trace = self._run(poutine.condition(self.guide, data=given), num_samples)
+        if self.structure.summed_in_guide:
+            return (self._log_guide_summed(given),)
+        trace = self._run(self._given(self.guide, given), _num_draws(latents))
         unknown = sorted(drawn_sites(trace).keys() - made)
         if unknown:
             raise ValueError(
@@ -192,7 +276,29 @@ class Program:
                 f"site {unknown[0]!r}; start from the prior or from Laplace's Gaussian, or write the guide by hand."
             )
         counted = self._with_masks_of(latents)
-        return counted._log_given({name: site for name, site in sample_sites(trace) if name in latents})
+        return (counted._log_given({name: site for name, site in sample_sites(trace) if name in latents}),)
+
+    def _log_drawn(self, latents: Latents) -> tuple[Tensor]:
+        if self.structure.summed_in_guide:
+            return (self._log_guide_summed(latents),)
+        trace = self._run(self._given(self.guide, latents), _num_draws(latents))
+        return (self._log_given({name: site for name, site in sample_sites(trace) if name in latents}),)
+
+    def _draw_prior(self, num_samples: int) -> tuple[Latents, tuple[Tensor, ...]]:
+        try:
+            sites = self._drawn_sites(self._run(_UntilDrawn(self.structure.latents)(self.model), num_samples))
+        except (NotImplementedError, TypeError) as error:
+            raise ValueError(
+                f"model: expected a prior that can be drawn from; got {type(error).__name__} ({error}); use "
+                "importance_sampling with proposal='guide' or 'laplace'."
+            ) from error
+        return {name: self._in_layout(site)["value"] for name, site in sites.items()}, ()
+
+    def _log_prior(self, latents: Latents) -> tuple[Tensor]:
+        if self.structure.summed:
+            latents = {name: value for name, value in latents.items() if name in self.structure.latents}
+            return (self._log_summed(self._run_of_latents(latents), latents, latents.keys()),)
+        return (self._log_latents(self._latent_sites(latents), _within_support),)
 
     def _with_masks_of(self, latents: Latents) -> Program:
         """The program with the masks of these draws, by the model, where they depend on the draw."""
@@ -205,9 +311,12 @@ class Program:
     def _latent_sites(self, latents: Latents) -> dict[str, Any]:
         """The model's latent sites for given latents; the model is run no further than that takes."""
         given = {name: value for name, value in latents.items() if name in self.structure.latents}
-        model = poutine.condition(self.model, data=given)
-        trace = self._run(_UntilDrawn(self.structure.latents)(model), len(next(iter(given.values()))))
-        return {name: site for name, site in sample_sites(trace) if name in given}
+        return {name: site for name, site in sample_sites(self._run_of_latents(given)) if name in given}
+
+    def _run_of_latents(self, latents: Latents) -> poutine.Trace:
+        """A run of the model on given latents, no further than that takes."""
+        until_drawn = _UntilDrawn(self.structure.latents)(self._given(self.model, latents))
+        return self._run(until_drawn, _num_draws(latents), self.structure.summed)
 
     def _log_given(self, sites: dict[str, Any]) -> Tensor:
         """log q(z|x) of values that the guide need not have drawn."""
@@ -220,29 +329,38 @@ class Program:
                 "proposal='guide' or 'laplace', ais from Laplace's Gaussian or the prior, or a flow with an inverse."
             ) from error
 
-    def draw_prior(self, num_samples: int) -> Latents:
-        """Latents drawn from the model's prior; the model is run no further than that takes."""
-        try:
-            sites = drawn_sites(self._run(_UntilDrawn(self.structure.latents)(self.model), num_samples))
-        except (NotImplementedError, TypeError) as error:
-            raise ValueError(
-                f"model: expected a prior that can be drawn from; got {type(error).__name__} ({error}); use "
-                "importance_sampling with proposal='guide' or 'laplace'."
-            ) from error
-        return {name: site["value"] for name, site in sites.items()}
+    def _log_guide_summed(self, latents: Latents) -> Tensor:
+        """log q(z|x), the sum over the discrete latents on which the guide's others depend."""
+        trace = self._run(self._given(self.guide, latents), _num_draws(latents), self.structure.summed_in_guide)
+        return self._log_summed(trace, latents, latents.keys())
 
-    def log_prior(self, latents: Latents) -> Tensor:
-        """log p(z) of given latents, `(K, N)`; the model is run no further than that takes."""
-        return self._log_latents(self._latent_sites(latents), _within_support)
+    def _log_summed(self, trace: poutine.Trace, latents: Latents, names: Iterable[str]) -> Tensor:
+        """The log density of these sites in a run, summed over the discrete latents that have no draw, `(K, N)`."""
+        open_sites = self.structure.summed.names | latents.keys()
+        log_probs = {
+            name: self._log_latent(site, _within_support) if name in open_sites else _log_observed(site)
+            for name, site in sample_sites(trace)
+            if name in self.structure.summed.names.union(names)
+        }
+        kept = {self.structure.data_dim: self.num_data}
+        if self._is_side_by_side:
+            kept = {self.structure.particle_dim: _num_draws(latents)} | kept
+        log_prob = log_sum(trace, {name: value.double() for name, value in log_probs.items()}, kept)
+        return log_prob.reshape(-1, self.num_data)
 
-    def sites(self, num_samples: int = 1) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The model's latent and observed sites in one run, with latents from the guide."""
-        latents, _ = self.draw(num_samples)
-        sites = dict(sample_sites(self.run_model(latents)))
-        return (
-            {name: site for name, site in sites.items() if name in latents},
-            {name: site for name, site in sites.items() if name not in latents},
-        )
+    def sites(self) -> Sites:
+        """The sites of one draw from the guide.
+
+        Where discrete latents are summed out, the model's distributions have dimensions for them.
+        """
+        drawn = self.guide_sites(1)
+        latents = {name: site["value"] for name, site in drawn.items()}
+        trace = self._run(self._given(self.model, latents), 1, self.structure.summed)
+        sites = {
+            name: self._in_layout(site) for name, site in sample_sites(trace) if name not in self.structure.summed.names
+        }
+        latent = {name: {**site, "value": latents[name]} for name, site in sites.items() if name in latents}
+        return Sites(latent, {name: site for name, site in sites.items() if name not in latents}, drawn)
 
     def observed_values(self) -> dict[str, ObservedSite]:
         """What was observed at each site."""
@@ -259,56 +377,27 @@ class Program:
         """The observed sites, of some rows at a time."""
         for rows in self.rows_at_a_time():
             with seeded(rows.device, 0), pyro.validation_enabled(False):
-                yield self.at(rows).sites()[1]
+                yield self.at(rows).sites().observed
 
     def _observed_site(self, site: dict[str, Any]) -> ObservedSite:
-        value = self.draws_first(site["value"].expand(_joint_shape(site)))[0]
-        masks = () if elements_of(site).mask is None else (self.draws_first(mask_of(site))[0],)
-        return ObservedSite(value, kind_of(site), masks)
+        shape = torch.broadcast_shapes(site["value"].shape, site["fn"].shape())
+        value = site["value"].expand(shape[-self._batch_ndim - site["fn"].event_dim :])
+        masks: tuple[Tensor, ...] = ()
+        if elements_of(site).mask is not None:
+            masks = (self._of_one_draw(mask_of(site), len(site["fn"].batch_shape)),)
+        return ObservedSite(self.draws_first(value)[0], kind_of(site), masks)
 
     def draws_first(self, value: Tensor) -> Tensor:
         """A site's value with its dimensions in the order draws, data, others: `(K, N, ...)`."""
         return value.movedim(self.structure.data_axis, 1)
 
-    def draw_alone(self) -> poutine.Trace:
-        """A run of the guide without a dimension of draws."""
-        with poutine.block():
-            return poutine.trace(self.guide).get_trace(*self.args, **self.kwargs)
-
-    def alone(self, guide_trace: poutine.Trace) -> _Alone:
-        """What model and guide say of a draw alone; its latents get the dimension that draws have side by side."""
-        drawn = drawn_sites(guide_trace)
-        given = {name: site["value"] for name, site in drawn.items()}
-        with poutine.block():
-            trace = poutine.trace(poutine.condition(self.model, data=given)).get_trace(*self.args, **self.kwargs)
-        sites = dict(sample_sites(trace))
-        prior = self._log_latents({name: site for name, site in sites.items() if name in given}, _within_support)
-        observed = self._log_observed({name: site for name, site in sites.items() if name not in given})
-        densities = (prior, observed.masked_fill(prior.isneginf(), 0.0), self._log_latents(drawn))
-        batch_ndim = -self.structure.particle_dim
-        widened = {
-            name: value[(None,) * (batch_ndim - value.ndim + drawn[name]["fn"].event_dim)]
-            for name, value in given.items()
-        }
-        return _Alone(widened, densities)
-
-    def log_drawn(self, latents: Latents) -> Tensor | None:
-        """log q(z|x) of all that a guide draws, `(K, N)`; None if it cannot say it of values that are given."""
-        num_samples = next(iter(latents.values())).shape[0]
-        trace = self._run(poutine.condition(self.guide, data=latents), num_samples)
-        try:
-            return self._log_given({name: site for name, site in sample_sites(trace) if name in latents})
-        except ValueError:
-            return None
-
     def exchanged(self, latents: Latents, others: Latents) -> Latents:
         """Latents, with others where they do not count."""
-        sites = dict(sample_sites(self.run_model(latents)))
+        masks = self.parts_that_count(latents, {name: each.event_dim for name, each in self.counting.items()})
         changed = dict(latents)
-        for name, counting in self.counting.items():
-            mask = counting.mask_in(sites[name])
-            mask = mask.reshape(*mask.shape, *(1,) * (latents[name].ndim - mask.ndim))
-            changed[name] = torch.where(mask, latents[name], others[name])
+        for name, mask in masks.items():
+            whole = mask.reshape(*mask.shape, *(1,) * (latents[name].ndim - mask.ndim))
+            changed[name] = torch.where(whole, latents[name], others[name])
         return changed
 
     def rows_at_a_time(self) -> Iterator[Tensor]:
@@ -316,31 +405,93 @@ class Program:
         everyone = torch.arange(self.num_data, device=self.args[0].device)
         yield from everyone.split(LOOKED_AT_TOGETHER if self.structure.amortized else self.num_data)
 
-    def run_guide(self, num_samples: int) -> poutine.Trace:
-        """A run of the guide."""
-        return self._run(self.guide, num_samples)
+    def guide_sites(self, num_samples: int) -> dict[str, Any]:
+        """What the guide draws in a run, site by site."""
+        drawn = self._drawn_sites(self._run(self.guide, num_samples))
+        return {name: self._in_layout(site) for name, site in drawn.items()}
 
-    def run_model(self, latents: Latents) -> poutine.Trace:
-        """A run of the model, with these latents."""
-        num_samples = next(iter(latents.values())).shape[0]
-        return self._run(poutine.condition(self.model, data=latents), num_samples)
+    def model_sites(self, latents: Latents) -> dict[str, Any]:
+        """The model's sites in a run with these latents, in the layout of the run: with draws as rows, of one draw."""
+        num_samples = _num_draws(latents)
+        if self.structure.draws == AS_ROWS and num_samples > 1:
+            rows = {name: as_rows(value, self.structure.data_axis) for name, value in latents.items()}
+            return self._repeated(num_samples).model_sites(rows)
+        sites = sample_sites(self._run(self._given(self.model, latents), num_samples))
+        return {name: self._in_layout(site) for name, site in sites}
 
     def choose(self, latents: Latents, rows: Tensor) -> Latents:
         """The latents of some of the data."""
         return {name: value.index_select(self.structure.data_axis, rows) for name, value in latents.items()}
 
-    def _run(self, fn: Callable[..., Any], num_samples: int) -> poutine.Trace:
+    def _of_each_draw(
+        self, run: Callable[[Program, Latents], tuple[Tensor, ...]], latents: Latents, axis: int = 1
+    ) -> tuple[Tensor, ...]:
+        """What is found for draws that the program takes in its own arrangement; data are on `axis` of it."""
+        num_samples = _num_draws(latents)
+        if self._is_side_by_side or num_samples == 1:
+            return run(self, latents)
+        if self.structure.draws == AS_ROWS:
+            rows = {name: as_rows(value, self.structure.data_axis) for name, value in latents.items()}
+            return tuple(apart(each, num_samples, axis) for each in run(self._repeated(num_samples), rows))
+        found = [run(self, {name: value[k : k + 1] for name, value in latents.items()}) for k in range(num_samples)]
+        return tuple(map(torch.cat, zip(*found, strict=True)))
+
+    def _drawn(
+        self, draw: Callable[[Program, int], tuple[Latents, tuple[Tensor, ...]]], num_samples: int
+    ) -> tuple[Latents, tuple[Tensor, ...]]:
+        """Latents drawn in the program's own arrangement, and their densities."""
+        if self._is_side_by_side or num_samples == 1:
+            return draw(self, num_samples)
+        if self.structure.draws == AS_ROWS:
+            rows, densities = draw(self._repeated(num_samples), 1)
+            latents = {name: apart(value, num_samples, self.structure.data_axis) for name, value in rows.items()}
+            return latents, tuple(apart(each, num_samples, 1) for each in densities)
+        draws, found = zip(*(draw(self, 1) for _ in range(num_samples)), strict=True)
+        latents = {name: torch.cat([each[name] for each in draws]) for name in draws[0]}
+        return latents, tuple(map(torch.cat, zip(*found, strict=True)))
+
+    def _repeated(self, num_samples: int) -> Program:
+        """The program with each row repeated for its draws, all rows of one draw after the other."""
+        return self.at(torch.arange(self.num_data, device=self.device).repeat(num_samples))
+
+    @property
+    def _is_side_by_side(self) -> bool:
+        return self.structure.draws == SIDE_BY_SIDE
+
+    @property
+    def _batch_ndim(self) -> int:
+        return -self.structure.particle_dim
+
+    def _of_one_draw(self, value: Tensor, batch_ndim: int) -> Tensor:
+        """The first draw of a tensor with so many batch dimensions, data first."""
+        value = value[(None,) * (self._batch_ndim - batch_ndim)] if batch_ndim < self._batch_ndim else value
+        return self.draws_first(value[(0,) * (batch_ndim - self._batch_ndim)])[0]
+
+    def _given(self, fn: Callable[..., Any], latents: Latents) -> Callable[..., Any]:
+        return poutine.condition(fn, data=latents) if self._is_side_by_side else Given(latents)(fn)
+
+    def _in_layout(self, site: dict[str, Any]) -> dict[str, Any]:
+        """The site with a dimension of draws, where the program ran without."""
+        return site if self._is_side_by_side else widened(site, self._batch_ndim)
+
+    def _drawn_sites(self, trace: poutine.Trace) -> dict[str, Any]:
+        return {name: site for name, site in drawn_sites(trace).items() if name not in self.structure.summed.names}
+
+    def _run(self, fn: Callable[..., Any], num_samples: int, summed: Summed = NOTHING) -> poutine.Trace:
+        """A run with so many draws. Sites that are summed out have all their values at once."""
+        particle_dim = self.structure.particle_dim
         with poutine.block(), contextlib.suppress(_AllDrawn):
-            particles = pyro.plate("_particles", num_samples, dim=self.structure.particle_dim)
-            tracer = poutine.trace(particles(fn))
+            if self._is_side_by_side:
+                fn = pyro.plate("_particles", num_samples, dim=particle_dim)(fn)
+            if summed:  # in dimensions to the left of the draws', or in its place where there is none
+                fn = summing(fn, summed, particle_dim - self._is_side_by_side)
+            tracer = poutine.trace(fn)
             tracer(*self.args, **self.kwargs)
         refuse_subsampling(tracer.trace)
         return tracer.trace
 
     def _log_observed(self, sites: dict[str, Any]) -> Tensor:
-        return self._sum(
-            scale_and_mask(_log_prob(site["fn"], site["value"]), mask=site["mask"]) for site in sites.values()
-        )
+        return self._sum(map(_log_observed, sites.values()))
 
     def _log_latents(self, sites: dict[str, Any], log_prob: Callable[[Any, Tensor], Tensor] = _log_prob) -> Tensor:
         return self._sum(self._log_latent(site, log_prob) for site in sites.values())

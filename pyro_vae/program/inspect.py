@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from itertools import product
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyro
 import torch
 from torch import Tensor
 
 from pyro_vae import _checks
 from pyro_vae._random import seeded
-from pyro_vae.program.core import LOOKED_AT_TOGETHER, Latents, Program
-from pyro_vae.program.masks import Counting, elements_of, parts_that_count
-from pyro_vae.program.structure import drawn_sites, initialise, look_at, name_of_latent, refuse_autocast, sample_sites
-from pyro_vae.program.whole import prior_of
+from pyro_vae.program.core import LOOKED_AT_TOGETHER, Latents, Program, has_rows, in_place_of_rows
+from pyro_vae.program.draws import AS_ROWS, ONE_BY_ONE, SIDE_BY_SIDE
+from pyro_vae.program.masks import Counting, elements_of
+from pyro_vae.program.structure import (
+    ENUMERABLE,
+    NothingToDraw,
+    drawn_sites,
+    enumerable,
+    initialise,
+    look_at,
+    name_of_latent,
+    refuse_autocast,
+)
+from pyro_vae.program.whole import prior_of, with_unused_latent
 
 __all__ = ["program_of"]
 
@@ -32,14 +44,14 @@ def program_of(
     Without a guide, the prior takes its place.
     """
     refuse_autocast()
-    guide = prior_of(model) if guide is None else guide
-    rows, kwargs = _rows_of_data(args), _checks.keyword_arguments(kwargs)
-    initialise(guide, rows, kwargs)
-    found = _amortized(model, guide, rows, kwargs, plate)
-    program = found if isinstance(found, Program) else _not_amortized(model, guide, rows, kwargs, plate, found)
+    args, kwargs = _arguments(args), _checks.keyword_arguments(kwargs)
+    if guide is None:
+        program = _without_guide(_Pair(model, prior_of(model), args, kwargs, plate))
+    else:
+        program = _looked_at(_Pair(model, guide, args, kwargs, plate))
     program.refuse_impossible_data()
     some = (
-        program.at(torch.zeros(1, dtype=torch.long, device=rows[0].device)) if program.structure.amortized else program
+        program.at(torch.zeros(1, dtype=torch.long, device=program.device)) if program.structure.amortized else program
     )
     structure = replace(
         program.structure, guide_has_density=_guide_has_density(some), can_draw_prior=_can_draw_prior(some)
@@ -47,13 +59,30 @@ def program_of(
     return _with_masks(replace(program, structure=structure))
 
 
+def _without_guide(pair: _Pair) -> Program:
+    """The program with draws from the prior, and what is discrete summed out, if that can be."""
+    try:
+        return _looked_at(pair._replace(guide=prior_of(pair.model, lambda fn: getattr(fn, ENUMERABLE, False))))
+    except Exception:  # what cannot be summed out may still be drawn
+        return _looked_at(pair)
+
+
+def _looked_at(pair: _Pair) -> Program:
+    try:
+        found = _amortized(pair)
+        return found if isinstance(found, Program) else _not_amortized(pair, found)
+    except NothingToDraw as nothing:
+        model, guide = (with_unused_latent(program, *nothing.args) for program in (pair.model, pair.guide))
+        return _looked_at(pair._replace(model=model, guide=guide))
+
+
 NUM_MASKED_DRAWS = 64  # on which nothing that counts may depend
 
 
 @torch.no_grad()
 def _guide_has_density(program: Program) -> bool:
-    with seeded(program.args[0].device, 0), pyro.validation_enabled(False):
-        drawn = drawn_sites(program.run_guide(1))
+    with seeded(program.device, 0), pyro.validation_enabled(False):
+        drawn = program.guide_sites(1)
         made = {f"{name}_unconstrained" for name in program.structure.latents}
         given = {
             name: site["value"].clone() for name, site in drawn.items() if name in program.structure.latents | made
@@ -67,7 +96,7 @@ def _guide_has_density(program: Program) -> bool:
 
 @torch.no_grad()
 def _can_draw_prior(program: Program) -> bool:
-    with seeded(program.args[0].device, 0), pyro.validation_enabled(False):
+    with seeded(program.device, 0), pyro.validation_enabled(False):
         try:
             program.draw_prior(1)
         except ValueError:
@@ -122,25 +151,17 @@ def _counting(program: Program) -> dict[str, Counting]:
 
 def _masked(program: Program) -> dict[str, _Masked]:
     """The masked latents; none if the guide draws jointly what the model draws apart."""
-    with seeded(program.args[0].device, 0), pyro.validation_enabled(False):
-        drawn, sites = _drawn_with_model(program, 1)
-        if all(elements_of(site).mask is None for name, site in sites.items() if name in drawn):
+    with seeded(program.device, 0), pyro.validation_enabled(False):
+        latents, _, drawn = program.sites()
+        masked = {name for name, site in latents.items() if elements_of(site).mask is not None}
+        if not masked or any(name_of_latent(site) not in latents for site in drawn.values()):
             return {}
-        drawn, sites = _drawn_with_model(program, NUM_MASKED_DRAWS)
-    if any(name_of_latent(site) not in sites for site in drawn.values()):
-        return {}
-    found = {}
-    for name in drawn.keys() & sites.keys():
-        if elements_of(sites[name]).mask is not None:
-            event_dim = max(elements_of(site).fn.event_dim for site in (sites[name], drawn[name]))
-            found[name] = _Masked(parts_that_count(sites[name], event_dim), event_dim)
-    return found
-
-
-def _drawn_with_model(program: Program, num_samples: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The sites that the guide draws, and all sites of the model on these draws."""
-    drawn = drawn_sites(program.run_guide(num_samples))
-    return drawn, dict(sample_sites(program.run_model({name: site["value"] for name, site in drawn.items()})))
+        event_dims = {
+            name: max(elements_of(site).fn.event_dim for site in (latents[name], drawn[name])) for name in masked
+        }
+        draws, _ = program.draw(NUM_MASKED_DRAWS)
+        masks = program.parts_that_count(draws, event_dims)
+    return {name: _Masked(masks[name], event_dim) for name, event_dim in event_dims.items()}
 
 
 def _masked_latents_matter(program: Program) -> bool:
@@ -155,49 +176,80 @@ def _masked_latents_matter(program: Program) -> bool:
     return False
 
 
-def _amortized(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    rows: tuple[Tensor, ...],
-    kwargs: dict[str, Any],
-    plate: str | None,
-) -> Program | str:
+class _Pair(NamedTuple):
+    """A model and a guide, with what they are called on."""
+
+    model: Callable[..., Any]
+    guide: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    plate: str | None
+
+    def on(self, args: tuple[Any, ...], amortized: bool, sums_guide: bool, draws: str) -> Program:
+        """Look at the pair on these arguments."""
+        structure = look_at(self.model, self.guide, args, self.kwargs, self.plate, amortized, draws, sums_guide)
+        return Program(self.model, self.guide, args, self.kwargs, structure)
+
+    def ways(self, *arrangements: str) -> Iterator[tuple[bool, str]]:
+        """Whether to sum out discrete latents of the guide, and how to arrange draws: every way, the best first.
+
+        Those that the guide marks to be enumerated are drawn only where they cannot be summed out. Others are summed
+        out where the model does not run on draws of them.
+        """
+        guide_trace = initialise(self.guide, self.args, self.kwargs)
+        marks = enumerable(drawn_sites(guide_trace)).values()
+        sums = sorted({any(marks), not any(marks)}, reverse=any(marks)) if marks else [False]
+        yield from product(sums, arrangements)
+
+
+def _amortized(pair: _Pair) -> Program | str:
     """The program, if it runs on any rows, each for itself; if not, what went wrong."""
     reason = ""
     # What runs on another number of rows runs on any. Two are tried, as there may be a plate of the first's size.
-    for trial in (_repeated(rows, 7), _repeated(rows, 11)):
+    for way, size in product(pair.ways(SIDE_BY_SIDE, AS_ROWS), (7, 11)):
         try:
-            found = Program(model, guide, trial, kwargs, look_at(model, guide, trial, kwargs, plate, True))
+            found = pair.on(_repeated(pair.args, size), True, *way)
             _refuse_fixed_shapes(found)
             _refuse_draws_that_meet(found)
             _refuse_place(found, and_alone=True)
-            program = replace(found, args=rows)
-            _refuse_place(program.at(torch.arange(min(program.num_data, LOOKED_AT_TOGETHER), device=rows[0].device)))
+            program = replace(found, args=pair.args)
+            _refuse_place(program.at(torch.arange(min(program.num_data, LOOKED_AT_TOGETHER), device=program.device)))
             return program
+        except NothingToDraw:
+            raise
         except Exception as error:  # whatever it is: on all data at a time it may run, or fail with the same
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = reason or _first_line(error)
     return reason
 
 
-def _not_amortized(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    rows: tuple[Tensor, ...],
-    kwargs: dict[str, Any],
-    plate: str | None,
-    reason: str,
-) -> Program:
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _not_amortized(pair: _Pair, reason: str) -> Program:
     """The program, which runs on all rows together, for that reason."""
-    program = Program(model, guide, rows, kwargs, look_at(model, guide, rows, kwargs, plate, False))
-    _refuse_fixed_shapes(program)
-    _refuse_draws_that_meet(program)
+    program = _on_all(pair)
     _refuse_company(program)
     _checks.warn(
         "model, guide: expected a pair that runs on any rows, so that a datum's numbers are those of its place; got "
-        f"one that runs on all {len(rows[0])} data together ({reason.rstrip('.')}); its numbers are the same only "
-        "where the same data are evaluated together."
+        f"one that runs on all {program.num_data} data together, its draws {program.structure.draws} "
+        f"({reason.rstrip('.')}); its numbers are the same only where the same data are evaluated together."
     )
     return replace(program, structure=replace(program.structure, not_amortized_because=reason))
+
+
+def _on_all(pair: _Pair) -> Program:
+    """The program on all rows, in the first way that draws do not see each other."""
+    *others, last = pair.ways(SIDE_BY_SIDE, ONE_BY_ONE)
+    for way in others:
+        try:
+            program = pair.on(pair.args, False, *way)
+            _refuse_fixed_shapes(program)
+            _refuse_draws_that_meet(program)
+            return program
+        except Exception:
+            continue
+    return pair.on(pair.args, False, *last)
 
 
 def _refuse_fixed_shapes(program: Program) -> None:
@@ -217,30 +269,26 @@ def _refuse_fixed_shapes(program: Program) -> None:
 
 @torch.no_grad()
 def _weights_of_two_draws(program: Program) -> Tensor:
-    with seeded(program.args[0].device, 0), pyro.validation_enabled(False):
+    with seeded(program.device, 0), pyro.validation_enabled(False):
         latents, guide = program.draw(2)
         return sum(program.log_joint(latents)) - guide
 
 
-def _rows_of_data(args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+def _arguments(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The positional arguments, with numpy's arrays as tensors; all tensors but single numbers have one row a datum."""
     if not args:
         raise TypeError("x: expected the data after model and guide; got nothing; pass a tensor (N, ...).")
-    for i, arg in enumerate(args[1:], start=1):
-        if not hasattr(arg, "__len__"):
-            raise TypeError(
-                f"args[{i}]: expected a tensor with one row a datum, as all positional arguments; got {arg!r}; pass "
-                "what has no rows by name: options such as num_samples=1000, and arguments of the program in "
-                "kwargs={...}."
-            )
-    names = ["x", *(f"args[{i}]" for i in range(1, len(args)))]
-    rows = tuple(_checks.tensor(name, arg) for name, arg in zip(names, args, strict=True))
-    for name, arg in zip(names, rows, strict=True):
-        if len(arg) != len(rows[0]):
+    x, *others = _checks.tensor("x", args[0]), *args[1:]
+    found = [x]
+    for i, arg in enumerate(others, start=1):
+        is_array = isinstance(arg, np.ndarray) or has_rows(arg)
+        found.append(_checks.tensor(f"args[{i}]", arg) if is_array else arg)
+        if is_array and len(arg) != len(x):
             raise ValueError(
-                f"{name}: expected one row for each of the {len(rows[0])} data, as all positional arguments; got "
+                f"args[{i}]: expected one row for each of the {len(x)} data, as all tensors by position; got "
                 f"{len(arg)} rows; pass what is shared by the data in kwargs={{...}}."
             )
-    return rows
+    return tuple(found)
 
 
 def _refuse_place(program: Program, and_alone: bool = False) -> None:
@@ -273,11 +321,13 @@ def _refuse_draws_that_meet(program: Program) -> None:
 @torch.no_grad()
 def _two_draws(program: Program) -> tuple[list[tuple[Tensor, ...]], tuple[Tensor | None, ...]]:
     """log p(z), log p(x|z) and log q(z|x) of two draws, `(1, N)` each alone, and `(2, N)` side by side."""
-    with seeded(program.args[0].device, 0), pyro.validation_enabled(False):
-        alone = [program.alone(program.draw_alone()) for _ in range(2)]
-        latents = {name: torch.cat([each.latents[name] for each in alone]) for name in alone[0].latents}
-        together = (*program.log_joint(latents), program.log_drawn(latents))
-    return [each.densities for each in alone], together
+    alone = replace(program, structure=replace(program.structure, draws=ONE_BY_ONE))
+    with seeded(program.device, 0), pyro.validation_enabled(False):
+        drawn = [alone.draw(1) for _ in range(2)]
+        densities: list[tuple[Tensor, ...]] = [(*alone.log_joint(latents), log_q) for latents, log_q in drawn]
+        both = {name: torch.cat([latents[name] for latents, _ in drawn]) for name in drawn[0][0]}
+        together = (*program.log_joint(both), program.log_drawn(both))
+    return densities, together
 
 
 def _refuse_company(program: Program) -> None:
@@ -303,14 +353,14 @@ class _Densities(NamedTuple):
     @classmethod
     @torch.no_grad()
     def of(cls, program: Program) -> _Densities:
-        with seeded(program.args[0].device, 0), pyro.validation_enabled(False):
+        with seeded(program.device, 0), pyro.validation_enabled(False):
             latents, _ = program.draw(1)
             return cls(program, latents, program.log_joint(latents))
 
     @torch.no_grad()
     def has(self, rows: Tensor, compared: slice = slice(None)) -> bool:
         """Whether these rows, with their latents and no others, have the same densities."""
-        rows = rows.to(self.program.args[0].device)
+        rows = rows.to(self.program.device)
         with seeded(rows.device, 0), pyro.validation_enabled(False):
             here = self.program.at(rows).log_joint(self.program.choose(self.latents, rows))
         pairs = zip(self.among_all, here, strict=True)
@@ -322,8 +372,10 @@ def _agree(one: Tensor, other: Tensor) -> bool:
     return torch.allclose(one, other, rtol=1e-5, atol=1e-3, equal_nan=True)
 
 
-def _repeated(args: tuple[Tensor, ...], size: int) -> tuple[Tensor, ...]:
+def _repeated(args: tuple[Any, ...], size: int) -> tuple[Any, ...]:
     """Some rows, and not as many as there are."""
     num_data = len(args[0])
     size += 6 if size == num_data else 0
-    return tuple(arg[torch.arange(size, device=arg.device) % num_data] for arg in args)
+    return in_place_of_rows(
+        args, (arg[torch.arange(size, device=arg.device) % num_data] for arg in args if has_rows(arg))
+    )

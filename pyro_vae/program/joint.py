@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -81,7 +80,7 @@ class CompiledJoint:
         filled = torch.nn.functional.pad(everyone, (0, -len(everyone) % size))
         found = []
         for some in filled.split(size):
-            inputs = [value.detach()[some] for value in pairs] + [arg[some % program.num_data] for arg in program.args]
+            inputs = [value.detach()[some] for value in pairs] + [arg[some % program.num_data] for arg in program.rows]
             if needs_gradient not in self.graphs:
                 as_it_is = _graph_of(program, names, needs_gradient)
                 self.graphs[needs_gradient] = compiled(as_it_is, *inputs)
@@ -107,7 +106,7 @@ def _graph_of(program: Program, names: list[str], with_gradients: bool) -> Calla
             name: value[None].movedim(1, program.structure.data_axis)
             for name, value in zip(names, latents, strict=True)
         }
-        return replace(program, args=args).log_joint(as_one_draw)
+        return program.with_rows(args).log_joint(as_one_draw)
 
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:
         latents, args = inputs[: len(names)], inputs[len(names) :]

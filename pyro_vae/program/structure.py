@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -18,10 +18,18 @@ from torch import Tensor, nn
 
 from pyro_vae._private import BatchNorm, Dropout
 from pyro_vae._random import seeded
+from pyro_vae.program.draws import SIDE_BY_SIDE
 from pyro_vae.program.masks import elements_of
+from pyro_vae.program.summing import NOTHING, Summed, summing
 
+ENUMERABLE = "has_enumerate_support"
+"""What Pyro's distributions say of themselves that have a list of values."""
 UNSIZED = -1
 """The size of a plate that was given none."""
+
+
+class NothingToDraw(Exception):
+    """All latents of a model are summed out. It has the dimension of data."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +40,14 @@ class Structure:
     particle_dim: int
     amortized: bool
     """Whether the pair runs on any number of rows. A guide with parameters for each datum runs on all of them only."""
+    draws: str = SIDE_BY_SIDE
+    """How several draws are run at once: an arrangement."""
     latents: frozenset[str] = frozenset()
-    """The model's latent sites."""
+    """The model's latent sites, but for those that are summed out."""
+    summed: Summed = NOTHING
+    """Discrete latent sites that are summed out."""
+    summed_in_guide: Summed = NOTHING
+    """Those of them that the guide draws."""
     auxiliary: frozenset[str] = frozenset()
     """What the guide draws beside them."""
     guide_has_density: bool = True
@@ -50,27 +64,38 @@ class Structure:
 
 
 @torch.no_grad()
-def initialise(guide: Callable[..., Any], rows: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
+def initialise(guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> poutine.Trace:
     """Run the guide once on all data: parameters that it makes at its first call get the size that they should have."""
-    with poutine.block(), seeded(rows[0].device, 0), refusing_noisy_modules(), refusing_what_has_no_batch():
-        guide(*rows, **kwargs)
+    with poutine.block(), seeded(args[0].device, 0), refusing_noisy_modules():
+        try:
+            return _trace(guide, args, kwargs)
+        except TypeError as error:
+            raise TypeError(
+                f"model, guide: expected programs that run on the {len(args)} arguments by position and those of "
+                f"kwargs; got {error}; pass options by name, num_samples=1000, and what the program takes by name in "
+                "kwargs={...}."
+            ) from error
 
 
 @torch.no_grad()
 def look_at(
     model: Callable[..., Any],
     guide: Callable[..., Any],
-    args: tuple[Tensor, ...],
+    args: tuple[Any, ...],
     kwargs: dict[str, Any],
     plate: str | None,
     amortized: bool,
+    draws: str = SIDE_BY_SIDE,
+    sums_guide: bool = True,
 ) -> Structure:
     """The structure of the pair, as a run on these rows shows it, or an error that says what it lacks."""
     with poutine.block(), seeded(args[0].device, 0), refusing_noisy_modules():
         with pyro.validation_enabled(True):  # of parameters, above all NaN
-            _traces(model, guide, args, kwargs)
+            guide_trace = _trace(guide, args, kwargs)
+            enumerated = _enumerated(model, guide_trace, args, kwargs, sums_guide)
         with pyro.validation_enabled(False):  # a draw outside the prior's support is no error: its weight is zero
-            guide_trace, model_trace = _traces(model, guide, args, kwargs)
+            guide_trace = _trace(guide, args, kwargs)
+            model_trace = _model_trace(model, guide_trace, enumerated, args, kwargs)
             for trace in (guide_trace, model_trace):
                 refuse_subsampling(trace)
                 _refuse_draws_as_distributions(trace)
@@ -78,23 +103,96 @@ def look_at(
                     trace.compute_log_prob()
     guide_sites, model_sites = drawn_sites(guide_trace), dict(sample_sites(model_trace))
     _refuse_half_precision({**guide_sites, **model_sites})
-    _refuse_mismatch(model_sites, guide_sites)
-    _refuse_densities_without_volume(model_sites, guide_sites)
     sites = [*model_sites.values(), *guide_sites.values()]
-    data_dim = _data_frame(sites, len(args[0]), plate).dim
-    deepest = min(frame.dim for site in sites for frame in plates_of(site))
+    data_dim = _data_dim(sites, len(args[0]), plate)
+    deepest = min([data_dim, *(frame.dim for site in sites for frame in plates_of(site))])
     for site in sites:
-        check_site_shape(site, -deepest)
-    latents = frozenset(name for name, site in model_sites.items() if not site["is_observed"])
-    return Structure(data_dim, deepest - 1, amortized, latents, frozenset(guide_sites) - latents)
+        if data_dim in [frame.dim for frame in plates_of(site)]:
+            check_site_shape(site, -deepest)
+    summed = enumerated.summed
+    with_draws = {name: site for name, site in model_sites.items() if name not in summed.names}
+    drawn = {name: site for name, site in guide_sites.items() if name not in summed.names}
+    if summed and all(site["is_observed"] for site in with_draws.values()):
+        raise NothingToDraw(data_dim)
+    _refuse_mismatch(with_draws, drawn)
+    _refuse_densities_without_volume(with_draws, drawn)
+    latents = frozenset(name for name, site in with_draws.items() if not site["is_observed"])
+    return Structure(
+        data_dim=data_dim,
+        particle_dim=deepest - 1,
+        amortized=amortized,
+        draws=draws,
+        latents=latents,
+        summed=summed,
+        summed_in_guide=summed.only(guide_sites),
+        auxiliary=frozenset(drawn) - latents,
+    )
 
 
-def _traces(
-    model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Tensor, ...], kwargs: dict[str, Any]
-) -> tuple[poutine.Trace, poutine.Trace]:
+class _Enumerated(NamedTuple):
+    """Latents that are summed out, and the first dimension that is free for their values."""
+
+    summed: Summed
+    first_dim: int
+
+
+def enumerable(guide_sites: dict[str, dict[str, Any]]) -> dict[str, bool]:
+    """The discrete sites of a guide that have a list of values, and whether they are marked to be enumerated."""
+    return {
+        name: site["infer"].get("enumerate") == "parallel"
+        for name, site in guide_sites.items()
+        if getattr(site["fn"], ENUMERABLE, False)
+    }
+
+
+def _enumerated(
+    model: Callable[..., Any],
+    guide_trace: poutine.Trace,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    sums_guide: bool,
+) -> _Enumerated:
+    """What the guide enumerates, if that is to be summed out, and what it leaves out though it has a list of values."""
+    drawn = drawn_sites(guide_trace)
+    found = {}
+    if sums_guide:
+        marks = enumerable(drawn)
+        found = {name: drawn[name] for name, is_marked in marks.items() if is_marked or not any(marks.values())}
+    try:
+        model_sites = dict(sample_sites(_trace(poutine.replay(model, trace=guide_trace), args, kwargs)))
+    except Exception:  # A model may be written for all values at once, and not run with one for each datum.
+        if not found:
+            raise
+        model_sites = {}
+    for name, site in model_sites.items():
+        if name not in drawn and not site["is_observed"] and getattr(site["fn"], ENUMERABLE, False):
+            found[name] = site
+    sites = [*drawn.values(), *model_sites.values()]
+    deepest = min((frame.dim for site in sites for frame in plates_of(site)), default=-1)
+    expanded = frozenset(name for name, site in found.items() if site["infer"].get("expand", name in drawn))
+    enumerated = _Enumerated(Summed(frozenset(found), expanded), deepest - 1)
+    if found:
+        _model_trace(model, guide_trace, enumerated, args, kwargs)
+    return enumerated
+
+
+def _model_trace(
+    model: Callable[..., Any],
+    guide_trace: poutine.Trace,
+    enumerated: _Enumerated,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> poutine.Trace:
+    given = guide_trace.copy()
+    for name in enumerated.summed.names & given.nodes.keys():
+        given.remove_node(name)
+    replayed = poutine.replay(model, trace=given)
+    return _trace(summing(replayed, *enumerated) if enumerated.summed else replayed, args, kwargs)
+
+
+def _trace(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> poutine.Trace:
     with refusing_what_has_no_batch():
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        return guide_trace, poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        return poutine.trace(fn).get_trace(*args, **kwargs)
 
 
 @contextmanager
@@ -238,29 +336,46 @@ def kind_of(site: dict[str, Any]) -> str:
     return "probability" if site["fn"].support.is_discrete else "density"
 
 
-def _data_frame(sites: list[dict[str, Any]], num_rows: int, plate: str | None) -> Any:
-    """The frame of the plate over data, which must hold every site."""
+def _data_dim(sites: list[dict[str, Any]], num_rows: int, plate: str | None) -> int:
+    """The batch dimension of data: that of a plate over them, or a plain one, that every site has."""
+    dims = [_dims_of_data(site, sites, num_rows, plate) for site in sites]
+    common = set.intersection(*dims)
+    if len(common) > 1:
+        names = sorted({frame.name for site in sites for frame in plates_of(site) if frame.dim in common})
+        raise ValueError(
+            f"plate: expected one plate over the data; got {len(common)} that hold every site, "
+            f"{', '.join(map(repr, names))}; say which with plate=..."
+        )
+    if not common:
+        _refuse_without_plate(sites, num_rows, plate)
+    return common.pop()
+
+
+def _dims_of_data(site: dict[str, Any], sites: list[dict[str, Any]], num_rows: int, plate: str | None) -> set[int]:
+    """The dimensions of a site that may be those of the data."""
+    frames = plates_of(site)
+    found = {frame.dim for frame in frames if plate in (None, frame.name) and _size_of(frame, sites) == num_rows}
+    if found or plate is not None:
+        return found
+    shape = site["fn"].batch_shape
+    plain = {dim for dim in range(-len(shape), 0) if shape[dim] == num_rows}
+    return plain - {frame.dim for frame in frames} - set(site["infer"].get("_dim_to_id", ()))
+
+
+def _refuse_without_plate(sites: list[dict[str, Any]], num_rows: int, plate: str | None) -> None:
     frames = {frame.name: frame for site in sites for frame in plates_of(site)}
-    of_data = {
-        name: frame for name, frame in frames.items() if plate in (None, name) and _size_of(frame, sites) == num_rows
-    }
-    if not of_data:
-        sizes = (f"{frame.name!r} of size {_size_of(frame, sites)}" for frame in frames.values())
-        found = ", ".join(sizes) or "no plate"
-        wanted = "a plate" if plate is None else f"a plate {plate!r}"
-        raise ValueError(
-            f"model, guide: expected {wanted} over the {num_rows} data; got {found}; put all sites into "
-            'pyro.plate("data", len(x)), without subsampling.'
-        )
-    holding_all = [name for name in of_data if all(name in [frame.name for frame in plates_of(site)] for site in sites)]
-    if len(holding_all) > 1 and plate is None:
-        raise ValueError(
-            f"plate: expected one plate over the data; got {len(holding_all)} that hold every site, "
-            f"{', '.join(map(repr, holding_all))}; say which with plate=..."
-        )
-    if not holding_all:
-        _refuse_outsider(sites, next(iter(of_data)))
-    return of_data[holding_all[0]]
+    sizes = {name: _size_of(frame, sites) for name, frame in frames.items()}
+    of_data = [name for name, size in sizes.items() if plate in (None, name) and size == num_rows]
+    if of_data:
+        dim = frames[of_data[0]].dim
+        outside = next(site for site in sites if dim not in _dims_of_data(site, sites, num_rows, plate))
+        _refuse_outsider(outside, sites, of_data[0])
+    found = ", ".join(f"{name!r} of size {size}" for name, size in sizes.items()) or "no plate"
+    wanted = "a plate" if plate is None else f"a plate {plate!r}"
+    raise ValueError(
+        f"model, guide: expected {wanted} over the {num_rows} data; got {found}; put all sites into "
+        'pyro.plate("data", len(x)), without subsampling.'
+    )
 
 
 def _size_of(frame: Any, sites: list[dict[str, Any]]) -> int:
@@ -271,8 +386,7 @@ def _size_of(frame: Any, sites: list[dict[str, Any]]) -> int:
     return max((shape[frame.dim] for shape in inside if len(shape) >= -frame.dim), default=1)
 
 
-def _refuse_outsider(sites: list[dict[str, Any]], plate: str) -> None:
-    outside = next(site for site in sites if plate not in [frame.name for frame in plates_of(site)])
+def _refuse_outsider(outside: dict[str, Any], sites: list[dict[str, Any]], plate: str) -> None:
     others = ", ".join(repr(frame.name) for frame in plates_of(outside))
     if others and any(
         site["name"] == outside["name"] and plate in [frame.name for frame in plates_of(site)] for site in sites

@@ -56,7 +56,7 @@ class Block(NamedTuple):
     @property
     def asked_for(self) -> Tensor:
         """The columns of the data that were asked for."""
-        return torch.arange(self.columns.start, self.columns.stop, device=self.program.args[0].device)
+        return torch.arange(self.columns.start, self.columns.stop, device=self.program.device)
 
     def part(self, columns: Tensor) -> Block:
         """The block restricted to these columns. Draw for the whole block and cut with `kept`."""
@@ -71,7 +71,7 @@ def blocks(program: Program, width: int, first_index: int = 0) -> Iterator[Block
         return
     end = first_index + program.num_data
     for left in range(first_index // width * width, end, width):
-        places = torch.arange(left, left + width, device=program.args[0].device) - first_index
+        places = torch.arange(left, left + width, device=program.device) - first_index
         rows = range(max(left - first_index, 0), min(left + width, end) - first_index)
         columns = slice(rows.start + first_index - left, rows.stop + first_index - left)
         yield Block(program.at(places.clamp(0, program.num_data - 1)), rows, columns, left)
@@ -147,13 +147,13 @@ def block_width(program: Program, num_samples: int) -> int:
 
 def tile_size(program: Program) -> int:
     """How many (datum, draw) pairs a tile has on the program's device."""
-    return TILE_SIZE.get(program.args[0].device.type, TILE_SIZE["cpu"])
+    return TILE_SIZE.get(program.device.type, TILE_SIZE["cpu"])
 
 
 @contextmanager
 def noise(program: Program, seed: int, place: int) -> Iterator[None]:
     """Draw here with noise that the seed and the place decide; torch's generator is left as it was."""
-    with torch.no_grad(), seeded(program.args[0].device, tile_seed(seed, place)), pyro.validation_enabled(False):
+    with torch.no_grad(), seeded(program.device, tile_seed(seed, place)), pyro.validation_enabled(False):
         yield
 
 
@@ -167,7 +167,7 @@ class Noise(NamedTuple):
     @classmethod
     def of(cls, program: Program) -> Noise:
         """Make noise for all columns of a program."""
-        return cls(program.num_data, torch.arange(program.num_data, device=program.args[0].device))
+        return cls(program.num_data, torch.arange(program.num_data, device=program.device))
 
     def normal(self, num_chains: int) -> Tensor:
         """`(K, N, D)`, float64."""

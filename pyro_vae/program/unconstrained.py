@@ -104,7 +104,7 @@ class Unconstrained:
     def of(cls, program: Program) -> Unconstrained:
         """Look at the supports of the model's latent sites, or say why they have no such view."""
         if program.structure.amortized:  # one row will do, unless it is of the supports that rows differ in
-            view = cls._look_at(program.at(torch.zeros(1, dtype=torch.long, device=program.args[0].device)))
+            view = cls._look_at(program.at(torch.zeros(1, dtype=torch.long, device=program.device)))
             return view.on(program)
         return cls._look_at(program)
 
@@ -119,8 +119,8 @@ class Unconstrained:
     @classmethod
     def _look_at(cls, program: Program, centres: dict[str, Tensor] | None = None) -> Unconstrained:
         program = program.with_masked_latents
-        with torch.no_grad(), seeded(program.args[0].device, 0), pyro.validation_enabled(False):
-            (one, _), (other, _) = program.sites(), program.sites()
+        with torch.no_grad(), seeded(program.device, 0), pyro.validation_enabled(False):
+            one, other = (program.sites().latent for _ in range(2))
             if centres is None:
                 centres = _centres(program, [name for name in one if is_circular(one[name]["fn"])])
         return cls(program, tuple(_site(program, name, one[name], other[name], centres.get(name)) for name in one))
@@ -138,7 +138,7 @@ class Unconstrained:
 
     @property
     def device(self) -> torch.device:
-        return self.program.args[0].device
+        return self.program.device
 
     def at(self, rows: Tensor) -> Unconstrained:
         """The same view of some of the data."""

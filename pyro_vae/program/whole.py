@@ -8,21 +8,44 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import Normal
 from torch import Tensor
 
 from pyro_vae import _checks
 from pyro_vae._random import seeded
 from pyro_vae.program.structure import plates_of, refusing_noisy_modules, sample_sites
 
-__all__ = ["Pair", "as_one_datum", "prior_of"]
+__all__ = ["Pair", "as_one_datum", "prior_of", "with_unused_latent"]
 
 DATA_SET = "_data_set"
 """The plate whose only datum is the data set."""
 
 
-def prior_of(model: Callable[..., Any]) -> Callable[..., Any]:
-    """A guide that draws from the model's prior: the model, without what it observes."""
-    return poutine.block(model, hide_fn=lambda site: site["type"] == "sample" and site["is_observed"])
+UNUSED = "_unused"
+"""A latent on which nothing depends."""
+
+
+def prior_of(model: Callable[..., Any], leaves_out: Callable[[Any], bool] = lambda fn: False) -> Callable[..., Any]:
+    """A guide that draws from the model's prior: the model, without what it observes, or what is left out by choice."""
+
+    def hides(site: Any) -> bool:
+        return site["type"] == "sample" and (site["is_observed"] or leaves_out(site["fn"]))
+
+    return poutine.block(model, hide_fn=hides)
+
+
+def with_unused_latent(program: Callable[..., Any], data_dim: int) -> Callable[..., Any]:
+    """The program with one latent more, on which nothing depends.
+
+    Where all others are summed out there would be nothing to draw. The weights of its draws are p(x), each of them.
+    """
+
+    def run(x: Any, *args: Any, **kwargs: Any) -> Any:
+        with pyro.plate(f"{UNUSED}_data", len(x), dim=data_dim):
+            pyro.sample(UNUSED, Normal(0.0, 1.0))
+        return program(x, *args, **kwargs)
+
+    return run
 
 
 class Pair(NamedTuple):

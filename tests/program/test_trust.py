@@ -274,14 +274,13 @@ MEETING = {
 }
 
 
-@pytest.mark.parametrize("kind", MEETING)
-def test_draws_and_data_that_meet_are_refused(kind):
+def mixing_pair(mix):
+    """z ~ N(0, I), x ~ N(mix(Wz + b), 0.3^2), and log p(x) of a batch by quadrature."""
     torch.manual_seed(0)
-    mix = MEETING[kind]
     if isinstance(mix, nn.Module):
         for parameter in mix.parameters():
             nn.init.uniform_(parameter, 0.2, 1.5)
-    decoder = Mixing(mix).double()
+    decoder = Mixing(mix).double().requires_grad_(False)
 
     def model(x):
         with pyro.plate("data", len(x)):
@@ -292,6 +291,30 @@ def test_draws_and_data_that_meet_are_refused(kind):
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).expand([len(x), 2]).to_event(1))
 
+    def exact(x):
+        line = torch.linspace(-5, 5, 201)
+        z = torch.cartesian_prod(line, line)
+        prior = dist.Normal(0.0, 1.0).log_prob(z).sum(-1) + 2 * math.log(0.05)
+        return (prior + dist.Normal(decoder(z), 0.3).log_prob(x[:, None]).sum(-1)).logsumexp(-1)
+
+    return model, guide, exact
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("kind", list(MEETING)[:-1])
+@pytest.mark.parametrize("estimate", [pv.importance_sampling, pv.log_evidence])
+def test_draws_that_would_meet_are_run_as_they_are_alone(kind, estimate):
+    """Side by side, these decoders would take draws for data or for channels."""
+    model, guide, exact = mixing_pair(MEETING[kind])
+    x = 0.3 * torch.randn(6, 6)
+    evidence = estimate(model, guide, x)
+    assert evidence.settings["draws"] in ("as rows", "one by one")
+    assert_right(evidence, exact(x))
+
+
+@pytest.mark.usefixtures("float64")
+def test_data_that_meet_are_refused():
+    model, guide, _ = mixing_pair(MEETING["a mean over data"])
     for estimate in (pv.importance_sampling, pv.log_evidence):
         with pytest.raises(ValueError, match=r"model.*: expected .*; got"):
             estimate(model, guide, torch.randn(6, 6))

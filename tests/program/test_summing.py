@@ -1,0 +1,250 @@
+"""Discrete latents without a draw are summed out, exactly, by every estimator."""
+
+import itertools
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import config_enumerate
+from truths import assert_within
+
+import pyro_vae as pv
+
+pytestmark = pytest.mark.usefixtures("float64")
+ESTIMATORS = {
+    "importance sampling": pv.importance_sampling,
+    "inflated": lambda *pair, **options: pv.importance_sampling(*pair, proposal="inflated", **options),
+    "laplace": lambda *pair, **options: pv.importance_sampling(*pair, proposal="laplace", **options),
+    "local": lambda *pair, **options: pv.importance_sampling(*pair, proposal="local", **options),
+    "ais": pv.ais,
+    "log_evidence": pv.log_evidence,
+}
+each = pytest.mark.parametrize("estimate", ESTIMATORS.values(), ids=ESTIMATORS)
+WEIGHTS, LOCS = (torch.tensor(values, dtype=torch.float64) for values in ([0.2, 0.5, 0.3], [-2.0, 0.0, 3.0]))
+
+
+def data(*shape):
+    return 2 * torch.randn(*shape, generator=torch.Generator().manual_seed(2))
+
+
+def nothing(*args):
+    """A guide for models whose latents are all summed out."""
+
+
+# A cluster and a continuous latent
+
+
+def clusters(x):
+    with pyro.plate("data", len(x)):
+        cluster = pyro.sample("cluster", dist.Categorical(WEIGHTS))
+        z = pyro.sample("z", dist.Normal(LOCS[cluster], 0.7))
+        pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+
+def guide_of_clusters(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(0.7 * x, 0.6))
+
+
+def evidence_of_clusters(x):
+    return (WEIGHTS.log() + dist.Normal(LOCS, math.hypot(0.7, 0.5)).log_prob(x[:, None])).logsumexp(-1)
+
+
+@each
+def test_a_cluster_beside_a_continuous_latent(estimate):
+    x = data(12)
+    evidence = estimate(clusters, guide_of_clusters, x)
+    assert evidence.settings["summed_out"] == ["cluster"]
+    assert_within(evidence, evidence_of_clusters(x))
+
+
+@pytest.mark.parametrize("expand", [False, True])
+def test_what_a_guide_marks_is_summed_out_of_both(expand):
+    """q(z|x) is then a mixture, whose parts a draw need not say."""
+    x = data(12)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            probs = (WEIGHTS.log() + dist.Normal(LOCS, 1.0).log_prob(x[:, None])).softmax(-1)
+            cluster = pyro.sample("cluster", dist.Categorical(probs))
+            pyro.sample("z", dist.Normal((LOCS[cluster] + 2 * x) / 3, 0.6))
+
+    drawn = pv.importance_sampling(clusters, guide, x)
+    summed = pv.importance_sampling(clusters, config_enumerate(guide, expand=expand), x)
+    assert "summed_out" not in drawn.settings and summed.settings["summed_out"] == ["cluster"]
+    for evidence in (drawn, summed, pv.ais(clusters, config_enumerate(guide), x, start="guide")):
+        assert_within(evidence, evidence_of_clusters(x))
+    assert summed.std_error.mean() < drawn.std_error.mean()
+
+
+@pytest.mark.parametrize("estimate", [pv.importance_sampling, pv.ais])
+def test_auxiliary_choices_of_a_guide_are_summed_out(estimate):
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            is_wide = pyro.sample("is_wide", dist.Bernoulli(0.3), infer={"is_auxiliary": True})
+            pyro.sample("z", dist.Normal(0.7 * x, 0.6 + is_wide))
+
+    x = data(12)
+    assert_within(estimate(clusters, guide, x), evidence_of_clusters(x))
+
+
+def test_both_ways():
+    sandwich = pv.bdmc(clusters, guide_of_clusters, data(20), num_temperatures=100)
+    assert sandwich.mean_gap < 0.05
+
+
+def test_draws_of_the_posterior():
+    """The mean of z is that of the mixture of Gaussians that is its posterior."""
+    x = data(8)
+    draws = pv.posterior_samples(clusters, guide_of_clusters, x, num_samples=200).latents["z"]
+    shares = (WEIGHTS.log() + dist.Normal(LOCS, math.hypot(0.7, 0.5)).log_prob(x[:, None])).softmax(-1)
+    gain = 0.49 / 0.74
+    exact = (shares * (LOCS + gain * (x[:, None] - LOCS))).sum(-1)
+    assert torch.allclose(draws.mean((0, 1)), exact, atol=0.3)
+
+
+# Nothing but discrete latents
+
+
+def mixture(x):
+    with pyro.plate("data", len(x)):
+        cluster = pyro.sample("cluster", dist.Categorical(WEIGHTS))
+        pyro.sample("x", dist.Normal(LOCS[cluster], 0.5), obs=x)
+
+
+@pytest.mark.parametrize("guide", [nothing, None], ids=["a guide of nothing", "no guide"])
+@pytest.mark.parametrize("estimate", [pv.importance_sampling, pv.ais, pv.log_evidence])
+def test_a_mixture_is_exact(estimate, guide):
+    x = data(12)
+    evidence = estimate(mixture, guide, x)
+    exact = (WEIGHTS.log() + dist.Normal(LOCS, 0.5).log_prob(x[:, None])).logsumexp(-1)
+    assert torch.allclose(evidence.log_evidence, exact) and evidence.reliable.all()
+    assert (evidence.std_error < 1e-6).all()
+
+
+def latent_classes(x):
+    """A class for each datum, and words of a plate inside with topics of their own."""
+    with pyro.plate("data", len(x), dim=-2):
+        kind = pyro.sample("kind", dist.Bernoulli(0.3))
+        with pyro.plate("words", 3, dim=-1):
+            topic = pyro.sample(
+                "topic", dist.Categorical(torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6]])[kind.long()])
+            )
+            pyro.sample("x", dist.Normal(LOCS[topic], 1.0), obs=x)
+
+
+def test_plates_inside_are_summed_each_for_itself():
+    x = data(6, 3)
+    shares = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6]]).log()
+    words = (shares[:, None, None] + dist.Normal(LOCS, 1.0).log_prob(x[..., None])).logsumexp(-1).sum(-1)
+    exact = (torch.tensor([0.7, 0.3]).log()[:, None] + words).logsumexp(0)
+    assert torch.allclose(pv.log_evidence(latent_classes, nothing, x).log_evidence, exact)
+
+
+STAY, LOC_OF_STATE = torch.tensor([[0.8, 0.2], [0.3, 0.7]], dtype=torch.float64), torch.tensor([-1.0, 1.0]).double()
+
+
+def hidden_markov(x, length):
+    with pyro.plate("data", len(x)):
+        state = 0
+        for t in pyro.markov(range(x.shape[-1])):
+            with poutine.mask(mask=t < length):
+                state = pyro.sample(f"state_{t}", dist.Categorical(STAY[state]))
+                pyro.sample(f"x_{t}", dist.Normal(LOC_OF_STATE[state], 0.7), obs=x[:, t])
+
+
+def test_a_hidden_markov_model_of_different_lengths():
+    """What lies past a datum's end is summed out with its own density, and counts for nothing."""
+    x, length = data(9, 5), torch.tensor([5, 3, 1, 4, 2, 5, 1, 2, 3])
+
+    def by_brute_force(row):
+        total = []
+        for states in itertools.product(range(2), repeat=len(row)):
+            log_p = sum(STAY[one, other].log() for one, other in itertools.pairwise((0, *states)))
+            total.append(log_p + dist.Normal(LOC_OF_STATE[list(states)], 0.7).log_prob(row).sum())
+        return torch.stack(total).logsumexp(0)
+
+    exact = torch.stack([by_brute_force(row[:end]) for row, end in zip(x, length.tolist(), strict=True)])
+    for guide in (nothing, None):
+        assert torch.allclose(pv.importance_sampling(hidden_markov, guide, x, length).log_evidence, exact)
+
+
+# As in programs of one batch dimension, whose decoders put latents side by side
+
+
+class Concatenating(torch.nn.Module):
+    """Puts z and y into one vector."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        self.weight = torch.randn(5, 4, generator=generator, dtype=torch.float64)
+
+    def forward(self, z, y):
+        return torch.cat([z, y], -1) @ self.weight
+
+
+DECODER = Concatenating()
+
+
+def semi_supervised(x, y=None):
+    with pyro.plate("data"):
+        z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+        y = pyro.sample("y", dist.OneHotCategorical(torch.ones(len(x), 3)), obs=y)
+        pyro.sample("x", dist.Normal(DECODER(z, y).view(*y.shape[:-1], 4), 0.8).to_event(1), obs=x)
+
+
+def semi_supervised_guide(x, y=None):
+    with pyro.plate("data"):
+        if y is None:
+            y = pyro.sample("y", dist.OneHotCategorical(logits=x[:, :3]))
+        pyro.sample("z", dist.Normal(0.2 * x[:, :2] + 0 * y[..., :1], 0.7).to_event(1))
+
+
+def of_each_class(x):
+    w_z, w_y = DECODER.weight.split([2, 3])
+    covariance = w_z.T @ w_z + 0.64 * torch.eye(4)
+    return torch.stack([dist.MultivariateNormal(loc, covariance).log_prob(x) for loc in w_y])
+
+
+@pytest.mark.parametrize("guide", [semi_supervised_guide, config_enumerate(semi_supervised_guide, expand=True)])
+@pytest.mark.parametrize("estimate", [pv.importance_sampling, pv.log_evidence])
+def test_with_and_without_labels(estimate, guide):
+    x, labels = data(9, 4), torch.arange(9) % 3
+    each_class = of_each_class(x)
+    assert_within(estimate(semi_supervised, guide, x), each_class.logsumexp(0) - math.log(3))
+    y = torch.nn.functional.one_hot(labels, 3).double()
+    with_label = each_class[labels, torch.arange(9)] - math.log(3)
+    assert_within(estimate(semi_supervised, guide, x, y), with_label)
+
+
+def test_a_model_that_runs_only_on_all_values_at_once():
+    """Some decoders repeat z for each class, and then need all of them."""
+
+    def model(x):
+        with pyro.plate("data"):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+            y = pyro.sample("y", dist.OneHotCategorical(torch.ones(len(x), 3)))
+            loc = DECODER(z.repeat(3, 1), y.reshape(-1, 3)).view(*y.shape[:-1], 4)
+            pyro.sample("x", dist.Normal(loc, 0.8).to_event(1), obs=x)
+
+    x = data(9, 4)
+    for guide in (semi_supervised_guide, config_enumerate(semi_supervised_guide, expand=True)):
+        evidence = pv.importance_sampling(model, guide, x, num_samples=3000)
+        assert evidence.settings["summed_out"] == ["y"]
+        assert_within(evidence, of_each_class(x).logsumexp(0) - math.log(3))
+
+
+def test_values_without_a_list_are_still_refused():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            count = pyro.sample("count", dist.Poisson(2.0))
+            pyro.sample("x", dist.Normal(count, 1.0), obs=x)
+
+    with pytest.raises(
+        ValueError, match="guide: expected it to draw every latent site of the model; got no site 'count'"
+    ):
+        pv.importance_sampling(model, nothing, data(5))
