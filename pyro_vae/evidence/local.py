@@ -1,4 +1,4 @@
-"""A guide whose distribution is refined for each datum on its own, within its family."""
+"""Refine a guide's distribution for each datum on its own, within its family."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _Family:
     event_dims: int
     transforms: dict[str, Any]
     fixed: dict[str, Tensor]
-    """Parameters that decide on the support."""
+    """Parameters that decide the support."""
 
     def distribution(self, free: dict[str, Tensor]) -> Any:
         parameters = {name: self.transforms[name](value) for name, value in free.items()}
@@ -57,12 +57,13 @@ def refine(
     columns: Tensor | None = None,
     lr: float = 0.05,
 ) -> tuple[Program, Program]:
-    r"""The program with, as its guide, the member of the guide's family that maximises each datum's own ELBO.
+    r"""Replace the guide by the member of its family that maximises each datum's own ELBO.
 
-    Adam on the parameters of each site's distribution, from where the guide puts them, with reparametrized gradients of
-    `num_particles` draws, a step size that falls to zero, and the mean over the last quarter of the path. The model is
-    run on some columns alone, if they are given, and the others' distributions stay what they were. Beside the program
-    that is returned, of all columns, to draw from, there is that of those columns, to evaluate.
+    Adam moves the parameters of each site's distribution from where the guide puts them, with reparametrized gradients
+    of `num_particles` draws and a step size that falls to zero. The result is the mean over the last quarter of the
+    path. If `columns` are given, the model runs on them alone, and the other columns keep their distributions.
+
+    Two programs are returned: one of all columns, to draw from, and one of `columns`, to evaluate.
 
     References:
         Kim et al. (2018), Semi-amortized variational autoencoders; Cremer et al. (2018).
@@ -119,7 +120,7 @@ def _free_parameters(program: Program) -> tuple[dict[str, _Family], dict[str, di
         fixed = {key: found.pop(key) for key in list(found) if _moves_support(fn, found, key)}
         if not found:
             raise ValueError(_unrefinable(name, fn))
-        constraints = fn.arg_constraints  # its own: a Uniform's, say, depend on its values
+        constraints = fn.arg_constraints  # of the instance: a Uniform's, say, depend on its values
         transforms = {key: _to(constraints[key], name, fn) for key in found}
         families[name] = _Family(type(fn), event_dims, transforms, fixed)
         free[name] = {key: transforms[key].inv(value).detach().clone().requires_grad_() for key, value in found.items()}
@@ -127,7 +128,7 @@ def _free_parameters(program: Program) -> tuple[dict[str, _Family], dict[str, di
 
 
 def _moves_support(fn: Any, parameters: dict[str, Tensor], key: str) -> bool:
-    """Whether a parameter decides where there is a density at all: to refine it would cut off a part of p(z|x)."""
+    """Tell whether a parameter moves the support: to refine it would cut off a part of p(z|x)."""
     with contextlib.suppress(AttributeError):
         moved = type(fn)(**{**parameters, key: parameters[key] + 0.125})
         return _bounds(moved.support) != _bounds(fn.support)
@@ -153,7 +154,7 @@ def _unrefinable(name: str, fn: Any) -> str:
 
 
 def _parameters(site: dict[str, Any]) -> tuple[Any, int, dict[str, Tensor]]:
-    """A distribution without its wrappers, how many event dimensions those make, and its parameters in full shape."""
+    """Return a site's distribution without wrappers, the event dimensions that they add, and its full parameters."""
     name, fn = site["name"], elements_of(site).fn
     event_dims, shape = site["fn"].event_dim - fn.event_dim, fn.batch_shape
     arguments = set(inspect.signature(type(fn).__init__).parameters) & set(getattr(fn, "arg_constraints", {}))
