@@ -77,9 +77,9 @@ def _log_prob(fn: Any, value: Tensor) -> Tensor:
 
 
 def _within_support(fn: Any, value: Tensor) -> Tensor:
-    """log p, and -inf outside the support, where some distributions make up a density.
+    """Return log p, and -inf outside the support, where some distributions return a finite density.
 
-    And where it is +inf: at a pole, such as that of Gamma's at 0, where rounding alone can put a value.
+    Also -inf at a pole, where log p is +inf: rounding alone can put a value there, as at 0 under a Gamma.
     """
     log_prob = fn.log_prob(value)
     inside = fn.support.check(value) & ~log_prob.isposinf()
@@ -89,7 +89,7 @@ def _within_support(fn: Any, value: Tensor) -> Tensor:
 
 
 class _AllDrawn(Exception):
-    """A run has come to its last latent."""
+    """Raised when a run has drawn its last latent."""
 
 
 class _UntilDrawn(Messenger):
@@ -146,7 +146,7 @@ class Program:
         return len(self.args[0])
 
     def at(self, rows: Tensor) -> Program:
-        """The same program on some of the data."""
+        """Select data by row."""
         masks = {name: each.mask for name, each in self.counting.items() if each.mask is not None}
         chosen = self.choose(masks, rows)
         counting = {name: each._replace(mask=chosen.get(name)) for name, each in self.counting.items()}
@@ -161,13 +161,13 @@ class Program:
         return replace(self, counting={})
 
     def draw(self, num_samples: int) -> tuple[Latents, Tensor]:
-        """Latents drawn from the guide, and log q(z|x) of each, `(K, N)`."""
+        """Draw latents from the guide, with log q(z|x) of each, `(K, N)`."""
         drawn = drawn_sites(self.run_guide(num_samples))
         latents = {name: site["value"] for name, site in drawn.items()}
         return latents, self._with_masks_of(latents)._log_latents(drawn)
 
     def log_joint(self, latents: Latents) -> tuple[Tensor, Tensor]:
-        """log p(z) and log p(x|z), each `(K, N)`; where log p(z) is -inf, log p(x|z) is 0, for it may be no number."""
+        """Return log p(z) and log p(x|z), each `(K, N)`. Where log p(z) is -inf, log p(x|z) may be NaN: it is set to 0."""
         sites = dict(sample_sites(self.run_model(latents)))
         observed = {name: site for name, site in sites.items() if name not in latents}
         latent = {name: site for name, site in sites.items() if name in latents}
@@ -177,9 +177,9 @@ class Program:
         return prior, self._log_observed(observed).masked_fill(prior.isneginf(), 0.0)
 
     def log_guide(self, latents: Latents) -> Tensor:
-        """log q(z|x) of given latents, `(K, N)`: of any that have the guide's sites, not only of its own draws.
+        """Return log q(z|x) of given latents, `(K, N)`, which the guide need not have drawn.
 
-        Where a guide makes a latent of an auxiliary draw of its own, as automatic guides do, both are given.
+        Where a guide makes a latent of an auxiliary draw, as automatic guides do, both are given.
         """
         num_samples = next(iter(latents.values())).shape[0]
         made = {name.removesuffix("_unconstrained") for name in latents.keys() & self.structure.auxiliary}
@@ -195,7 +195,7 @@ class Program:
         return counted._log_given({name: site for name, site in sample_sites(trace) if name in latents})
 
     def _with_masks_of(self, latents: Latents) -> Program:
-        """The program with the masks of these draws, by the model, where they depend on the draw."""
+        """Return the program with the model's masks for these draws, where masks depend on the draw."""
         if all(each.mask is not None for each in self.counting.values()):
             return self
         sites = self._latent_sites(latents)
@@ -203,17 +203,17 @@ class Program:
         return replace(self, counting=counting)
 
     def _latent_sites(self, latents: Latents) -> dict[str, Any]:
-        """The model's latent sites for given latents; the model is run no further than that takes."""
+        """Return the model's latent sites for given latents, running the model no further than needed."""
         given = {name: value for name, value in latents.items() if name in self.structure.latents}
         model = poutine.condition(self.model, data=given)
         trace = self._run(_UntilDrawn(self.structure.latents)(model), len(next(iter(given.values()))))
         return {name: site for name, site in sample_sites(trace) if name in given}
 
     def _log_given(self, sites: dict[str, Any]) -> Tensor:
-        """log q(z|x) of values that the guide need not have drawn."""
+        """Return log q(z|x) of values that the guide need not have drawn."""
         try:
             return self._log_latents(sites, _within_support)
-        except (KeyError, NotImplementedError) as error:  # of a transform that cannot be inverted
+        except (KeyError, NotImplementedError) as error:  # from a transform without an inverse
             raise ValueError(
                 "guide: expected a density at values that it has not drawn; got a distribution that cannot say it "
                 f"({type(error).__name__}: {error}), such as a planar flow, whose inverse is not known; use "
@@ -221,7 +221,7 @@ class Program:
             ) from error
 
     def draw_prior(self, num_samples: int) -> Latents:
-        """Latents drawn from the model's prior; the model is run no further than that takes."""
+        """Draw latents from the model's prior, running the model no further than needed."""
         try:
             sites = drawn_sites(self._run(_UntilDrawn(self.structure.latents)(self.model), num_samples))
         except (NotImplementedError, TypeError) as error:
@@ -232,11 +232,11 @@ class Program:
         return {name: site["value"] for name, site in sites.items()}
 
     def log_prior(self, latents: Latents) -> Tensor:
-        """log p(z) of given latents, `(K, N)`; the model is run no further than that takes."""
+        """Return log p(z) of given latents, `(K, N)`, running the model no further than needed."""
         return self._log_latents(self._latent_sites(latents), _within_support)
 
     def sites(self, num_samples: int = 1) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The model's latent and observed sites in one run, with latents from the guide."""
+        """Return the model's latent and observed sites in one run, with latents from the guide."""
         latents, _ = self.draw(num_samples)
         sites = dict(sample_sites(self.run_model(latents)))
         return (
@@ -245,18 +245,18 @@ class Program:
         )
 
     def observed_values(self) -> dict[str, ObservedSite]:
-        """What was observed at each site."""
+        """Return what was observed at each site."""
         parts = [{name: self._observed_site(site) for name, site in observed.items()} for observed in self._observed()]
         return {name: ObservedSite.joined([part[name] for part in parts]) for name in parts[0]}
 
     def refuse_impossible_data(self) -> None:
-        """Stop if an observed value is outside the support of its distribution."""
+        """Raise if an observed value is outside the support of its distribution."""
         for observed in self._observed():
             refuse_impossible_data(observed)
 
     @torch.no_grad()
     def _observed(self) -> Iterator[dict[str, Any]]:
-        """The observed sites, of some rows at a time."""
+        """Yield the observed sites, some rows at a time."""
         for rows in self.rows_at_a_time():
             with seeded(rows.device, 0), pyro.validation_enabled(False):
                 yield self.at(rows).sites()[1]
@@ -267,16 +267,16 @@ class Program:
         return ObservedSite(value, kind_of(site), masks)
 
     def draws_first(self, value: Tensor) -> Tensor:
-        """A site's value with its dimensions in the order draws, data, others: `(K, N, ...)`."""
+        """Reorder a site's dimensions to draws, data, others: `(K, N, ...)`."""
         return value.movedim(self.structure.data_axis, 1)
 
     def draw_alone(self) -> poutine.Trace:
-        """A run of the guide without a dimension of draws."""
+        """Run the guide without a dimension of draws."""
         with poutine.block():
             return poutine.trace(self.guide).get_trace(*self.args, **self.kwargs)
 
     def alone(self, guide_trace: poutine.Trace) -> _Alone:
-        """What model and guide say of a draw alone; its latents get the dimension that draws have side by side."""
+        """Evaluate model and guide without a dimension of draws, and add this dimension to the latents."""
         drawn = drawn_sites(guide_trace)
         given = {name: site["value"] for name, site in drawn.items()}
         with poutine.block():
@@ -293,7 +293,7 @@ class Program:
         return _Alone(widened, densities)
 
     def log_drawn(self, latents: Latents) -> Tensor | None:
-        """log q(z|x) of all that a guide draws, `(K, N)`; None if it cannot say it of values that are given."""
+        """Return log q(z|x) of all that a guide draws, `(K, N)`; None if it has no density at given values."""
         num_samples = next(iter(latents.values())).shape[0]
         trace = self._run(poutine.condition(self.guide, data=latents), num_samples)
         try:
@@ -302,7 +302,7 @@ class Program:
             return None
 
     def exchanged(self, latents: Latents, others: Latents) -> Latents:
-        """Latents, with others where they do not count."""
+        """Replace latents by others where they do not count."""
         sites = dict(sample_sites(self.run_model(latents)))
         changed = dict(latents)
         for name, counting in self.counting.items():
@@ -312,21 +312,21 @@ class Program:
         return changed
 
     def rows_at_a_time(self) -> Iterator[Tensor]:
-        """All rows; where the pair runs on any number of them, some at a time."""
+        """Yield all rows; some at a time, if the pair runs on any number of them."""
         everyone = torch.arange(self.num_data, device=self.args[0].device)
         yield from everyone.split(LOOKED_AT_TOGETHER if self.structure.amortized else self.num_data)
 
     def run_guide(self, num_samples: int) -> poutine.Trace:
-        """A run of the guide."""
+        """Run the guide."""
         return self._run(self.guide, num_samples)
 
     def run_model(self, latents: Latents) -> poutine.Trace:
-        """A run of the model, with these latents."""
+        """Run the model with these latents."""
         num_samples = next(iter(latents.values())).shape[0]
         return self._run(poutine.condition(self.model, data=latents), num_samples)
 
     def choose(self, latents: Latents, rows: Tensor) -> Latents:
-        """The latents of some of the data."""
+        """Select the latents of some of the data."""
         return {name: value.index_select(self.structure.data_axis, rows) for name, value in latents.items()}
 
     def _run(self, fn: Callable[..., Any], num_samples: int) -> poutine.Trace:
@@ -346,7 +346,7 @@ class Program:
         return self._sum(self._log_latent(site, log_prob) for site in sites.values())
 
     def _log_latent(self, site: dict[str, Any], log_prob: Callable[[Any, Tensor], Tensor]) -> Tensor:
-        """The density of a latent, of all that it has or of the parts that count."""
+        """Return the log density of a latent: of all of it, or of the parts that count."""
         fn = elements_of(site).fn
         each = log_prob(fn, site["value"])
         counting = self.counting.get(name_of_latent(site))
@@ -358,7 +358,7 @@ class Program:
         return torch.stack([self._per_datum(each.double()) for each in log_probs]).sum(0)
 
     def _per_datum(self, log_prob: Tensor) -> Tensor:
-        """A site's log density summed over all but draws and data. A plate's scale is no part of it."""
+        """Sum a site's log density over all but draws and data, without the scale of plates."""
         keep = (self.structure.particle_dim, self.structure.data_dim)
         log_prob = log_prob[(None,) * (-self.structure.particle_dim - log_prob.ndim)]
         others = [dim for dim in range(-log_prob.ndim, 0) if dim not in keep]

@@ -1,4 +1,4 @@
-"""A look at a (model, guide) pair: what it is as a program, or why it is none."""
+"""Inspect a (model, guide) pair: make a program of it, or say why it is none."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def program_of(
     kwargs: Mapping[str, Any] | None = None,
     plate: str | None = None,
 ) -> Program:
-    """Look at a run of the pair, and refuse one that has no log p(x) for each datum.
+    """Make a program of a pair by looking at its runs; refuse one that has no log p(x) for each datum.
 
     Without a guide, the prior takes its place.
     """
@@ -47,7 +47,7 @@ def program_of(
     return _with_masks(replace(program, structure=structure))
 
 
-NUM_MASKED_DRAWS = 64  # on which nothing that counts may depend
+NUM_MASKED_DRAWS = 64  # to test that nothing that counts depends on what is masked
 
 
 @torch.no_grad()
@@ -77,7 +77,7 @@ def _can_draw_prior(program: Program) -> bool:
 
 @torch.no_grad()
 def _with_masks(program: Program) -> Program:
-    """The program that leaves out what is masked among its latents."""
+    """Leave masked latents out of the densities, where nothing that counts depends on them."""
     counting = _counting(program)
     if not counting:
         return program
@@ -106,7 +106,7 @@ class _Masked(NamedTuple):
 
 
 def _counting(program: Program) -> dict[str, Counting]:
-    """Which parts of the latents count, by the model's masks."""
+    """Find which parts of the latents count, by the model's masks."""
     pieces = [_masked(program.at(rows)) for rows in program.rows_at_a_time()]
     names = pieces[0].keys()
     if any(piece.keys() != names for piece in pieces):
@@ -121,7 +121,7 @@ def _counting(program: Program) -> dict[str, Counting]:
 
 
 def _masked(program: Program) -> dict[str, _Masked]:
-    """The masked latents; none if the guide draws jointly what the model draws apart."""
+    """Find the masked latents; none if the guide draws jointly what the model draws apart."""
     with seeded(program.args[0].device, 0), pyro.validation_enabled(False):
         drawn, sites = _drawn_with_model(program, 1)
         if all(elements_of(site).mask is None for name, site in sites.items() if name in drawn):
@@ -138,13 +138,13 @@ def _masked(program: Program) -> dict[str, _Masked]:
 
 
 def _drawn_with_model(program: Program, num_samples: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The sites that the guide draws, and all sites of the model on these draws."""
+    """Return the sites that the guide draws, and all sites of the model on these draws."""
     drawn = drawn_sites(program.run_guide(num_samples))
     return drawn, dict(sample_sites(program.run_model({name: site["value"] for name, site in drawn.items()})))
 
 
 def _masked_latents_matter(program: Program) -> bool:
-    """Whether what counts depends on what does not: log p(x) would be an integral over a flat density."""
+    """Tell whether what counts depends on what is masked: log p(x) would then integrate over a flat density."""
     for rows in program.rows_at_a_time():
         some = program.at(rows)
         with seeded(rows.device, 0), pyro.validation_enabled(False):
@@ -162,7 +162,7 @@ def _amortized(
     kwargs: dict[str, Any],
     plate: str | None,
 ) -> Program | str:
-    """The program, if it runs on any rows, each for itself; if not, what went wrong."""
+    """Return the program, if it runs on any rows, each on its own; otherwise what went wrong."""
     reason = ""
     # What runs on another number of rows runs on any. Two are tried, as there may be a plate of the first's size.
     for trial in (_repeated(rows, 7), _repeated(rows, 11)):
@@ -174,7 +174,7 @@ def _amortized(
             program = replace(found, args=rows)
             _refuse_place(program.at(torch.arange(min(program.num_data, LOOKED_AT_TOGETHER), device=rows[0].device)))
             return program
-        except Exception as error:  # whatever it is: on all data at a time it may run, or fail with the same
+        except Exception as error:  # whatever it is: the pair may run on all data together, or fail there again
             reason = (str(error).splitlines() or [type(error).__name__])[0]
     return reason
 
@@ -187,7 +187,7 @@ def _not_amortized(
     plate: str | None,
     reason: str,
 ) -> Program:
-    """The program, which runs on all rows together, for that reason."""
+    """Return the program, which runs on all rows together, and warn of the reason."""
     program = Program(model, guide, rows, kwargs, look_at(model, guide, rows, kwargs, plate, False))
     _refuse_fixed_shapes(program)
     _refuse_draws_that_meet(program)
@@ -201,7 +201,7 @@ def _not_amortized(
 
 
 def _refuse_fixed_shapes(program: Program) -> None:
-    """Run the pair on two draws at once, which is how it is evaluated."""
+    """Raise unless the pair runs on two draws at once, as evaluations do."""
     expected = (2, program.num_data)
     found: Any
     try:
@@ -244,9 +244,9 @@ def _rows_of_data(args: tuple[Any, ...]) -> tuple[Tensor, ...]:
 
 
 def _refuse_place(program: Program, and_alone: bool = False) -> None:
-    """Stop if a row's density depends on its place, on the number of rows or on others: halves must give the same.
+    """Raise if a row's density depends on its place, on the number of rows or on others: halves must give the same.
 
-    So must a row in a batch of one.
+    With `and_alone`, so must a row in a batch of one.
     """
     firsts = range(min(2, program.num_data))
     found = _Densities.of(program)
@@ -257,7 +257,7 @@ def _refuse_place(program: Program, and_alone: bool = False) -> None:
 
 
 def _refuse_draws_that_meet(program: Program) -> None:
-    """Stop if a draw has another density among draws than alone, in a run without a dimension of draws."""
+    """Raise if a draw has another density beside others than in a run without a dimension of draws."""
     alone, together = _two_draws(program)
     for name, one, other in zip(("model", "model", "guide"), zip(*alone, strict=True), together, strict=True):
         if other is not None and not _agree(torch.cat(one), other):
@@ -272,7 +272,7 @@ def _refuse_draws_that_meet(program: Program) -> None:
 
 @torch.no_grad()
 def _two_draws(program: Program) -> tuple[list[tuple[Tensor, ...]], tuple[Tensor | None, ...]]:
-    """log p(z), log p(x|z) and log q(z|x) of two draws, `(1, N)` each alone, and `(2, N)` side by side."""
+    """Return log p(z), log p(x|z) and log q(z|x) of two draws: `(1, N)` each alone, and `(2, N)` side by side."""
     with seeded(program.args[0].device, 0), pyro.validation_enabled(False):
         alone = [program.alone(program.draw_alone()) for _ in range(2)]
         latents = {name: torch.cat([each.latents[name] for each in alone]) for name in alone[0].latents}
@@ -281,7 +281,7 @@ def _two_draws(program: Program) -> tuple[list[tuple[Tensor, ...]], tuple[Tensor
 
 
 def _refuse_company(program: Program) -> None:
-    """Stop if a row's density depends on other rows or their latents: put one row in the place of every second."""
+    """Raise if a row's density depends on other rows or their latents: replace every second row by one of them."""
     places, found = torch.arange(program.num_data), _Densities.of(program)
     for first in range(min(2, program.num_data)):
         beside_others = torch.where(places % 2 == first, places, first)
@@ -294,7 +294,7 @@ def _refuse_company(program: Program) -> None:
 
 
 class _Densities(NamedTuple):
-    """A draw for all rows, and what it has for densities among all."""
+    """A draw for all rows, with its densities among all of them."""
 
     program: Program
     latents: Latents
@@ -309,7 +309,7 @@ class _Densities(NamedTuple):
 
     @torch.no_grad()
     def has(self, rows: Tensor, compared: slice = slice(None)) -> bool:
-        """Whether these rows, with their latents and no others, have the same densities."""
+        """Tell whether these rows, with their latents and no others, have the same densities."""
         rows = rows.to(self.program.args[0].device)
         with seeded(rows.device, 0), pyro.validation_enabled(False):
             here = self.program.at(rows).log_joint(self.program.choose(self.latents, rows))
@@ -318,12 +318,12 @@ class _Densities(NamedTuple):
 
 
 def _agree(one: Tensor, other: Tensor) -> bool:
-    """Whether densities are the same, to rounding in float32."""
+    """Tell whether densities are the same, to rounding in float32."""
     return torch.allclose(one, other, rtol=1e-5, atol=1e-3, equal_nan=True)
 
 
 def _repeated(args: tuple[Tensor, ...], size: int) -> tuple[Tensor, ...]:
-    """Some rows, and not as many as there are."""
+    """Repeat rows up to a number that is not their own."""
     num_data = len(args[0])
     size += 6 if size == num_data else 0
     return tuple(arg[torch.arange(size, device=arg.device) % num_data] for arg in args)

@@ -35,13 +35,13 @@ class Structure:
     latents: frozenset[str] = frozenset()
     """The model's latent sites."""
     auxiliary: frozenset[str] = frozenset()
-    """What the guide draws beside them."""
+    """What else the guide draws."""
     guide_has_density: bool = True
     """Whether the guide's density is known at values that it has not drawn."""
     can_draw_prior: bool = True
     """Whether the latents can be drawn from the model."""
     not_amortized_because: str = ""
-    """What went wrong on other rows."""
+    """What went wrong on other numbers of rows."""
 
     @property
     def data_axis(self) -> int:
@@ -65,7 +65,7 @@ def look_at(
     plate: str | None,
     amortized: bool,
 ) -> Structure:
-    """The structure of the pair, as a run on these rows shows it, or an error that says what it lacks."""
+    """Read the structure of the pair off a run on these rows, or raise an error that says what it lacks."""
     with poutine.block(), seeded(args[0].device, 0), refusing_noisy_modules():
         with pyro.validation_enabled(True):  # of parameters, above all NaN
             _traces(model, guide, args, kwargs)
@@ -99,7 +99,7 @@ def _traces(
 
 @contextmanager
 def refusing_what_has_no_batch() -> Iterator[None]:
-    """Say in words what Pyro's distributions that cannot be expanded or evaluated raise."""
+    """Explain the errors of Pyro's distributions that cannot be expanded or evaluated."""
     try:
         yield
     except (NotImplementedError, AssertionError, IndexError) as error:
@@ -112,25 +112,25 @@ def refusing_what_has_no_batch() -> Iterator[None]:
 
 
 def sample_sites(trace: poutine.Trace) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The sites that have a density; a plate's choice of rows and `pyro.deterministic` have none."""
+    """Yield the sites that have a density; a plate's choice of rows and `pyro.deterministic` have none."""
     for name, site in prune_subsample_sites(trace).nodes.items():
         if site["type"] == "sample" and not site["infer"].get("_deterministic"):
             yield name, site
 
 
 def drawn_sites(trace: poutine.Trace) -> dict[str, dict[str, Any]]:
-    """The sites of a guide whose densities are part of log q: not what it observes, such as data or a factor."""
+    """Return the sites of a guide that are part of log q, without what it observes, such as data or a factor."""
     return {name: site for name, site in sample_sites(trace) if not site["is_observed"]}
 
 
 def name_of_latent(site: dict[str, Any]) -> str:
-    """The latent that a site of a guide stands for: Pyro's automatic guides draw `z_unconstrained` for `z`."""
+    """Return the latent that a guide's site stands for: Pyro's automatic guides draw `z_unconstrained` for `z`."""
     name: str = site["name"]
     return name.removesuffix("_unconstrained") if site["infer"].get("is_auxiliary") else name
 
 
 def plates_of(site: dict[str, Any]) -> list[Any]:
-    """The frames of the plates that give a site its batch dimensions."""
+    """List the frames of the plates that give a site its batch dimensions."""
     return [frame for frame in site["cond_indep_stack"] if frame.vectorized]
 
 
@@ -155,7 +155,7 @@ def _refuse_mismatch(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -
 
 
 def refuse_other_names(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> None:
-    """Stop unless the guide draws what the model leaves open, and nothing else."""
+    """Raise unless the guide draws the model's latent sites, and nothing else."""
     latent = {name for name, site in model_sites.items() if not site["is_observed"]}
     drawn = {name for name, site in guide_sites.items() if not site["infer"].get("is_auxiliary")}
     others = ", ".join(map(repr, sorted(drawn - model_sites.keys())))
@@ -174,8 +174,10 @@ def refuse_other_names(model_sites: dict[str, Any], guide_sites: dict[str, Any])
 
 
 def _refuse_densities_without_volume(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> None:
-    """A point has no density to weigh by, unless it is the image of an auxiliary draw, as in Pyro's automatic "
-    "guides."""
+    """Refuse a point, which has no density to weigh by, unless it is the image of an auxiliary draw.
+
+    Pyro's automatic guides make such images. An auxiliary draw without one is refused too.
+    """
     auxiliary = [name for name, site in guide_sites.items() if site["infer"].get("is_auxiliary")]
     points = [
         name
@@ -209,7 +211,7 @@ def is_point(site: dict[str, Any]) -> bool:
 
 
 def layers_of(fn: Any) -> Iterator[Any]:
-    """A distribution, and what it is wrapped about or a mixture of."""
+    """Yield a distribution, and what it wraps or mixes."""
     yield fn
     for inner in ("base_dist", "component_distribution"):
         if hasattr(fn, inner):
@@ -221,25 +223,25 @@ CIRCULAR = (VonMises, SineBivariateVonMises, SineSkewed)
 
 
 def is_circular(fn: Any) -> bool:
-    """Whether values are angles, though their support is declared to be the real line."""
+    """Tell whether values are angles, though their support is declared to be the real line."""
     return any(isinstance(layer, CIRCULAR) for layer in layers_of(fn))
 
 
 def is_angle(value: Tensor, batch_ndim: int) -> Tensor:
-    """Whether angles are between -pi and pi, beyond which a density on a circle comes again."""
+    """Tell whether angles are between -pi and pi, beyond which a density on a circle repeats."""
     inside = value.abs() <= math.pi + 1e-5
     return inside.flatten(batch_ndim).all(-1) if inside.ndim > batch_ndim else inside
 
 
 def kind_of(site: dict[str, Any]) -> str:
-    """What a site's log density is the log of."""
+    """Return what a site's log density is the log of: a "probability", a "density" or a "factor"."""
     if any(isinstance(fn, Unit) for fn in layers_of(site["fn"])):
         return "factor"
     return "probability" if site["fn"].support.is_discrete else "density"
 
 
 def _data_frame(sites: list[dict[str, Any]], num_rows: int, plate: str | None) -> Any:
-    """The frame of the plate over data, which must hold every site."""
+    """Find the frame of the plate over data, which must hold every site."""
     frames = {frame.name: frame for site in sites for frame in plates_of(site)}
     of_data = {
         name: frame for name, frame in frames.items() if plate in (None, name) and _size_of(frame, sites) == num_rows
@@ -264,7 +266,7 @@ def _data_frame(sites: list[dict[str, Any]], num_rows: int, plate: str | None) -
 
 
 def _size_of(frame: Any, sites: list[dict[str, Any]]) -> int:
-    """The size of a plate; of one without a size, as in `pyro.plate("data")`, that of what lies in it."""
+    """Return the size of a plate; for one without a size, as `pyro.plate("data")`, that of what lies in it."""
     if frame.size != UNSIZED:
         return frame.size
     inside = [site["fn"].batch_shape for site in sites if frame.name in [each.name for each in plates_of(site)]]
@@ -299,7 +301,7 @@ def _refuse_outsider(sites: list[dict[str, Any]], plate: str) -> None:
 
 
 def refuse_subsampling(trace: poutine.Trace) -> None:
-    """Rows that a plate takes of others are not those that were asked for, or have parameters in other places."""
+    """Refuse subsampling plates: their rows are not those that were asked for, or have parameters in other places."""
     for name, site in trace.nodes.items():
         if type(site.get("fn")).__name__ == "_Subsample" and len(site["value"]) < site["fn"].size:
             raise ValueError(
@@ -314,7 +316,7 @@ def refuse_impossible_data(observed: dict[str, Any]) -> None:
     for name, site in observed.items():
         fn, mask = elements_of(site)
         possible = fn.support.check(site["value"])
-        if not possible.all():  # what is masked, and NaN that the distribution takes for what was not measured
+        if not possible.all():  # masked values are allowed, and NaN that the distribution takes for missing values
             possible = possible | _stands_for_missing(fn, site["value"])
             possible = possible if mask is None else possible | (~mask & _is_number(fn, site["value"]))
         if not possible.all():
@@ -340,7 +342,7 @@ def _any_of_event(value: Tensor, event_dim: int) -> Tensor:
 
 
 def refuse_autocast() -> None:
-    """Half precision moves an ELBO by tenths of a nat."""
+    """Refuse autocast: half precision moves an ELBO by tenths of a nat."""
     for device in ("cpu", "cuda"):
         if torch.is_autocast_enabled(device):
             raise ValueError(
@@ -351,7 +353,7 @@ def refuse_autocast() -> None:
 
 @contextmanager
 def refusing_noisy_modules() -> Iterator[None]:
-    """Stop at a module in half precision, or in training mode where the data of a batch share noise or statistics."""
+    """Refuse modules in half precision, and in training mode where the data of a batch share noise or statistics."""
 
     def refuse(module: nn.Module, args: Any) -> None:
         refuse_autocast()

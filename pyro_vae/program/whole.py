@@ -1,4 +1,4 @@
-"""A model without a guide, and a model of all data together, as pairs that are evaluated like any other."""
+"""Make pairs that are evaluated like any other of a model without a guide, and of a model of all data together."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DATA_SET = "_data_set"
 
 
 def prior_of(model: Callable[..., Any]) -> Callable[..., Any]:
-    """A guide that draws from the model's prior: the model, without what it observes."""
+    """Make a guide that draws from the model's prior: the model, without what it observes."""
     return poutine.block(model, hide_fn=lambda site: site["type"] == "sample" and site["is_observed"])
 
 
@@ -36,7 +36,7 @@ class Pair(NamedTuple):
 
 
 def as_one_datum(pair: Pair) -> Pair:
-    """The pair on all data together, as one whose only datum is the data set: log p(x) is then that of all of it.
+    """Make a pair whose only datum is the data set: log p(x) is then that of all data together.
 
     All sites lie in one more plate, of size one, to the left of their own.
     """
@@ -58,7 +58,7 @@ def as_one_datum(pair: Pair) -> Pair:
 
 @torch.no_grad()
 def _deepest_plate(programs: list[Callable[..., Any]], args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """How many dimensions the plates take. The run sets up automatic guides for the model as it is."""
+    """Count the dimensions that plates take. The run also sets up automatic guides, for the model as it is."""
     device = torch.get_default_device()
     with poutine.block(), seeded(device, 0), refusing_noisy_modules(), pyro.validation_enabled(False):
         traces = [poutine.trace(program).get_trace(*args, **kwargs) for program in programs]
