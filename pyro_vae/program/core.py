@@ -167,7 +167,7 @@ class Program:
         return latents, self._with_masks_of(latents)._log_latents(drawn)
 
     def log_joint(self, latents: Latents) -> tuple[Tensor, Tensor]:
-        """Return log p(z) and log p(x|z), each `(K, N)`. Where log p(z) is -inf, log p(x|z) may be NaN: it is set to 0."""
+        """Return log p(z) and log p(x|z), each `(K, N)`. Where log p(z) is -inf, log p(x|z), which may be NaN, is 0."""
         sites = dict(sample_sites(self.run_model(latents)))
         observed = {name: site for name, site in sites.items() if name not in latents}
         latent = {name: site for name, site in sites.items() if name in latents}
