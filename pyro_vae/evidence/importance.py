@@ -286,7 +286,7 @@ def _seen(block: Block, region: Any, fitted: Fitted, seed: int) -> list[Elsewher
 
 
 def _seen_of_guide(task: Task) -> Elsewhere:
-    """Judge the guide so, on more data at a time than a tile of its draws has."""
+    """Judge the guide in the same way, on more data at a time than a tile of its draws has."""
     guide, width = proposals.FromGuide(), block_width(task.program, NUM_POINTS)
     return Elsewhere.joined(
         [

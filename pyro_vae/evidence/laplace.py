@@ -69,7 +69,7 @@ class FullNormal(NamedTuple):
         return self.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 0.5 * dim * math.log(2 * math.pi)
 
     def log_prob(self, u: Tensor) -> Tensor:
-        """`(K, N)`, nats."""
+        """Return log densities `(K, N)`, nats."""
         return -0.5 * self.whitened(u).square().sum(-1) - self.log_volume
 
 
@@ -103,7 +103,7 @@ class NormalMixture(NamedTuple):
         return u
 
     def log_prob(self, u: Tensor) -> Tensor:
-        """`(K, N)`, nats."""
+        """Return log densities `(K, N)`, nats."""
         if len(self.parts) == 1:
             return self.main.log_prob(u)
         each = [part.log_prob(u) + share for part, share in zip(self.parts, self.log_shares, strict=True)]

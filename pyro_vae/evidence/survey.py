@@ -159,7 +159,7 @@ class Region:
         if not self.can_draw_prior:
             return [proposal, *wider]
         middle, variance = moments(self.draw_prior(NUM_MOMENT_DRAWS))
-        middle = middle.where(middle.square() > 16 * variance / NUM_MOMENT_DRAWS, 0.0)  # mostly it is exactly zero
+        middle = middle.where(middle.square() > 16 * variance / NUM_MOMENT_DRAWS, 0.0)  # near zero: mostly zero
         return [proposal, *wider, _moved(proposal, middle, -1.0)]
 
     def everything(self) -> None:
@@ -175,7 +175,7 @@ class Region:
 
 
 def _log_weight(counting: Program, view: Unconstrained) -> Callable[[Tensor], Tensor] | None:
-    """Make the log weight of a guide's draws with masked latents, from the densities of what counts; None without."""
+    """Weigh a guide's draws by the densities of what counts; return None if no latent is masked."""
     if not counting.counting:
         return None
 

@@ -206,7 +206,7 @@ def _refuse_draws_as_distributions(trace: poutine.Trace) -> None:
 
 
 def is_point(site: dict[str, Any]) -> bool:
-    """Whether a site is a Delta, which has no density."""
+    """Tell whether a site is a Delta, which has no density."""
     return any(isinstance(fn, Delta) for fn in layers_of(site["fn"]))
 
 

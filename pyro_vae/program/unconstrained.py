@@ -126,7 +126,7 @@ class Unconstrained:
         return cls(program, tuple(_site(program, name, one[name], other[name], centres.get(name)) for name in one))
 
     def on(self, program: Program) -> Unconstrained:
-        """The same view of other data."""
+        """Make the same view of other data."""
         if any(site.depends_on_data or site.centre is not None for site in self.sites):
             return Unconstrained._look_at(program)
         return replace(self, program=program.with_masked_latents)
@@ -141,7 +141,7 @@ class Unconstrained:
         return self.program.args[0].device
 
     def at(self, rows: Tensor) -> Unconstrained:
-        """The same view of some of the data."""
+        """Make the same view of some of the data."""
         program, sites = self.program.at(rows), tuple(site.at(rows) for site in self.sites)
         if any(site.depends_on_data for site in sites):
             centres = {site.name: site.centre for site in sites if site.centre is not None}
