@@ -27,9 +27,9 @@ class RateDistortion(NamedTuple):
     """Rate and distortion of each datum, two tensors `(N,)` of float64, nats."""
 
     rate: Tensor
-    """KL(q(z|x) || p(z)), by draws: what the latent says about x."""
+    """KL(q(z|x) || p(z)), by draws; what the latent says about x."""
     distortion: Tensor
-    """-E log p(x|z): what it leaves out."""
+    """-E log p(x|z), what it leaves out."""
 
     @property
     def elbo(self) -> Tensor:

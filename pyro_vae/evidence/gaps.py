@@ -39,12 +39,12 @@ class InferenceGap:
 
     @property
     def approximation(self) -> Tensor:
-        """log p(x) - best ELBO: what the guide's family cannot reach."""
+        """log p(x) - best ELBO, what the guide's family cannot reach."""
         return self.evidence.log_evidence - self.best_elbo.value
 
     @property
     def amortization(self) -> Tensor:
-        """Best ELBO - ELBO: what the encoder loses within its family."""
+        """Best ELBO - ELBO, what the encoder loses within its family."""
         return self.best_elbo.value - self.elbo.value
 
     @property
