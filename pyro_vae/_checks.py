@@ -24,7 +24,7 @@ _trusted: ContextVar[bool] = ContextVar("trusted", default=False)
 
 @contextmanager
 def trusting_values() -> Iterator[None]:
-    """Look at shapes alone: while a graph is traced, tensors have no values, and they were checked before."""
+    """Check shapes alone: while a graph is traced, tensors have no values, which were checked before."""
     token = _trusted.set(True)
     try:
         yield
@@ -33,7 +33,7 @@ def trusting_values() -> Iterator[None]:
 
 
 def whole_number(name: str, value: Any, minimum: int = 1) -> int:
-    """`value` as an int, if it is a whole number of at least `minimum`."""
+    """Return `value` as an int, if it is a whole number of at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name}: expected a whole number; got {value!r} of type {type(value).__name__}; pass an int.")
     number = int(value)
@@ -43,14 +43,14 @@ def whole_number(name: str, value: Any, minimum: int = 1) -> int:
 
 
 def seed(value: Any) -> int:
-    """`value` as an int, if a torch generator takes it."""
+    """Return `value` as an int, if a torch generator takes it."""
     if whole_number("seed", value, minimum=0) >= 2**63:
         raise ValueError(f"seed: expected less than 2**63; got {value}; pass a smaller one.")
     return int(value)
 
 
 def positive(name: str, value: Any) -> float:
-    """`value` as a float, if it is a finite number above zero."""
+    """Return `value` as a float, if it is a finite number above zero."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: expected a positive number; got {value!r} of type {type(value).__name__}; pass one.")
     number = float(value)
@@ -60,7 +60,7 @@ def positive(name: str, value: Any) -> float:
 
 
 def probability(name: str, value: Any) -> float:
-    """`value` as a float, if it lies between 0 and 1 and is neither."""
+    """Return `value` as a float, if it lies between 0 and 1 and is neither."""
     number = positive(name, value)
     if number >= 1:
         raise ValueError(f"{name}: expected a number between 0 and 1; got {number}; pass a smaller one.")
@@ -68,7 +68,7 @@ def probability(name: str, value: Any) -> float:
 
 
 def choice(name: str, value: Any, choices: Sequence[Any]) -> Any:
-    """`value`, if it is one of `choices`."""
+    """Return `value`, if it is one of `choices`."""
     if value not in choices:
         listed = ", ".join(map(repr, choices))
         raise ValueError(f"{name}: expected one of {listed}; got {value!r}; pick one of them.")
@@ -76,20 +76,20 @@ def choice(name: str, value: Any, choices: Sequence[Any]) -> Any:
 
 
 def shape(name: str, value: int | Sequence[int]) -> tuple[int, ...]:
-    """A width or a shape as a tuple of positive whole numbers."""
+    """Return a width or a shape as a tuple of positive whole numbers."""
     sizes = tuple(value) if isinstance(value, (tuple, list, torch.Size)) else (value,)
     return tuple(whole_number(name, size) for size in sizes)
 
 
 def warn(message: str) -> None:
-    """Warn, from the line outside of the package that called it."""
+    """Warn, at the line outside the package that called it."""
     frames = (frame.filename for frame in reversed(traceback.extract_stack()[:-1]))
     level = next((i for i, name in enumerate(frames, start=2) if not name.startswith(PACKAGE)), 2)
     warnings.warn(message, stacklevel=level)
 
 
 def keyword_arguments(kwargs: Any) -> dict[str, Any]:
-    """Keyword arguments of a program, as a dictionary of their own."""
+    """Copy the keyword arguments of a program to a dictionary."""
     if kwargs is None:
         return {}
     if not isinstance(kwargs, Mapping) or not all(isinstance(name, str) for name in kwargs):
@@ -101,7 +101,7 @@ def keyword_arguments(kwargs: Any) -> dict[str, Any]:
 
 
 def tensor(name: str, value: Any) -> Tensor:
-    """`value` as a dense, real tensor with at least one row; numpy arrays are accepted, and nothing is copied."""
+    """Return `value` as a dense, real tensor of at least one row; numpy arrays are accepted, and nothing is copied."""
     if isinstance(value, np.ndarray):
         value = _from_numpy(name, value)
     if not isinstance(value, Tensor):
@@ -140,8 +140,8 @@ def _describe(value: Any) -> str:
 
 
 def finite(name: str, x: Tensor) -> Tensor:
-    """`x`, if it holds neither NaN nor infinity."""
-    # One fast pass: a sum is finite only if its terms are. It may overflow where they are huge, hence the second look.
+    """Return `x`, if it holds neither NaN nor infinity."""
+    # One fast pass: a sum is finite only if its terms are. It may overflow where they are huge, hence the second pass.
     if _trusted.get() or not x.is_floating_point() or x.is_meta or torch.isfinite(x.sum()) or torch.isfinite(x).all():
         return x
     bad = (~torch.isfinite(x)).flatten(1).any(1) if x.ndim > 1 else ~torch.isfinite(x)
@@ -153,10 +153,10 @@ def finite(name: str, x: Tensor) -> Tensor:
 
 
 def batch_of(name: str, x: Tensor, event_shape: tuple[int, ...], plates: Mapping[int, int]) -> Tensor:
-    """`x` viewed as `(..., N, *event_shape)`: flat data and images are alike, if a datum has as many elements.
+    """View `x` as `(..., N, *event_shape)`: flat data and images are alike, if a datum has as many elements.
 
-    `plates` are the sizes of those around it by their (negative) dimension. That at -1 says what N is. Dimensions to
-    the left of N are those of plates; without such plates there are none.
+    `plates` are the sizes of the plates around it by (negative) dimension; that at -1 is N. Dimensions to the left of N
+    are those of plates; without such plates there are none.
     """
     shape = tuple(x.shape)
     readings = [
@@ -176,14 +176,14 @@ def batch_of(name: str, x: Tensor, event_shape: tuple[int, ...], plates: Mapping
 
 
 def _is_batch(batch: tuple[int, ...], plates: Mapping[int, int]) -> bool:
-    """Whether these can be the batch dimensions of data inside of plates; without plates there is one."""
+    """Tell whether these can be the batch dimensions of data inside plates; without plates there is one."""
     if len(batch) > max((-dim for dim in plates), default=1) or batch[-1] != plates.get(-1, batch[-1]):
         return False
     return all(size in (1, plates.get(-i)) for i, size in enumerate(reversed(batch[:-1]), start=2))
 
 
 def _not_a_batch(name: str, x: Tensor, event_shape: tuple[int, ...], plates: Mapping[int, int]) -> str:
-    """What is wrong with a shape, and what to do."""
+    """Say what is wrong with a shape, and what to do."""
     shape, given, expected = tuple(x.shape), tuple(x.shape[1:]), _shape_of_rows(event_shape, plates)
     batch = shape[: len(shape) - len(event_shape)]
     if _is_channels_last(given, event_shape):
@@ -214,7 +214,7 @@ def _shape_of_rows(event_shape: tuple[int, ...], plates: Mapping[int, int]) -> s
 
 
 def ends_with(name: str, value: Tensor, event_shape: tuple[int, ...]) -> Tensor:
-    """`value`, if it is `(..., N, *event_shape)`."""
+    """Return `value`, if it is `(..., N, *event_shape)`."""
     if value.ndim <= len(event_shape) or tuple(value.shape[value.ndim - len(event_shape) :]) != tuple(event_shape):
         expected = f"(..., {', '.join(map(str, ['N', *event_shape]))})"
         raise ValueError(
@@ -224,7 +224,7 @@ def ends_with(name: str, value: Tensor, event_shape: tuple[int, ...]) -> Tensor:
 
 
 def _is_same_layout(given: tuple[int, ...], event_shape: tuple[int, ...]) -> bool:
-    """Whether one is a view of the other: equal but for dimensions of one, or one of the two flat."""
+    """Tell whether one is a view of the other: equal but for dimensions of size one, or one of the two flat."""
     given, event_shape = (tuple(size for size in shape if size != 1) for shape in (given, event_shape))
     return math.prod(given) == math.prod(event_shape) and (
         given == event_shape or min(len(given), len(event_shape)) <= 1
@@ -239,7 +239,7 @@ def _is_channels_last(given: tuple[int, ...], event_shape: tuple[int, ...]) -> b
 
 
 def same_device(name: str, x: Tensor, device: torch.device) -> Tensor:
-    """`x`, if it lies on the device of the parameters."""
+    """Return `x`, if it lies on the device of the parameters."""
     if x.device != device:
         raise ValueError(
             f"{name}: expected a tensor on {device}, where the parameters are; got one on {x.device}; "
@@ -249,7 +249,7 @@ def same_device(name: str, x: Tensor, device: torch.device) -> Tensor:
 
 
 def in_support(name: str, x: Tensor, support: Any, remedy: str) -> Tensor:
-    """`x`, if the likelihood gives it a density; the remedy is the advice of its error."""
+    """Return `x`, if the likelihood gives it a density; `remedy` is the advice of the error."""
     if _trusted.get() or support.check(x).all():
         return x
     low, high = x.min().item(), x.max().item()
@@ -271,7 +271,7 @@ def _kind_of_pixels(low: float, high: float) -> str:
 
 
 def same_plates(site: str, of_model: Iterable[Any], of_guide: Iterable[Any]) -> None:
-    """Stop unless a site of the guide lies in the plates, given by their frames, that it has in the model."""
+    """Raise unless a site of the guide lies in the plates, given by their frames, that it has in the model."""
     here, there = ({frame.dim: (frame.name, frame.size) for frame in frames} for frames in (of_model, of_guide))
     if here != there:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The options of a function beside the arguments of the program that it runs."""
+"""Tell a function's own options from the arguments of the program that it runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ R = TypeVar("R")
 
 
 def refusing_unknown_options(function: Callable[P, R]) -> Callable[P, R]:
-    """Say where a keyword belongs that is none of a function's options: `kwargs={...}` is the program's."""
+    """Refuse a keyword that is no option of a function, and say where it belongs: `kwargs={...}` is the program's."""
     options = [each.name for each in inspect.signature(function).parameters.values() if each.kind is each.KEYWORD_ONLY]
 
     @functools.wraps(function)

@@ -1,8 +1,8 @@
-"""The private names of torch and Pyro that the package stands on.
+"""The private names of torch and Pyro that the package depends on.
 
 They were checked on torch 2.14 and 2.15 and Pyro 1.9.2. `tests/test_private.py` looks for each, and for others
-elsewhere. Not here are methods that a subclass of Pyro's overrides or calls, such as `ELBO._get_traces` and
-`PyroOptim._get_optim_args`: they stay in the subclass.
+elsewhere. Methods that a subclass of Pyro's overrides or calls, such as `ELBO._get_traces` and
+`PyroOptim._get_optim_args`, stay in the subclass.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ NAMES = {
 
 
 def found(name: str) -> Any:
-    """What lies behind one of `NAMES`, or an error that says which version had it."""
+    """Import one of `NAMES`, or raise an error that says which version has it."""
     module, _, attribute = NAMES[name].rpartition(".")
     try:
         return getattr(importlib.import_module(module), attribute)
@@ -67,14 +67,14 @@ def found(name: str) -> Any:
 
 
 def __getattr__(name: str) -> Any:
-    """Look a name up when it is asked for: what needs no compiler then runs without its names."""
+    """Look a name up when it is asked for: without compiling, the compiler's names need not exist."""
     if name in NAMES:
         return found(name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class StoreTables:
-    """The dictionaries of Pyro's parameter store: they are read, and put back, as they are."""
+    """The dictionaries of Pyro's parameter store, to be read and restored as they are."""
 
     @staticmethod
     def params() -> dict[str, Tensor]:
@@ -92,32 +92,32 @@ class StoreTables:
 
 
 def seed_generator_of_cpu(seed: int) -> None:
-    """Seed it, and no other: `torch.manual_seed` keeps a record of each call for a GPU that may come."""
+    """Seed the CPU's generator alone: `torch.manual_seed` keeps a record of each call for a GPU that may come."""
     torch.default_generator.manual_seed(seed)
 
 
 def has_hooks(tensor: Tensor) -> bool:
-    """Whether somebody wants to see its gradient."""
+    """Tell whether a tensor has hooks on its gradient."""
     return bool(tensor._backward_hooks or tensor._post_accumulate_grad_hooks)
 
 
 def mask_of_distribution(fn: Any) -> Any:
-    """The mask of a `MaskedDistribution`."""
+    """Return the mask of a `MaskedDistribution`."""
     return fn._mask
 
 
 def name_of_module(module: Any) -> str:
-    """The name of a `PyroModule` inside of its parent."""
+    """Return the name of a `PyroModule` inside its parent."""
     return module._pyro_name
 
 
 def arguments_of_operator(target: Any) -> Any:
-    """What an operation of torch's takes, with what it writes to."""
+    """Return the arguments of a torch operation, with which of them it writes to."""
     return target._schema.arguments
 
 
 def validate_sample_code() -> Any:
-    """The code by which torch refuses a value outside of a distribution's support."""
+    """Return the code by which torch refuses a value outside a distribution's support."""
     return Distribution._validate_sample.__code__
 
 
@@ -133,5 +133,5 @@ def without_validation_of_values() -> Iterator[None]:
 
 
 def compile_module(module: Any, inputs: list[Any], options: dict[str, Any]) -> Callable[..., Any]:
-    """A recorded graph as machine code."""
+    """Compile a recorded graph to machine code."""
     return found("inductor_compile")(module, inputs, options=options)

@@ -30,13 +30,13 @@ def forked_generator(device: torch.device) -> AbstractContextManager[None]:
 
 
 def seed_for(seed: int, purpose: str) -> int:
-    """A seed of its own for each purpose: what a pilot run saw must not come again in the run that is measured."""
+    """Derive a seed for each purpose: the measured run must not repeat the noise of a pilot run."""
     words = [seed % 2**32, seed // 2**32, *purpose.encode()]
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] % 2**63)
 
 
 def tile_seed(seed: int, place: int) -> int:
-    """A seed of its own for each of 2**32 places: torch's generator of the CPU looks at no more than 32 bits.
+    """Derive a distinct seed for each of 2**32 places: torch's CPU generator uses only 32 bits.
 
     Places start at a number that the user's seed decides, and are mixed by a bijection (the last step of MurmurHash3).
     """

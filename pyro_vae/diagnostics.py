@@ -1,4 +1,4 @@
-"""What the ELBO is made of, and what the latents are used for."""
+"""Diagnose the terms of the ELBO, and what the latents are used for."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class RateDistortion(NamedTuple):
     """Rate and distortion of each datum, two tensors `(N,)` of float64, nats."""
 
     rate: Tensor
-    """E KL(q(z|x) || p(z)), by draws; what the latent says of x."""
+    """KL(q(z|x) || p(z)), by draws; what the latent says about x."""
     distortion: Tensor
     """-E log p(x|z), what it leaves out."""
 
@@ -47,12 +47,12 @@ def rate_distortion(
     seed: int = 0,
     plate: str | None = None,
 ) -> RateDistortion:
-    r"""The two terms of the ELBO, $\mathrm{ELBO} = -D - R$, of each datum.
+    r"""Return the two terms of the ELBO, $\mathrm{ELBO} = -D - R$, of each datum.
 
     $R = E_q \log q(z|x) - \log p(z)$ and $D = -E_q \log p(x|z)$, both averaged over the same draws, so that the
     identity holds in the numbers returned.
 
-    Args and errors are those of `importance_sampling`.
+    Arguments and errors are those of `importance_sampling`.
 
     References:
         Alemi et al. (2018), Fixing a broken ELBO.
@@ -81,7 +81,7 @@ def rate_distortion(
 
 @dataclass(frozen=True)
 class LatentUse:
-    r"""What q(z|x) says of x over a data set, nats.
+    r"""What q(z|x) says about x over a data set, nats.
 
     Attributes:
         activity: for each latent site, the variance over data of E(z|x), of each latent number.
@@ -89,8 +89,8 @@ class LatentUse:
         threshold: 0.01 by default.
         rate: $E_x \mathrm{KL}(q(z|x) \| p(z))$.
         mutual_information: I(x; z) under q, $E \log q(z|x) - \log q(z)$ with $q(z) = \frac{1}{N} \sum_n q(z|x_n)$;
-            log N at most, and near it N is too small to tell.
-        mutual_information_std_error: of the draws of z, for these data.
+            log N at most; near it, N is too small to tell.
+        mutual_information_std_error: from the draws of z, for these data.
         aggregate_kl: $\mathrm{KL}(q(z) \| p(z))$ = rate - mutual information: how far the codes together are from the
             prior.
     """
@@ -115,17 +115,17 @@ def latent_use(
     seed: int = 0,
     plate: str | None = None,
 ) -> LatentUse:
-    r"""Active units, mutual information I(x; z), and the aggregate posterior's KL to the prior.
+    r"""Estimate active units, mutual information I(x; z), and the aggregate posterior's KL to the prior.
 
-    The rate is their sum: $E_x \mathrm{KL}(q(z|x) \| p(z)) = I(x; z) + \mathrm{KL}(q(z) \| p(z))$.
+    The rate is the sum of the last two: $E_x \mathrm{KL}(q(z|x) \| p(z)) = I(x; z) + \mathrm{KL}(q(z) \| p(z))$.
 
     Args:
         model, guide: a Pyro program and its guide, whose density can be evaluated at any z.
         args: what both are called with: tensors (or numpy arrays) of one row a datum, x first; the more, the better.
         num_samples: draws of z for each datum.
-        threshold: from which activity on a latent number counts as active.
+        threshold: the activity above which a latent number counts as active.
         seed: fixes the draws.
-        plate, kwargs: as of `importance_sampling`.
+        plate, kwargs: as in `importance_sampling`.
 
     Returns:
         `LatentUse`.
@@ -176,7 +176,7 @@ def latent_use(
 
 
 def _activity(program: Program, seed: int) -> dict[str, Tensor]:
-    """The variance over data of E(z|x), from means of draws, less what the noise of the means adds to it."""
+    """Estimate the variance over data of E(z|x) from means of draws, less what the noise of the means adds."""
     means: dict[str, list[Tensor]] = {}
     variances: dict[str, list[Tensor]] = {}
     for block in blocks(program, block_width(program, NUM_ACTIVITY_DRAWS)):
@@ -192,7 +192,7 @@ def _activity(program: Program, seed: int) -> dict[str, Tensor]:
 
 
 def _log_aggregate(program: Program, latents: Latents) -> Tensor:
-    """$\\log \\frac{1}{N} \\sum_j q(z_i|x_j)$ for the one draw of each datum i, `(N,)`."""
+    """Return $\\log \\frac{1}{N} \\sum_j q(z_i|x_j)$ for the one draw of each datum i, `(N,)`."""
     num_data = program.num_data
     axis = program.structure.data_axis
     first = {name: program.draws_first(value)[0] for name, value in latents.items()}

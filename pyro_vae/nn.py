@@ -1,4 +1,4 @@
-"""Networks. Any `torch.nn.Module` serves in their place; these keep the leading dimensions of what they are given."""
+"""Networks. Any `torch.nn.Module` serves in their place; these keep the leading dimensions of their input."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class MLP(nn.Module):
         in_shape: the width of the input, or the shape of one datum, which is then flattened.
         hidden_dims: the widths of the hidden layers; an empty sequence makes an affine map.
         out_shape: the width of the output, or the shape of one output.
-        activation: makes the nonlinearity $\phi$; called once a hidden layer.
+        activation: makes the nonlinearity $\phi$; called once for each hidden layer.
         output_bias: where the last bias starts, one number or one for each output. For a Bernoulli likelihood the
             logit of the data's mean, `torch.logit(dataset.mean, eps=1e-3)`, saves the first epochs.
-        input_mean: the data's mean, one number or one for each input; the first bias then starts where the first layer
-            sees centred data. For an encoder of images, `dataset.mean`.
+        input_mean: the data's mean, one number or one for each input; the first bias then starts so that the first
+            layer sees centred data. For an encoder of images, `dataset.mean`.
 
     Shapes: `(..., *in_shape)` to `(..., *out_shape)`, with any leading dimensions.
 
@@ -68,7 +68,7 @@ class MLP(nn.Module):
         self.layers = nn.Sequential(*(part for layer in hidden for part in (layer, activation())), last)
 
     def forward(self, x: Tensor, *context: Tensor) -> Tensor:
-        """The network's value: `(..., *in_shape)` to `(..., *out_shape)`; further arguments are laid beside x."""
+        """Map `(..., *in_shape)` to `(..., *out_shape)`; further arguments are concatenated with x."""
         if context:
             if len(self.in_shape) > 1:
                 raise ValueError(
@@ -94,12 +94,12 @@ def _vector(name: str, values: Tensor | float, size: int) -> Tensor:
 
 
 def _beside(x: Tensor, context: tuple[Tensor, ...]) -> Tensor:
-    """The vectors of all arguments as one: `(..., D)`, `(..., C)`, ... to `(..., D + C + ...)`, scalars `(...)` too."""
+    """Concatenate all arguments: `(..., D)`, `(..., C)`, ... to `(..., D + C + ...)`, scalars `(...)` too."""
     return torch.cat([x, *(value[..., None] if value.ndim == x.ndim - 1 else value for value in context)], dim=-1)
 
 
 def over_leading_dims(network: nn.Module, x: Tensor, *context: Tensor, event_dim: int = 1) -> Tensor:
-    """`network(x, *context)` for a network that knows one batch dimension only, as most convolutional ones do.
+    """Call `network(x, *context)` for a network that takes one batch dimension only, as most convolutional ones do.
 
     Shapes: x `(..., *event)`, its last `event_dim` dimensions being the event's, and context with the same leading
     dimensions, to `(..., *out)`; the network sees `(prod(...), *event)`.
@@ -116,9 +116,9 @@ def over_leading_dims(network: nn.Module, x: Tensor, *context: Tensor, event_dim
 
 
 class Batched(nn.Module):
-    """A network that knows one batch dimension only, for any leading dimensions.
+    """A network that takes one batch dimension only, made to take any leading dimensions.
 
-    For the encoder of images inside of plates to the left of that over data. Likelihoods need none: they see to it.
+    For the encoder of images inside plates to the left of that over data. Likelihoods do it themselves.
 
     Args:
         network: a module of x, and of further arguments.
@@ -140,7 +140,7 @@ class Batched(nn.Module):
         self.event_dim = _checks.whole_number("event_dim", event_dim)
 
     def forward(self, x: Tensor, *context: Tensor) -> Tensor:
-        """The network's value, `(..., *out)`."""
+        """Return the network's output, `(..., *out)`."""
         return over_leading_dims(self.network, x, *context, event_dim=self.event_dim)
 
     def extra_repr(self) -> str:

@@ -38,19 +38,19 @@ class FusedAdam(PyroOptim):
     Args:
         optim_args: `lr` (1e-3 by default), `betas`, `eps` and `weight_decay` of `torch.optim.Adam`; or a function from
             a parameter's name to such a dictionary, for parameters that need others.
-        lr_scheduler: makes a learning-rate schedule of torch's for a torch optimizer, such as
-            `functools.partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=60)`; it goes on by a step at each call
-            of `step`, which `fit` makes after each epoch.
+        lr_scheduler: makes a torch learning-rate schedule for a torch optimizer, such as
+            `functools.partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=60)`; each call of `step` advances it,
+            which `fit` makes after each epoch.
 
     Gradients are not clipped: there is no `clip_args`. With `pyro.optim.ClippedAdam`, or with `pyro.optim.Adam` and its
     `clip_args`, a compiled ELBO has a graph of value and gradient, and the update is the optimizer's own.
 
-    Its state is that of `pyro.optim.Adam`: `get_state`, `set_state`, `save` and `load` of either can be read by the
-    other.
+    Its state has the form of `pyro.optim.Adam`'s: what `get_state` or `save` of one returns or writes, `set_state` or
+    `load` of the other reads.
 
     Raises:
-        TypeError, ValueError: for an option that Adam lacks, a value that it cannot have, or a schedule that is none
-            (a dictionary of `clip_args`, say), when it is made; of a function from names, at the first step.
+        TypeError, ValueError: for an option that Adam lacks, a value that it cannot have, or no schedule (a dictionary
+            of `clip_args`, say), when it is made; for options from a function of names, at the first step.
 
     References:
         Kingma and Ba (2015), Adam: a method for stochastic optimization.
@@ -85,7 +85,7 @@ class FusedAdam(PyroOptim):
         self._rates: dict[Adam, Tensor] = {}
 
     def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
-        """Take one step for each of the parameters that has a gradient, and take the gradients away."""
+        """Take one step for each parameter that has a gradient or had one before, and clear the gradients."""
         params = set(params)
         if not params:
             raise ValueError(
@@ -96,7 +96,7 @@ class FusedAdam(PyroOptim):
             self._add(param)
         for param in params:
             if param.grad is None and self.optim_objs[param].state.get(param):
-                param.grad = torch.zeros_like(param)  # as Pyro's, it goes on by its momentum
+                param.grad = torch.zeros_like(param)  # as in Pyro's, its momentum moves it
             self._lay_out(param)
         with _without_gradients(self.optim_objs.keys() - params):
             for optimizer in self.optimizers:
@@ -105,7 +105,7 @@ class FusedAdam(PyroOptim):
             param.grad = None
 
     def _lay_out(self, param: Tensor) -> None:
-        """Gradient and moments as the parameter is laid out in memory: torch's fused step takes that for granted."""
+        """Lay out gradient and moments in memory as the parameter is: torch's fused step assumes it."""
         if param.grad is not None and param.grad.stride() != param.stride():
             param.grad = torch.empty_like(param).copy_(param.grad)
         state = self.optim_objs[param].state.get(param, {})
@@ -114,16 +114,16 @@ class FusedAdam(PyroOptim):
                 state[name] = torch.empty_like(param).copy_(value)
 
     def step(self, *args: Any) -> None:
-        """Go on by one step of the learning-rate schedule, if there is one."""
+        """Advance the learning-rate schedule by one step, if there is one."""
         for scheduler in self.schedulers:
             scheduler.step(*args)
 
     def get_state(self) -> dict[str, Any]:
-        """The state of each parameter, by its name in Pyro's store."""
+        """Return the state of each parameter, by its name in Pyro's store."""
         return {_name(param): self._state_of(param) for param in self.optim_objs}
 
     def set_state(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a state: at once for the parameters that were seen, for others when they are."""
+        """Restore a state: at once for parameters that were seen before, for others when they are first seen."""
         known = {_name(param): param for param in self.optim_objs}
         for name in state_dict.keys() & known.keys():
             self._restore(known[name], state_dict[name])
@@ -136,7 +136,7 @@ class FusedAdam(PyroOptim):
     def _add(self, param: Tensor) -> None:
         options = self._get_optim_args(param)
         _check_options(options)
-        # The fused step is for real numbers.
+        # The fused step takes real numbers only.
         defaults = Adam([torch.zeros(1)], **options, fused=param.is_floating_point()).defaults
         optimizer = next((each for each in self.optimizers if each.defaults == defaults), None)
         if optimizer is None:
@@ -178,7 +178,7 @@ class FusedAdam(PyroOptim):
             optimizer.state[param] = {name: value.to(param.device) for name, value in tensors.items()}
 
     def update(self, params: list[Tensor], gradients: Iterable[Tensor]) -> None:
-        """One step of Adam in plain tensor operations, which a graph can record."""
+        """Take one step of Adam in plain tensor operations, which a graph can record."""
         gradient_of = dict(zip(params, gradients, strict=True))
         for optimizer in self.optimizers:
             own = [param for param in params if self.optim_objs[param] is optimizer]
@@ -187,24 +187,24 @@ class FusedAdam(PyroOptim):
                 _update(optimizer, updated, [gradient_of[param] for param in updated], self._rates[optimizer])
 
     def can_update(self, params: Iterable[Tensor]) -> bool:
-        """Whether it has taken a step for each of these, and no gradient waits to be added."""
+        """Tell whether each of these has taken a step before, is real, and has no gradient waiting to be added."""
         return all(
             p in self.optim_objs and self.optim_objs[p].state.get(p) and p.grad is None and p.is_floating_point()
             for p in params
         )
 
     def prepare(self) -> None:
-        """Before a recorded step: the learning rates of now."""
+        """Set the current learning rates, before a recorded step."""
         for optimizer, rate in self._rates.items():
             rate.fill_(optimizer.param_groups[0]["lr"])
 
     def moments(self) -> list[list[Tensor]]:
-        """The running means of all gradients, and those of their squares."""
+        """Return the running means of all gradients, and those of their squares."""
         states = [state for optimizer in self.optimizers for state in optimizer.state.values()]
         return [[state[name] for state in states] for name in ("exp_avg", "exp_avg_sq")]
 
     def parts(self) -> list[Any]:
-        """What a recorded step is made of, besides the learning rates: the same objects as long as it stands."""
+        """Return what a recorded step uses besides the learning rates: it is valid as long as these are the same."""
         states = [state for optimizer in self.optimizers for state in optimizer.state.values()]
         options = [option for optimizer in self.optimizers for option in _options(optimizer)]
         return [*states, *itertools.chain.from_iterable([state.values() for state in states]), *options]
@@ -230,8 +230,8 @@ def _update(optimizer: Adam, params: list[Tensor], gradients: list[Tensor], rate
 
 
 def _computed_once(x: Tensor) -> Tensor:
-    """`x`, as a reduction: the compiler would compute what is elementwise anew for each weight that it is used for."""
-    return x.expand(16, *x.shape).amax(0)  # of fewer it makes no loop
+    """Return `x` as a reduction: the compiler would recompute an elementwise value for each weight that uses it."""
+    return x.expand(16, *x.shape).amax(0)  # for fewer it makes no loop
 
 
 def _copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -244,7 +244,7 @@ def _name(param: Tensor) -> str:
 
 @contextmanager
 def _without_gradients(params: Iterable[Tensor]) -> Iterator[None]:
-    """Parameters that another objective trains keep their gradients, and are not moved by them here."""
+    """Hide the gradients of parameters that another objective trains, so that they do not move here."""
     gradients = {param: param.grad for param in params}
     for param in gradients:
         param.grad = None
@@ -261,7 +261,7 @@ def _check_options(options: Any) -> None:
             f"{', which has ' + ', '.join(map(repr, unknown)) if unknown else ''}; {_instead_of(unknown)}."
         )
     rate = options.get("lr", 1e-3)
-    if type(rate) not in (int, float) or rate != 0:  # which leaves a parameter as it is
+    if type(rate) not in (int, float) or rate != 0:  # 0 leaves a parameter as it is
         _checks.positive("optim_args: lr, the learning rate", rate)
     try:
         Adam([torch.zeros(1)], **options)
@@ -273,7 +273,7 @@ def _check_options(options: Any) -> None:
 
 
 def _instead_of(unknown: list[str]) -> str:
-    """What to do about options that Adam, or this one, lacks."""
+    """Say what to do about options that Adam, or this optimizer, lacks."""
     if any("clip" in name for name in unknown):
         return CLIPPING
     if any("rate" in name for name in unknown):
@@ -282,7 +282,7 @@ def _instead_of(unknown: list[str]) -> str:
 
 
 def _check_schedule(lr_scheduler: Any) -> None:
-    """Make a schedule for an optimizer that nobody uses."""
+    """Check a schedule by making one for an unused optimizer."""
     if isinstance(lr_scheduler, dict) or not callable(lr_scheduler) or isinstance(lr_scheduler, PyroOptim):
         raise TypeError(
             "lr_scheduler: expected a function from a torch optimizer to a schedule of its learning rate; got "

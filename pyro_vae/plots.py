@@ -1,4 +1,4 @@
-"""Figures: each function draws on the Axes it is given, or on new ones, and returns them. matplotlib's only home."""
+"""Figures: each function draws on the Axes it is given, or on new ones. matplotlib is imported only here."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ __all__ = [
 
 
 def training_curves(history: History, ax: Axes | None = None) -> Axes:
-    """The ELBO of training and validation against the epoch."""
+    """Plot the ELBO of training and validation against the epoch."""
     ax = _axes(ax)
     if not len(history):
         raise ValueError("history: expected at least one epoch; got none; train first.")
@@ -53,7 +53,7 @@ def training_curves(history: History, ax: Axes | None = None) -> Axes:
 
 
 def image_grid(images: Tensor, ax: Axes | None = None, *, num_columns: int | None = None, title: str = "") -> Axes:
-    """Images `(N, H, W)`, `(N, C, H, W)` or flat squares `(N, H * H)`, in rows of `num_columns`."""
+    """Draw images `(N, H, W)`, `(N, C, H, W)` or flat squares `(N, H * H)`, in rows of `num_columns`."""
     ax = _axes(ax)
     tiles = _as_pictures(images)
     columns = _checks.whole_number("num_columns", num_columns or math.ceil(math.sqrt(len(tiles))))
@@ -67,7 +67,7 @@ def image_grid(images: Tensor, ax: Axes | None = None, *, num_columns: int | Non
 
 
 def reconstructions(originals: Tensor, reconstructed: Tensor, ax: Axes | None = None) -> Axes:
-    """Originals in the upper row of each pair, the mean of p(x|z) below; shapes as for `image_grid`."""
+    """Draw originals in the upper row of each pair, the mean of p(x|z) below; shapes as for `image_grid`."""
     if len(originals) != len(reconstructed):
         raise ValueError(f"reconstructed: expected {len(originals)} images; got {len(reconstructed)}; one an original.")
     pairs = zip(_as_pictures(originals).split(10), _as_pictures(reconstructed).split(10), strict=True)
@@ -77,11 +77,11 @@ def reconstructions(originals: Tensor, reconstructed: Tensor, ax: Axes | None = 
 
 
 def bounds(evidence: Evidence, ax: Axes | None = None) -> Axes:
-    """The bounds L_k against k with two standard errors; the ELBO and the estimate of log p(x), L_K, as lines."""
+    """Plot the bounds L_k against k with two standard errors; the ELBO and the estimate of log p(x), L_K, as lines."""
     ax = _axes(ax)
     all_bounds = evidence.all_bounds.values()
     shown = [bound for bound in all_bounds if math.isfinite(bound.mean) and not math.isnan(bound.mean_std_error)]
-    if not shown:  # a logarithmic axis of nothing cannot be drawn
+    if not shown:  # an empty logarithmic axis cannot be drawn
         ax.text(0.5, 0.5, "no bound is finite: log p(x) = -inf for some data", ha="center", transform=ax.transAxes)
         return ax
     errors = [2 * bound.mean_std_error for bound in shown]
@@ -96,7 +96,7 @@ def bounds(evidence: Evidence, ax: Axes | None = None) -> Axes:
 
 
 def khat(evidence: Evidence, ax: Axes | None = None, *, num_worst: int = 5) -> Axes:
-    """Pareto k-hat of each datum, with the threshold, and the places of the worst data."""
+    """Plot Pareto k-hat of each datum, with the threshold, and the places of the worst data."""
     ax = _axes(ax)
     values = evidence.khat
     known = (~values.isnan()).nonzero().flatten()
@@ -106,7 +106,7 @@ def khat(evidence: Evidence, ax: Axes | None = None, *, num_worst: int = 5) -> A
         limit = khat_threshold(evidence.num_samples)
         ax.axhline(limit, color="C3", ls="--", label=f"{limit:.2f}: above, the error cannot be trusted")
         ax.legend(loc="upper right")
-        ax.set_ylim(top=2.5)  # room for it above all points
+        ax.set_ylim(top=2.5)  # room for the legend above all points
     for place in shown.argsort(descending=True)[: _checks.whole_number("num_worst", num_worst)].tolist():
         ax.annotate(str(int(known[place])), (int(known[place]), shown[place].item()), fontsize=8)
     if not len(known):
@@ -116,7 +116,7 @@ def khat(evidence: Evidence, ax: Axes | None = None, *, num_worst: int = 5) -> A
 
 
 def evidence(evidence: Evidence) -> Figure:
-    """The bounds against k where there are some, log p(x) of each datum beside its ELBO where not; and k-hat."""
+    """Plot the bounds against k, or if there are none log p(x) beside the ELBO; and k-hat, or else the ESS."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
@@ -149,7 +149,7 @@ def _effective(evidence: Evidence, ax: Axes) -> None:
 
 
 def sandwich(sandwich: Sandwich) -> Figure:
-    """The lower and the upper bound of each simulated datum, and the gap between them."""
+    """Plot the lower and the upper bound of each simulated datum, and the gap between them."""
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
@@ -166,7 +166,7 @@ def sandwich(sandwich: Sandwich) -> Figure:
 
 
 def posterior(posterior: Posterior, index: int = 0) -> Figure:
-    """q(z|x) against p(z|x) of one datum: in the plane where p spreads most, and the spread of each latent number."""
+    """Plot q(z|x) against p(z|x) of one datum: in the plane where p spreads most, and each latent number's spread."""
     from matplotlib import pyplot
 
     exact, guide = (_latent_matrix(latents, index) for latents in (_flat_chains(posterior), posterior.guide_latents))
@@ -190,12 +190,12 @@ def _flat_chains(posterior: Posterior) -> dict[str, Tensor]:
 
 
 def _latent_matrix(latents: dict[str, Tensor], index: int) -> Tensor:
-    """All latent numbers of one datum, `(S, D)`."""
+    """Return all latent numbers of one datum, `(S, D)`."""
     return torch.cat([value[:, index].reshape(len(value), -1).double() for _, value in sorted(latents.items())], dim=1)
 
 
 def latent_codes(loc: Tensor, labels: Tensor | None = None, ax: Axes | None = None) -> Axes:
-    """Means of q(z|x), `(N, D)`, coloured by label; their first two principal components where D > 2."""
+    """Plot means of q(z|x), `(N, D)`, coloured by label; their first two principal components where D > 2."""
     ax = _axes(ax)
     codes, names = _in_the_plane(_checks.tensor("loc", loc).detach().cpu())
     labels = None if labels is None else _checks.tensor("labels", labels).cpu()
@@ -210,7 +210,7 @@ def latent_codes(loc: Tensor, labels: Tensor | None = None, ax: Axes | None = No
 
 
 def manifold(decode: Callable[[Tensor], Tensor], ax: Axes | None = None, *, num: int = 20) -> Axes:
-    """What a two-dimensional latent decodes to, on a grid through the inverse Gaussian CDF of the unit square.
+    """Draw what a two-dimensional latent decodes to, on a grid through the inverse Gaussian CDF of the unit square.
 
     Args:
         decode: from z `(num * num, 2)` to images; `lambda z: vae.likelihood(z).mean`.
@@ -236,7 +236,7 @@ def _axes(ax: Any) -> Any:
 
 
 def _as_pictures(images: Tensor) -> Tensor:
-    """Images as `(N, H, W, channels)`, values from 0 to 1."""
+    """Return images as `(N, H, W, channels)`, values from 0 to 1."""
     images = _checks.tensor("images", images).detach().cpu().float()
     if images.max() > 2:
         raise ValueError(f"images: expected values from 0 to 1; got up to {images.max():g}; divide by 255, perhaps.")

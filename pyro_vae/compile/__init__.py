@@ -1,1 +1,1 @@
-"""Functions of tensors as compiled graphs, and what such a graph stands for."""
+"""Functions of tensors as compiled graphs, and checks of whether a graph is still valid."""

@@ -51,16 +51,16 @@ MAX_KEPT = 128
 
 
 class Graph(NamedTuple):
-    """What a function does to tensors, recorded: `module(*tensors, *args)` returns its outputs as a tuple."""
+    """A recorded function of tensors: `module(*tensors, *args)` returns its outputs as a tuple."""
 
     module: fx.GraphModule
     tensors: tuple[Tensor, ...]
     """Tensors that the function closes over, such as parameters: read, and changed in place, at each call."""
 
     def compiled(self, *args: Tensor) -> Callable[..., tuple[Tensor, ...]]:
-        """The graph as machine code, on tensors of these shapes. It draws the numbers that the function would.
+        """Compile the graph for tensors of these shapes. It draws the random numbers that the function would.
 
-        Graphs that do the same to tensors of the same kinds share their code, whatever the tensors are.
+        Graphs with the same operations on tensors of the same kinds share their code, whatever the tensors are.
         """
         inputs = [*self.tensors, *args]
         key = self.module.code, torch.get_default_dtype(), tuple(map(kind_of, inputs)), tuple(_places(inputs))
@@ -84,10 +84,10 @@ class Graph(NamedTuple):
         unchecked: Sequence[Tensor] = (),
         rounding: float = 0.0,
     ) -> None:
-        """Run the compiled graph and, from the same numbers and the same state of the generator, `fn`; undo both.
+        """Compare the compiled graph to `fn`, from the same tensors and state of the generator; undo both runs.
 
         The outputs after the first, and each group of tensors in `together`, are compared to the rounding of the
-        largest number among them: that of their type, or `rounding` if that is more.
+        largest number among them: that of their type, or `rounding` if that is more. Tensors in `unchecked` are not.
 
         Raises:
             ValueError: if they differ: in what they return, in what they do to tensors, or in the numbers they draw.
@@ -112,7 +112,7 @@ class Graph(NamedTuple):
             raise ValueError("compiled and eager results that differ")
 
     def _outcome(self, run: Callable[[], tuple[Tensor, ...]], before: list[Tensor]) -> _Outcome:
-        """What a run returns and leaves behind, which is then undone."""
+        """Run, record what is returned and left behind, and undo it."""
         device = _device_of(*self.tensors)
         with forked_generator(device), _without_checks():
             outputs = [tensor.detach() for tensor in run()]
@@ -135,7 +135,7 @@ _code: OrderedDict[Any, Callable[..., Any]] = OrderedDict()
 
 
 def kind_of(tensor: Tensor) -> tuple[Any, ...]:
-    """What a graph takes for granted of a tensor."""
+    """Return what a graph assumes about a tensor."""
     is_marked = tensor.is_neg(), tensor.is_conj()
     return tensor.shape, tensor.dtype, tensor.device, tensor.stride(), tensor.requires_grad, tensor.layout, is_marked
 
@@ -175,9 +175,7 @@ def _machine_code(module: fx.GraphModule, inputs: list[Any]) -> Callable[..., An
     with torch.no_grad(), forked_generator(device), _without_asides():
         try:
             return compile_module(module, inputs, options)
-        except (
-            Exception
-        ):  # torch 2.15 stumbles over some loops that it lays into one on a CPU: let it make smaller ones
+        except Exception:  # torch 2.15 fails on some loops that it fuses on a CPU: let it fuse fewer
             return compile_module(module, inputs, {**options, "max_fusion_size": 4})
 
 
@@ -196,13 +194,13 @@ def _without_asides() -> Iterator[None]:
 
 
 def recorded(fn: Callable[..., tuple[Tensor, ...]], *args: Tensor) -> Graph:
-    """Run `fn` once on tensors without values, which records what it does to them.
+    """Record what `fn` does to tensors, by one run on tensors without values.
 
-    So it must not branch on values: that is found, and raised. No tensor that it closes over changes, and no random
-    number is drawn.
+    So it must not branch on values, which raises an error. No tensor that it closes over changes, and no random number
+    is drawn.
 
     Raises:
-        Exception: whatever the function, or the recorder, stumbles over.
+        Exception: any error of the function or of the recorder.
     """
     with _without_checks(), forked_generator(_device_of(*args)), _refusing_numbers_by_chance():
         tensors = _closed_over(fn, args)
@@ -216,9 +214,9 @@ def recorded(fn: Callable[..., tuple[Tensor, ...]], *args: Tensor) -> Graph:
 
 
 def compiled(fn: Callable[..., tuple[Tensor, ...]], *example: Tensor) -> Callable[..., Any]:
-    """`fn` on tensors of these shapes, as a compiled graph; `fn` itself, with a warning that says why, if it has none.
+    """Compile `fn` for tensors of these shapes; if that fails, warn of the reason and return `fn` itself.
 
-    Tensors that the function closes over are read at each call, but must stay the same tensors.
+    Tensors that the function closes over are read at each call, but must stay the same objects.
     """
     try:
         graph = recorded(fn, *example)
@@ -226,13 +224,13 @@ def compiled(fn: Callable[..., tuple[Tensor, ...]], *example: Tensor) -> Callabl
         rounding = max((TOLERANCES.get(tensor.dtype, 0.0) for tensor in (*graph.tensors, *example)), default=0.0)
         graph.check(lambda: run(*example), lambda: fn(*example), rounding=rounding)
         return run
-    except Exception as error:  # whatever a compiler may stumble over, the function itself still runs
+    except Exception as error:  # whatever the compiler fails on, the function itself still runs
         _checks.warn(f"compile: expected a model that can be compiled; got {reason_of(error)}; it runs as it is.")
         return fn
 
 
 def reason_of(error: Exception) -> str:
-    """The first line of what the error says that caused it."""
+    """Return the first line of the error that caused this one."""
     while isinstance(error.__cause__, Exception):
         error = error.__cause__
     lines = str(error).strip().splitlines()
@@ -252,7 +250,7 @@ def _without_checks() -> Iterator[None]:
 
 @contextmanager
 def _refusing_numbers_by_chance() -> Iterator[None]:
-    """Stop if Python's or numpy's generator was used: its number would be the same in each run of the graph."""
+    """Raise if Python's or numpy's generator was used: its number would be the same in each run of the graph."""
     numbers, more_numbers = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         yield
@@ -266,13 +264,13 @@ def _refusing_numbers_by_chance() -> Iterator[None]:
 
 
 def _closed_over(fn: Callable[..., Any], args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The tensors that `fn` uses besides its arguments: those that have values, where all others have none."""
+    """Find the tensors that `fn` uses besides its arguments: the only ones in its run that have values."""
     found: list[Tensor] = []
     with FakeTensorMode() as mode:
 
         def without_values(tensor: Tensor) -> Tensor:
             found.append(tensor)
-            with DisableTorchFunction():  # it looks at the numbers itself
+            with DisableTorchFunction():  # from_tensor reads values itself
                 return mode.from_tensor(tensor)
 
         inputs = [mode.from_tensor(arg) for arg in args]
@@ -284,8 +282,8 @@ def _closed_over(fn: Callable[..., Any], args: tuple[Tensor, ...]) -> tuple[Tens
 class _InPlaceOf(TorchDispatchMode):
     """Puts the inputs of a graph in the place of the tensors that they stand for.
 
-    Without it the recorder would take the number in a tensor of one element, which may be another at the next call, for
-    a constant; and it would change it when it records an operation in place.
+    Without it the recorder would treat a tensor of one element as a constant, though its number may differ at the next
+    call, and would change the tensor when it records an operation in place.
     """
 
     def __init__(self, inputs: dict[int, Tensor], make: Callable[[Tensor], Tensor]) -> None:
@@ -310,7 +308,7 @@ class _InPlaceOf(TorchDispatchMode):
 
 
 class _RefusingValues(TorchFunctionMode):
-    """Stops where the program looks at a number that is known only when it runs."""
+    """Raises an error where the program reads a number that is known only when it runs."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in LOOKING and getattr(args[0], "constant", None) is None:
@@ -323,7 +321,7 @@ def _refuse_new(tensor: Tensor) -> Tensor:
 
 
 def _lifted(module: fx.GraphModule, tensors: tuple[Tensor, ...]) -> Graph:
-    """Make the numbers that were written as tensors inputs too: the compiler takes no tensors from a module."""
+    """Make literal tensors inputs too: the compiler takes no tensors from a module."""
     graph = module.graph
     first = next(iter(graph.nodes))
     literals = []
@@ -337,10 +335,10 @@ def _lifted(module: fx.GraphModule, tensors: tuple[Tensor, ...]) -> Graph:
 
 
 def _with_channels_last(module: fx.GraphModule, inputs: list[Any]) -> fx.GraphModule:
-    """The same graph, with the images of its convolutions in the layout in which a CPU is fast at them.
+    """Put the images of a graph's convolutions in channels-last layout, which is faster on a CPU.
 
     The compiler would do so itself, but it goes back and forth between layouts where a convolution and its gradient are
-    in one graph. What the graph returns keeps the layout that it had.
+    in one graph. Outputs keep their layout.
     """
     nodes = [node for node in module.graph.nodes if node.op == "call_function"]
     if not any(node.target in CONVOLUTIONS for node in nodes) or any(map(_depends_on_layout, nodes)):
@@ -350,7 +348,7 @@ def _with_channels_last(module: fx.GraphModule, inputs: list[Any]) -> fx.GraphMo
 
 
 def _depends_on_layout(node: fx.Node) -> bool:
-    """Whether a node would do something else to the same numbers in another order, or may write through a view."""
+    """Tell whether a node's result depends on the layout of its inputs, or it may write through a view."""
     target: Any = node.target
     if not isinstance(target, OpOverload):
         return False
@@ -365,12 +363,12 @@ def _depends_on_layout(node: fx.Node) -> bool:
 
 
 class _ChannelsLast(fx.Interpreter):
-    """Runs a graph whose convolutions take and give channels last."""
+    """Runs a graph with its convolutions in channels-last layout."""
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         if target in CONVOLUTIONS:
             args = tuple(map(_channels_last, args))
-        if target is aten.view.default:  # which needs the other layout
+        if target is aten.view.default:  # a view would need the other layout
             return torch.reshape(*args)
         return super().call_function(target, args, kwargs)
 

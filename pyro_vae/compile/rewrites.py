@@ -1,4 +1,4 @@
-"""Cheaper forms of operations that are slow on a CPU: a table of what is looked for, and what takes its place."""
+"""Replace operations that are slow on a CPU by cheaper forms, listed in a table."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MIN_FACTORS = 4
 
 
 class Replacement(NamedTuple):
-    """A function that takes the place of a node, and all that leads up to it."""
+    """A function that replaces a node, and what leads up to it."""
 
     node: Any
     fn: Callable[..., Tensor]
@@ -25,7 +25,7 @@ class Replacement(NamedTuple):
 
 
 def rewrite(module: fx.GraphModule) -> None:
-    """Put cheaper forms in the place of what `REWRITES` lists."""
+    """Replace what `REWRITES` lists by cheaper forms."""
     for node in list(module.graph.nodes):
         found = REWRITES[node.target](node) if node.target in REWRITES else None
         if found is not None:
@@ -49,7 +49,7 @@ def tanh(x: Tensor) -> Tensor:
 
 
 def _cheaper_bernoulli(node: Any) -> Replacement | None:
-    """log p of Bernoulli pixels where only their sum is used: as Pyro writes it, of a view in which they are a row."""
+    """Find Pyro's log p of Bernoulli pixels, viewed as a row, of which only the sum is used."""
     end = node
     for target in (aten.neg.default, aten.view.default, aten.sum.dim_IntList):
         if len(end.users) != 1 or next(iter(end.users)).target is not target:
@@ -85,4 +85,4 @@ REWRITES: dict[Any, Callable[[Any], Replacement | None]] = {
     aten.tanh.default: _cheaper_tanh,
     aten.binary_cross_entropy_with_logits.default: _cheaper_bernoulli,
 }
-"""Maps an operation to a function that says whether, and by what, a node of it can be replaced."""
+"""Maps an operation to a function that returns a node's replacement, or None."""

@@ -22,7 +22,7 @@ from pyro_vae.optim import FusedAdam
 __all__ = ["GRADIENT", "UPDATE", "VALUE", "Call", "Kind", "NotCompilable", "Pair", "Ready"]
 
 MAX_GRAPHS = 16
-"""Graphs of one pair. Each takes seconds to compile: a program that needs more is better run as it is."""
+"""Graphs of one pair. Each takes seconds to compile: a program that needs more is better run eagerly."""
 MAX_CHANGES = 16
 """Changes between calls, after which a program counts as one that always changes."""
 MAX_STATES = 4
@@ -30,11 +30,11 @@ MAX_STATES = 4
 
 
 class NotCompilable(Exception):
-    """Why a program has no graph that would stand for it."""
+    """The reason why a program cannot run as a graph."""
 
 
 class NotNow(Exception):
-    """Pyro has to run once more before: to make parameters, or to take the optimizer's first step."""
+    """Pyro has to run once more first, to make parameters or to take the optimizer's first step."""
 
 
 class Pair:
@@ -44,16 +44,16 @@ class Pair:
         self.objective, self.model, self.guide = objective, model, guide
         self.graphs: dict[Any, list[_Graph]] = {}
         self.seen: OrderedDict[Any, list[Watch]] = OrderedDict()
-        """How the program looked at calls of each kind that had no graph."""
+        """States of the program at calls of each kind that had no graph."""
         self.num_changes = 0
         self.num_compiled = 0
-        """Calls that a graph has stood for."""
+        """Calls that ran as graphs."""
         self.refused: set[Kind] = set()
         self.said: set[str] = set()
         self.takes_numbers = True
 
     def graph(self, kind: Kind, call: Call, optim: FusedAdam | None) -> Ready | None:
-        """The graph of a call, compiled if one of its kind was seen before; None if none was."""
+        """Return the graph of a call, compiled if one of its kind was seen before; None if none was."""
         if not self.takes_numbers:
             call = call.with_constants()
         key = kind, optim, call.key
@@ -70,7 +70,7 @@ class Pair:
         except NotNow:
             self.num_changes += 1
             return None
-        except Exception as error:  # whatever a compiler may stumble over, Pyro can still run it
+        except Exception as error:  # whatever the compiler fails on, Pyro can still run it
             if not call.numbers:
                 raise self._refusal(
                     kind, str(error) if isinstance(error, NotCompilable) else reason_of(error)
@@ -94,7 +94,7 @@ class Pair:
             warnings.warn(message, stacklevel=4)
 
     def _was_seen_as_it_is(self, kind: Kind, key: Any, call: Call) -> bool:
-        """Whether the program was what it is at another call of this kind; if not, it is looked at."""
+        """Tell whether the program is the same as at another call of this kind; if not, record its state."""
         states = self.seen.setdefault(key, [])
         changes = [state.change() for state in states]
         if None in changes:
@@ -106,7 +106,7 @@ class Pair:
             raise self._refusal(kind, f"{what} at each call")
         try:
             states.append(self.watch(call))
-        except Exception as error:  # of attributes that run code, say
+        except Exception as error:  # from attributes that run code, say
             raise self._refusal(kind, str(error) or type(error).__name__) from error
         del states[:-MAX_STATES]
         if len(self.seen) > MAX_GRAPHS:
@@ -124,7 +124,7 @@ class Pair:
 
 
 class _Graph:
-    """One kind of run, compiled, with what it takes for granted."""
+    """One kind of run, compiled, with the state that it assumes."""
 
     def __init__(self, pair: Pair, kind: Kind, call: Call, optim: FusedAdam | None) -> None:
         with _undoing(pair.watch(call)) as self.watch, poutine.block(), pyro.validation_enabled(False):
@@ -136,7 +136,7 @@ class _Graph:
             run = self._run_by(pair, kind, original, optim)
             if optim is not None:
                 optim.prepare()
-            # Adam makes steps of full size of gradients that are nothing but rounding, which nobody can compare.
+            # Adam turns gradients of pure rounding into steps of full size: the updated parameters are not compared.
             moments = [] if optim is None else optim.moments()
             updated = [] if optim is None else self.leaves
             graph.check(lambda: self.run(*call.tensors), lambda: run(*original.tensors), moments, updated)
@@ -148,7 +148,7 @@ class _Graph:
             raise NotCompilable("a hook on the gradient of a parameter")
 
     def change(self) -> str | None:
-        """What is not any more as it was when the run was recorded; None if all is."""
+        """Name what has changed since the run was recorded; None if nothing has."""
         store = StoreTables.params()
         for name, param in self.store.items():
             if store.get(name) is not param:
@@ -167,7 +167,7 @@ class _Graph:
                 handler.trace.add_node(name, name=name, type="param", value=store[name])
 
     def _run_by(self, pair: Pair, kind: Kind, call: Call, optim: FusedAdam | None) -> Callable[..., tuple[Tensor, ...]]:
-        """What the graph is to do, as a function of tensors; it notes parameters and leaves."""
+        """Make the function of tensors that the graph records; it notes parameters and leaves."""
 
         def run(*tensors: Tensor) -> tuple[Tensor, ...]:
             args, kwargs = call.rebuilt(tensors)
@@ -196,7 +196,7 @@ class _Graph:
 
 @contextmanager
 def _undoing(watch: Watch) -> Iterator[Watch]:
-    """Leave nothing of a run without values: what it changed is put back, and refused."""
+    """Undo what a run without values changes, and refuse it."""
     tables = [(table, dict(table)) for table in StoreTables.all()]
     error, change = None, None
     try:
@@ -244,10 +244,10 @@ class Ready(NamedTuple):
 
 
 class Call(NamedTuple):
-    """The arguments of a call, parted into tensors and what is no tensor."""
+    """The arguments of a call, split into tensors and constants."""
 
     key: Any
-    """The same for calls that one graph can stand for, all else being equal."""
+    """The same for calls that one graph can run, all else being equal."""
     spec: TreeSpec | None
     """None for tensors alone, without names."""
     tensors: tuple[Tensor, ...]
@@ -276,14 +276,14 @@ class Call(NamedTuple):
         return cls(key, spec, tensors, constants, numbers)
 
     def with_constants(self) -> Call:
-        """The call with its numbers as they were given."""
+        """Return the call with its numbers as they were given."""
         leaves = self._leaves(self.tensors)
         for place, number in self.numbers.items():
             leaves[place] = number
         return self._parted(leaves, self.spec, {})
 
     def rebuilt(self, tensors: tuple[Tensor, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments, with other tensors."""
+        """Rebuild the arguments with other tensors."""
         return (tensors, {}) if self.spec is None else tree_unflatten(self._leaves(tensors), self.spec)
 
     def _leaves(self, tensors: tuple[Tensor, ...]) -> list[Any]:
@@ -300,7 +300,7 @@ def _key_of(constant: Any) -> Any:
 
 
 Losses = Callable[[], tuple[Tensor, Tensor]]
-"""Takes the value and the surrogate of an objective."""
+"""Computes the value and the surrogate of an objective."""
 Outputs = tuple[tuple[Tensor, ...], list[Tensor]]
 """What a graph returns, and the tensors whose gradients it takes."""
 
@@ -345,7 +345,7 @@ UPDATE = Kind(_run_update, "gradient and update are run apart")
 
 
 def _leaves(loss: Tensor) -> list[Tensor]:
-    """The tensors on which a loss depends, and which need its gradient."""
+    """Find the tensors on which a loss depends and that need its gradient."""
     found: dict[Tensor, None] = {}
     seen = set()
     waiting = [loss.grad_fn]

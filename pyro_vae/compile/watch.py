@@ -1,4 +1,4 @@
-"""Whether what a program reads besides its arguments is what it was when a run of it was recorded."""
+"""Detect changes, since a run of a program was recorded, in what it reads besides its arguments."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from pyro_vae.compile.graph import kind_of
 __all__ = ["PLAIN", "TensorWatch", "Watch"]
 
 MAX_OBJECTS = 20_000
-"""More than this is no program but its data; to look at it again at each step would cost more than the step."""
+"""More objects are data and no program; to check them at each step would cost more than the step."""
 MAX_ARRAY = 1_000_000
 """Bytes of an array of numpy's that are compared at each step."""
 
@@ -45,10 +45,10 @@ OPAQUE = (
     *(Tensor, Trace, ParamStoreDict, weakref.ReferenceType, types.BuiltinFunctionType, types.CodeType, np.ufunc),
     *(types.UnionType, types.GenericAlias, re.Pattern, operator.itemgetter, operator.attrgetter, operator.methodcaller),
 )
-"""What is not looked into: graphs read tensors anew, and the others are Pyro's, or Python's, affair."""
+"""What is not looked into: graphs read tensors anew, and Pyro or Python takes care of the others."""
 UNREAD = {
     *("__annotations__", "_abc_impl"),
-    # Of modules: what is read only when a state_dict is, and what says how to call the hooks that others list.
+    # Of modules: what only state_dict reads, and how to call the hooks that other attributes list.
     *("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
     *("_non_persistent_buffers_set", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
     "_forward_pre_hooks_with_kwargs",
@@ -64,7 +64,7 @@ Found = tuple[str, Any]
 
 
 class _Group(NamedTuple):
-    """Some places that are read together, and what was in them."""
+    """Places that are read together, and what was in them."""
 
     path: str
     names: tuple[Any, ...]
@@ -75,10 +75,10 @@ class _Group(NamedTuple):
 
 
 class Watch:
-    """What can be reached from `roots`: attributes, items, closures, and the globals that functions name.
+    """Watches what can be reached from `roots`: attributes, items, closures, and the globals that functions name.
 
-    A change is another object in one of these places, another number in an array, or another state of a generator; not
-    what is in a tensor, which a graph reads anew at each call.
+    A change is another object in one of these places, another number in an array, or another state of a generator.
+    Values of tensors do not count: a graph reads them anew at each call.
 
     Raises:
         ValueError: if there is too much to look at, or something that cannot be looked into.
@@ -99,7 +99,7 @@ class Watch:
             if len(self._seen) > MAX_OBJECTS:
                 raise ValueError(f"a program that reads more than {MAX_OBJECTS:,} objects, such as {path}")
             waiting.extend(self._look_into(path, value))
-        # What follows is asked at each step, so it is laid out to run in C.
+        # These are compared at each step, so they are laid out to run in C.
         self._empty = [group.container for group in self._groups if group.container is not None and not group.values]
         self._reads = [group.read for group in self._groups if group.values or group.container is None]
         self._values = [*itertools.chain.from_iterable(group.values for group in self._groups)]
@@ -121,7 +121,7 @@ class Watch:
         return None
 
     def undo(self) -> None:
-        """Put back what was where."""
+        """Restore what has changed."""
         for container, name, value in self._scratch:
             container[name] = value
         for group in self._groups:
@@ -174,7 +174,7 @@ class Watch:
                 _Group(path, slots, lambda: [getattr(value, name, _MISSING) for name in slots], ())
             )
         if kind is collections.OrderedDict and path.rpartition(".")[2] in MODULE_FIELDS:
-            pass  # it has attributes too, which nobody sets, and there are many in each module
+            pass  # nobody sets its attributes, and each module has many such dictionaries
         elif hasattr(kind, "__dict__") and isinstance(getattr(value, "__dict__", None), dict):
             yield from self._look_into_attributes(path, value)
         elif not slots and not is_open and not _is_fixed_descriptor(value):
@@ -194,7 +194,7 @@ class Watch:
         yield from self._look_at(_Group(path, names, lambda: map(attributes.get, names)))
 
     def _look_into_dict(self, path: str, items: dict[Any, Any]) -> Iterator[Found]:
-        """Keys too: where they are data, one may take the place of another."""
+        """Look at keys too: where they are data, one may replace another."""
         if items:
             yield from self._look_at(_Group(path, tuple(items), items.keys))
         yield from self._look_into_mapping(path, items)
@@ -258,7 +258,7 @@ class Watch:
 
 
 class TensorWatch:
-    """Tensors that a graph reads: another shape, type, place or need of a gradient makes it another graph's."""
+    """Watches the tensors that a graph reads: another shape, type, device or `requires_grad` needs another graph."""
 
     def __init__(self, tensors: tuple[Tensor, ...]) -> None:
         self._tensors = tensors
@@ -268,7 +268,7 @@ class TensorWatch:
         self._guards = found("TensorGuards")(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides)
 
     def change(self) -> str | None:
-        """Which tensor is not as it was; None if all are."""
+        """Name a tensor of another kind than before; None if there is none."""
         if self._guards.check(*self._tensors):
             return None
         now = [*map(kind_of, self._tensors)]
@@ -310,7 +310,7 @@ def _slots(cls: type) -> Iterator[str]:
 
 
 def _is_scratch(owner: Any, name: str) -> bool:
-    """What a run writes before it reads it: caches of transforms, plates of automatic guides; and the graphs' own."""
+    """Tell what a run writes before it reads it: caches of transforms, plates of automatic guides, our own graphs."""
     return (
         (isinstance(owner, Transform) and name.startswith("_cache"))
         or (isinstance(owner, AutoGuide) and name == "plates")
@@ -327,12 +327,12 @@ def _is_fixed_package(name: str) -> bool:
 
 
 def _is_fixed_descriptor(value: Any) -> bool:
-    """Methods and the like of classes written in C, which keep nothing, and plain objects."""
+    """Tell methods and the like of classes written in C, which hold no state, and plain objects."""
     kind = type(value)
     return hasattr(kind, "__get__") or kind is object
 
 
 def _names(code: types.CodeType) -> set[str]:
-    """Global names and attributes, in the function and in those that it defines."""
+    """Collect the names of globals and attributes in a function and in those that it defines."""
     inner = (_names(constant) for constant in code.co_consts if isinstance(constant, types.CodeType))
     return set(code.co_names).union(*inner)

@@ -1,4 +1,4 @@
-"""Data sets: tensors that know where they come from."""
+"""Data sets: tensors with their provenance."""
 
 from pyro_vae.data.dataset import Dataset, Provenance, from_tensor
 from pyro_vae.data.fashion_mnist import fashion_mnist

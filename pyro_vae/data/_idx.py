@@ -1,4 +1,4 @@
-"""Images in IDX files, as torchvision lays them out. The only file that imports torchvision."""
+"""Read images from IDX files in torchvision's layout. The only file that imports torchvision."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["dataset_of", "raw_folder", "read_split"]
 def dataset_of(
     images: np.ndarray, labels: np.ndarray, name: str, split: str, source: str, binarization: Any, seed: int
 ) -> Dataset:
-    """Images and their labels as a data set that knows where it was read."""
+    """Make a data set of images and labels, with the source they were read from."""
     pixels = torch.from_numpy(images)
     pixels = pixels / 255 if binarization is None else pixels
     dataset = from_tensor(pixels, labels, name=name, split=split, binarization=binarization, seed=seed)
@@ -32,7 +32,7 @@ _SPLIT_SIZE = {"train": 60_000, "test": 10_000}
 
 
 def raw_folder(data_dir: str | Path, name: str, download: bool) -> Path | str:
-    """The folder of the files, or the reason why there is none."""
+    """Return the folder of the files, or the reason why there is none."""
     raw = Path(data_dir) / name / "raw"
     if any(raw.glob("*-ubyte")):
         return raw
@@ -43,7 +43,7 @@ def raw_folder(data_dir: str | Path, name: str, download: bool) -> Path | str:
 
 
 def _download(data_dir: str | Path, name: str) -> str | None:
-    """Fetch the files through torchvision; the reason if that fails."""
+    """Fetch the files through torchvision; return the reason if that fails."""
     try:
         import torchvision
     except (ImportError, RuntimeError) as error:  # a torchvision built for another torch raises RuntimeError
@@ -76,7 +76,7 @@ def read_split(raw: Path, split: str, sha256: dict[str, str]) -> tuple[np.ndarra
 
 
 def _read_idx(path: Path, ndim: int, canonical_size: int, sha256: dict[str, str]) -> np.ndarray:
-    """The array in an IDX file of bytes: a header of big-endian integers, then the content."""
+    """Read the array in an IDX file of bytes: a header of big-endian integers, then the content."""
     if not path.is_file():
         raise FileNotFoundError(f"data_dir: expected a file {path}; got none; put it there, or delete its folder.")
     content = path.read_bytes()

@@ -1,4 +1,4 @@
-"""Tensors that know where they come from."""
+"""Tensors with their provenance."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Provenance:
         split: which part of it.
         source: where it was read.
         num_data: how many data there are.
-        binarization: `"dynamic"` (each pixel drawn with its grey level as probability, anew each time it is looked at),
+        binarization: `"dynamic"` (each pixel drawn with its grey level as probability, anew for each batch),
             `"static"` (drawn once), `"threshold"` (grey level above one half) or None (as it is).
         seed: of the draw of a static binarization, and of the fixed draw `Dataset.x` of a dynamic one.
         sha256: of `Dataset.x`, the data as they are evaluated.
@@ -41,7 +41,7 @@ class Provenance:
     sha256: str
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields, for JSON."""
+        """Return all fields, for JSON."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -76,7 +76,7 @@ class Dataset:
         return (self.x if self.grey is None else _probabilities(self.grey)).to(torch.get_default_dtype()).mean(0)
 
     def batch(self, rows: Tensor) -> Tensor:
-        """The data of some rows `(B,)`, counted from 0, as they are trained on.
+        """Return the data of some rows `(B,)`, counted from 0, as they are trained on.
 
         A dynamic binarization is drawn anew by torch's generator.
         """
@@ -86,7 +86,7 @@ class Dataset:
         return _bernoulli_255(grey) if grey.dtype == torch.uint8 else torch.bernoulli(_probabilities(grey))
 
     def hold_out(self, num_data: int, seed: int = 0) -> tuple[Dataset, Dataset]:
-        """Split at random: all but `num_data` of the data, and these."""
+        """Split at random into all but `num_data` of the data, and these."""
         num_data = _checks.whole_number("num_data", num_data)
         if num_data >= len(self):
             raise ValueError(f"num_data: expected fewer than the {len(self)} data; got {num_data}; hold out fewer.")
@@ -95,7 +95,7 @@ class Dataset:
         return self._part(kept, f"less {num_data:,} held out"), self._part(held_out, f"{num_data:,} held out")
 
     def first(self, num_data: int) -> Dataset:
-        """The first `num_data` of the data, or all if there are fewer."""
+        """Return the first `num_data` of the data, or all if there are fewer."""
         num_data = min(_checks.whole_number("num_data", num_data), len(self))
         return self if num_data == len(self) else self._part(torch.arange(num_data), f"first {num_data:,}")
 
@@ -108,7 +108,7 @@ class Dataset:
         return Dataset(x, grey, labels, replace(self.provenance, split=split, num_data=len(rows), sha256=_sha256(x)))
 
     def to(self, device: torch.device | str) -> Dataset:
-        """The same data on another device."""
+        """Move the data to another device."""
         grey = None if self.grey is None else self.grey.to(device)
         labels = None if self.labels is None else self.labels.to(device)
         return replace(self, x=self.x.to(device), grey=grey, labels=labels)
@@ -129,7 +129,7 @@ def from_tensor(
     binarization: Binarization | None = None,
     seed: int = 0,
 ) -> Dataset:
-    """A data set from a tensor or a numpy array.
+    """Make a data set from a tensor or a numpy array.
 
     Args:
         x: `(N, ...)`. To be binarized, it must hold grey levels: uint8 of 0 to 255, or other numbers of 0 to 1. Without
@@ -140,7 +140,7 @@ def from_tensor(
         seed: of the binarization.
 
     Raises:
-        TypeError, ValueError: for what is no dense real tensor of finite numbers, or no grey levels to binarize.
+        TypeError, ValueError: unless x is a dense real tensor of finite numbers, and of grey levels if binarized.
 
     Examples:
         >>> grey = torch.tensor([[0, 128, 255]], dtype=torch.uint8)
@@ -175,12 +175,12 @@ def _checked_grey(x: Tensor) -> Tensor:
 
 
 def _probabilities(grey: Tensor) -> Tensor:
-    """Grey levels as numbers from 0 to 1."""
+    """Return grey levels as numbers from 0 to 1."""
     return grey / 255 if grey.dtype == torch.uint8 else grey.to(torch.get_default_dtype())
 
 
 def _bernoulli_255(grey: Tensor) -> Tensor:
-    """0 or 1 for each of some rows of bytes, 1 with probability grey / 255: `torch.bernoulli`, in whole numbers."""
+    """Draw 0 or 1 for rows of bytes, 1 with probability grey / 255: `torch.bernoulli`, in whole numbers."""
     words = torch.empty((grey.numel() + 3) // 4, dtype=torch.int64, device=grey.device).random_(-(2**63), None)
     uniform = words.view(torch.int16)[: grey.numel()].view(grey.shape)
     row = torch.randint(255, (len(grey), *(1,) * (grey.ndim - 1)), dtype=torch.uint8, device=grey.device)
@@ -188,14 +188,14 @@ def _bernoulli_255(grey: Tensor) -> Tensor:
 
 
 def _decided(grey: Tensor, uniform: Tensor, second: Tensor) -> Tensor:
-    """Whether a uniform number of 16 bits, which begins at -2^15, gives 1; it is used up.
+    """Decide 0 or 1 by a uniform number of 16 bits, counted from -2^15, which is overwritten.
 
     It is below 257 grey with probability 257 grey / 65,536. Where it is 257 grey itself, a second number from 0 to 254
-    decides, with probability grey / 255, which makes grey / 255 of both. One pixel in 65,536 needs the second number,
+    decides, with probability grey / 255; together this makes grey / 255. One pixel in 65,536 needs the second number,
     so that a row may share one.
     """
     threshold = grey.to(torch.int16).sub_(128).mul_(257).add_(128)
-    uniform.clamp_(min=1 - 2**15)  # the two lowest decide the same; from the lowest no 1 could be taken
+    uniform.clamp_(min=1 - 2**15)  # the two lowest decide the same; 1 cannot be subtracted from the lowest
     wins_ties = second.contiguous() < grey
     x = torch.empty(grey.shape, device=grey.device)
     return torch.lt(uniform.sub_(wins_ties.view(torch.uint8)), threshold, out=x)

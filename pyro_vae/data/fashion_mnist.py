@@ -20,10 +20,10 @@ def fashion_mnist(
     seed: int = 0,
     download: bool = True,
 ) -> Dataset:
-    """Fashion-MNIST: 60,000 and 10,000 articles of clothing, `(N, 1, 28, 28)`.
+    """Load Fashion-MNIST: 60,000 and 10,000 articles of clothing, `(N, 1, 28, 28)`.
 
-    Read from files in `data_dir` (torchvision's layout, `FashionMNIST/raw/`), or else downloaded there by torchvision.
-    Arguments and errors are those of `mnist`.
+    They are read from files in `data_dir` (torchvision's layout, `FashionMNIST/raw/`), or else downloaded there by
+    torchvision. Arguments and errors are those of `mnist`.
 
     References:
         Xiao, Rasul and Vollgraf (2017), Fashion-MNIST: a novel image dataset for benchmarking machine learning

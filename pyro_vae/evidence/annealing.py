@@ -1,4 +1,4 @@
-"""Chains of HMC along a path of densities, and what their weights say."""
+"""HMC chains along a path of densities, and estimates from their weights."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ SCHEDULES = ("adaptive", "linear", "sigmoid")
 TARGET_ACCEPTANCE = 0.8
 PILOT_TEMPERATURES = 20
 PILOT_CHAINS = 8
-NUM_DRAWS = 64  # of a start, to see how wide it is
-RELIABLE_SHARE = 0.75  # of the chains that the effective sample size must exceed
+NUM_DRAWS = 64  # from the start, to measure its width
+RELIABLE_SHARE = 0.75  # of the number of chains, which the effective sample size must exceed
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,12 @@ class Path:
     draw: Callable[[int], Tensor]
     evaluate: hmc.Evaluate
     start_precision: Tensor | None
-    """Precision of the start, `(N, D)`, where the metric changes along the path; None where the start is Laplace's."""
+    """Diagonal precision of the start, `(N, D)`; None where the start is Laplace's Gaussian: the metric is constant."""
     gaussian: FullNormal
-    """Laplace's, at the posterior's main mode."""
+    """Laplace's Gaussian at the posterior's main mode."""
 
     def metric(self, beta: Tensor) -> Metric:
-        """The map whose covariance is the inverse of the precisions' weighted mean, at $\\beta$ `(N,)`."""
+        """Return L at $\\beta$ `(N,)`: L L^T is the inverse of the weighted mean of both precisions."""
         if self.start_precision is None:
             return self.gaussian
         end = torch.cholesky_inverse(self.gaussian.scale_tril)
@@ -81,7 +81,7 @@ class Path:
 
 
 class Settings(NamedTuple):
-    """All that a measured run needs to know; found by a pilot run with noise of its own, and frozen since."""
+    """Frozen settings of a measured run, found by a pilot run with separate noise."""
 
     betas: Tensor
     """`(T + 1, N)`, from 0 to 1."""
@@ -92,7 +92,7 @@ class Settings(NamedTuple):
 
 
 class Trajectory(NamedTuple):
-    """What a run along the path returns."""
+    """The result of a run along the path."""
 
     log_weights: Tensor
     """`(K, N)`."""
@@ -102,7 +102,7 @@ class Trajectory(NamedTuple):
 
 
 def path_from(start: str, region: Region, gaussians: NormalMixture) -> Path:
-    """The path from "laplace", "guide" or "prior", with the metric of Laplace's Gaussian."""
+    """Build the path from "laplace", "guide" or "prior"; its metric ends at that of Laplace's Gaussian."""
     view, main = region.view, gaussians.main
     if start == "laplace":
         return laplace_path(region, gaussians)
@@ -123,7 +123,7 @@ def path_from(start: str, region: Region, gaussians: NormalMixture) -> Path:
 
 
 def laplace_path(region: Region, gaussians: NormalMixture) -> Path:
-    """The path from Laplace's Gaussian, or from several as a mixture."""
+    """Build the path from Laplace's Gaussian, or from a mixture of several."""
 
     def from_laplace(u: Tensor) -> tuple[Tensor, Tensor]:
         return gaussians.log_prob(u), torch.stack(region.log_joint(u)).sum(0)
@@ -133,9 +133,9 @@ def laplace_path(region: Region, gaussians: NormalMixture) -> Path:
 
 
 def anneal(path: Path, noise: Noise, settings: Settings, start: Tensor | None = None) -> Trajectory:
-    r"""One run along the path: $\log w = \sum_t (\beta_t - \beta_{t-1}) (\log f_1 - \log f_0)(u_{t-1})$.
+    r"""Run weighted chains along the path: $\log w = \sum_t (\beta_t - \beta_{t-1}) (\log f_1 - \log f_0)(u_{t-1})$.
 
-    Forwards from draws of $f_0$, $E w = p(x)$. Given `start` `(K, N, D)`, exact draws from the posterior, it goes
+    Forwards, from draws of $f_0$, $E w = p(x)$. Given `start` `(K, N, D)`, exact draws from the posterior, the run goes
     backwards, and $E 1 / w = 1 / p(x)$.
     """
     betas, step_sizes, num_chains, num_leapfrog = settings
@@ -159,7 +159,7 @@ def anneal(path: Path, noise: Noise, settings: Settings, start: Tensor | None = 
 
 
 class Pilot(NamedTuple):
-    """What a run saw whose weights are thrown away: each datum's step size and spread at each temperature."""
+    """The record of a pilot run: each datum's step size and spread at each temperature."""
 
     betas: Tensor
     """`(P + 1, N)`."""
@@ -168,14 +168,14 @@ class Pilot(NamedTuple):
     spreads: Tensor
     """The standard deviation over chains of log f_1 - log f_0 before each transition, `(P, N)`."""
     log_weights: Tensor
-    """`(K, N)`; no estimate, for the step sizes were still adapting."""
+    """`(K, N)`; no estimate of log p(x), for the step sizes were still adapting."""
 
     def at(self, rows: Tensor) -> Pilot:
         """Select rows by index."""
         return Pilot(*(each[:, rows] for each in self))
 
     def settings(self, annealing: Annealing) -> Settings:
-        """Frozen settings for a measured run."""
+        """Return frozen settings for a measured run."""
         num_temperatures, schedule = annealing.num_temperatures, annealing.schedule
         if schedule == "adaptive":
             betas = _equal_speed(self.spreads, self.betas, num_temperatures)
@@ -186,9 +186,9 @@ class Pilot(NamedTuple):
 
 
 def pilot(path: Path, noise: Noise, num_temperatures: int, num_chains: int, num_leapfrog: int) -> Pilot:
-    """Find step sizes: after each transition each datum's grows or shrinks with how far its acceptance is from 0.8.
+    """Find step sizes: after each transition, adapt each datum's by how far its acceptance is from 0.8.
 
-    A trajectory is kept at or below a quarter turn, after which that of a Gaussian would come back.
+    Trajectories are at most a quarter turn long: beyond that, those of a Gaussian come back.
     """
     longest = math.log(min(1.5, math.pi / 2 / num_leapfrog))
     betas = _schedule("linear", num_temperatures, len(path.gaussian.loc), path.gaussian.loc.device)
@@ -208,7 +208,7 @@ def pilot(path: Path, noise: Noise, num_temperatures: int, num_chains: int, num_
 
 
 def _begin(path: Path, u: Tensor) -> tuple[State, Tensor]:
-    """A state of the chains, and which of them lie in the support of the prior; the others have no weight."""
+    """Evaluate the chains at u, and tell which lie in the prior's support; the others get weight zero."""
     inside = u.isfinite().all(-1)
     return path.evaluate(u.where(inside[..., None], 0.0)), inside
 
@@ -222,9 +222,9 @@ def _schedule(name: str, num_temperatures: int, num_data: int, device: torch.dev
 
 
 def _equal_speed(spreads: Tensor, betas: Tensor, num_temperatures: int) -> Tensor:
-    """Temperatures between which the log weights spread equally much: the integral of their spread cut in equal parts.
+    """Choose temperatures of equal spread: cut the integral of the log weights' spread into equal parts.
 
-    The spread at the pilot's temperatures is that before each transition, `(T, N)`, and kept above a fifth of its mean.
+    Spreads are those before each of the pilot's transitions, `(T, N)`, raised to at least a fifth of their mean.
     """
     speed = _smoothed(spreads)
     speed = torch.maximum(speed, 0.2 * speed.mean(0)).clamp(min=1e-12)
@@ -237,24 +237,24 @@ def _equal_speed(spreads: Tensor, betas: Tensor, num_temperatures: int) -> Tenso
 
 
 def _smoothed(values: Tensor) -> Tensor:
-    """A moving mean over five neighbours along the first dimension."""
+    """Take the moving mean over five neighbours along the first dimension."""
     padded = torch.cat([values[:1], values[:1], values, values[-1:], values[-1:]])
     return padded.unfold(0, 5, 1).mean(-1)
 
 
 def _interpolated(at: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Each column of y over x, linearly, at each of `at`; constant beyond the ends."""
+    """Interpolate each column of y over x linearly at each of `at`; constant beyond the ends."""
     right = torch.searchsorted(x.T.contiguous(), at.T.contiguous()).T.clamp(1, len(x) - 1)
     x0, x1, y0, y1 = x.gather(0, right - 1), x.gather(0, right), y.gather(0, right - 1), y.gather(0, right)
     return y0 + (y1 - y0) * ((at - x0) / (x1 - x0).clamp(min=1e-300)).clamp(0, 1)
 
 
 def annealed(log_weights: Tensor) -> Estimate:
-    """What chains say of log p(x).
+    """Estimate log p(x) from the log weights of chains.
 
-    They are few, and there is no tail to fit: the estimate is reliable where three quarters of them count. The error is
-    (K - 1) / (K - 3) of the usual one. The root of that would do for the spread of Student's t; but the largest weights
-    are the rarest, and most runs lack them (benchmarks/practice.py shows the coverage).
+    Chains are too few to fit a tail: the estimate is reliable where the ESS exceeds three quarters of them. The error
+    is (K - 1) / (K - 3) times the usual one. The root of that would match the spread of Student's t, but the largest
+    weights are the rarest, and most runs lack them (benchmarks/practice.py shows the coverage).
     """
     found, num_chains = estimate(log_weights.cpu()), len(log_weights)
     widened = (num_chains - 1) / (num_chains - 3) if num_chains > 3 else math.nan
@@ -264,7 +264,7 @@ def annealed(log_weights: Tensor) -> Estimate:
 
 @dataclass(frozen=True)
 class Annealing:
-    """How to anneal; what the pilot finds for each datum comes on top of it."""
+    """How to anneal all data; the pilot adds each datum's settings."""
 
     start: str = "laplace"
     num_temperatures: int = 100
@@ -280,7 +280,7 @@ class Annealing:
 
     @property
     def num_evaluations(self) -> int:
-        """Evaluations of the measured run, without its draws from the start."""
+        """Evaluations of the measured run for each datum, without those of the posterior draws."""
         return self.num_chains * (1 + (self.num_temperatures - 1) * self.num_leapfrog)
 
     @property
@@ -292,10 +292,10 @@ class Annealing:
         return PILOT_CHAINS * (1 + self.num_pilot_temperatures * self.num_leapfrog) if self.num_temperatures > 1 else 0
 
     def prepared(self, block: Block, region: Region, seed: int) -> Prepared:
-        """The path and the frozen settings for the data of a block; its noise is none of the measured run's."""
+        """Find path and frozen settings for the data of a block, with noise that the measured run does not share."""
         with noise(block.program, seed_for(seed, "where to start"), block.place):
             if self.start == "guide":
-                region.view.log_guide(region.draw_guide(1))  # which says so if it cannot be evaluated
+                region.view.log_guide(region.draw_guide(1))  # raises if its density is not known
             seen = survey(region, [region.guide])
             fit = find_modes(region, seen)
             path = path_from(self.start, region, fit.gaussians)
@@ -312,37 +312,37 @@ class Annealing:
 
 
 class Prepared(NamedTuple):
-    """All that a measured run of a block's data takes; what the run returns is of these data alone."""
+    """What a measured run takes for the data of a block that were asked for."""
 
     path: Path
     noise: Noise
     settings: Settings
     seen: Elsewhere
-    """What draws from wider than the guide found."""
+    """What draws from wider than the guide say of p(x)."""
     converged: Tensor
-    """Whether the search for the mode has come to its end, `(N,)`."""
+    """Whether the search for the mode converged, `(N,)`."""
     num_evaluations: Tensor
     """All evaluations, those of the measured run included, `(N,)`."""
 
 
 def block_size(program: Program, num_chains: int) -> int:
-    """How many data are annealed together."""
+    """Return how many data are annealed together."""
     return max(1, tile_size(program) // num_chains)
 
 
 def end_draws(view: Unconstrained, trajectory: Trajectory, noise: Noise, num_draws: int) -> Draws | None:
-    """Draws from the posterior: where the chains ended, resampled by weight."""
+    """Draw from the posterior: resample the chains' ends by weight."""
     return draws_of(view, end_positions(trajectory, noise, num_draws)) if num_draws else None
 
 
 def end_positions(trajectory: Trajectory, noise: Noise, num_draws: int) -> Tensor:
-    """u `(S, N, D)` of such draws."""
+    """Return u `(S, N, D)` of such draws."""
     index = resampled(trajectory.log_weights, noise.uniform(num_draws))
     return trajectory.state.position[index, torch.arange(index.shape[1], device=index.device)]
 
 
 def draws_of(view: Unconstrained, u: Tensor) -> Draws:
-    """Latents of u `(S, N, D)`, with their densities."""
+    """Return the latents of u `(S, N, D)`, with their densities."""
     latents, _ = view.unpack(u)
     prior, likelihood = joint_of(tile_size(view.program))(view.program, latents)
     values = {name: view.program.draws_first(value).cpu() for name, value in latents.items()}

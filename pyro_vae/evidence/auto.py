@@ -1,4 +1,4 @@
-"""log p(x) of each datum by the first estimator, from cheap to dear, that pilot runs find accurate enough for it."""
+"""log p(x) of each datum by the cheapest estimator that pilot runs find accurate enough for it."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ __all__ = ["Auto", "log_evidence"]
 GUIDE_PILOT = 200
 LAPLACE_PILOT = 200
 NUM_CHAINS, NUM_LEAPFROG = 16, 3
-LARGEST_KHAT = 0.3  # of a pilot run, whose k-hat is rough: well below what the measured run is held to
-SAFETY = 3.0  # times the variance that a pilot run saw, which is rough
+LARGEST_KHAT = 0.3  # of a pilot run, whose k-hat is rough: well below the measured run's threshold
+SAFETY = 3.0  # factor on the variance that a pilot run saw, which is rough
 FEWEST_TEMPERATURES = 10  # fewer are not worth their pilot run, and their weights are skewed
-DOUBT = 2.0  # errors by which the guide may be ahead of Laplace's Gaussians before both are drawn from
-MANY_MODES = 4  # of which there may be more than were found
-LEVELS = 4  # how many lengths of annealing there are, each half the next
+DOUBT = 2.0  # standard errors by which the guide may exceed Laplace's Gaussians before both are drawn from
+MANY_MODES = 4  # found modes, beside which there may be others
+LEVELS = 4  # lengths of annealing to choose from, each half the next
 
 
 @refusing_unknown_options
@@ -72,21 +72,22 @@ def log_evidence(
     compile: bool = False,
     progress: bool = False,
 ) -> Evidence:
-    r"""log p(x) of each datum, by the cheapest of three estimators whose standard error is within a tolerance.
+    r"""Estimate log p(x) of each datum by the cheapest of three estimators that keeps the error within a tolerance.
 
-    For each datum a pilot run draws from the guide, and where that would not do, from Laplace's Gaussian, and where
-    that would not do either, a short annealing looks how many temperatures are needed. What the pilots saw picks the
-    estimator: importance sampling where their k-hat is below 0.3 and so many draws as the tolerance takes are
-    affordable, else AIS; and the guide with all that is left where it found significantly more than Laplace's Gaussian,
-    which then has missed a mode. Then the estimator runs once, with frozen settings and fresh noise, and its result is
-    reported whatever it is, also where it has missed the tolerance with some of the budget left: to go on after a look
-    at it would bias it. As pilots decide and only the measured run counts, $E \hat p(x) = p(x)$ still holds for
-    each datum, and the certificate needs no correction.
+    For each datum a pilot run draws from the guide; where that will not do, from Laplace's Gaussian; and where that
+    will not do either, a short annealing shows how many temperatures are needed. The pilots pick the estimator:
+    importance sampling where k-hat is below 0.3 and the draws that the tolerance takes are affordable, else AIS. Where
+    other draws found significantly more than Laplace's Gaussian, which then missed a mode, or where four modes or more
+    were found, a mixture of it and the guide gets the rest of the budget.
+
+    The estimator then runs once, with frozen settings and fresh noise. Its result is reported even where it missed the
+    tolerance with budget left: to go on after a look at it would bias it. As pilots only decide, and only the measured
+    run counts, $E \hat p(x) = p(x)$ holds for each datum, and the certificate needs no correction.
 
     A datum whose error stays above the tolerance, or whose estimate is not `reliable`, is flagged:
-    `diagnostics["reached"]` is False, and the summary counts them. So is one for which the guide's pilot run found
-    significantly more than the measured run (`diagnostics["contradicted"]`). A mode that neither came near shows
-    nowhere.
+    `diagnostics["reached"]` is False, and the summary counts them. So is one for which draws from the guide or around
+    it found significantly more than the measured run (`diagnostics["contradicted"]`). A mode that no draw came near
+    stays unnoticed.
 
     Args:
         model, guide: a Pyro program and its guide, or None for the prior. Discrete latents of few joint
@@ -94,12 +95,12 @@ def log_evidence(
         args: what both are called with: tensors (or numpy arrays) of one row a datum, x first.
         tolerance: the standard error wanted of each datum's log p(x), nats. That of the mean over data is smaller by
             the square root of their number.
-        max_evaluations: of log p(x, z), the most that may be spent on a datum, pilots included. Where it does not pay
+        max_evaluations: the most evaluations of log p(x, z) to spend on a datum, pilots included. Where it does not pay
             for Laplace's Gaussian (6 a latent number, and 540 more) or for annealing after it (about 700 and
-            `num_posterior_draws`), the rest goes to draws from what there is.
+            `num_posterior_draws`), the rest goes to draws from the proposal at hand.
         seed: fixes the noise.
-        compile: as of `ais`; for all but Laplace's Gaussian, which needs second derivatives.
-        joint, plate, first_index, num_posterior_draws, progress, kwargs: as of `importance_sampling`.
+        compile: as in `ais`; the search for Laplace's Gaussian is never compiled, for it needs second derivatives.
+        joint, plate, first_index, num_posterior_draws, progress, kwargs: as in `importance_sampling`.
 
     Returns:
         `Evidence`; `method` names each datum's estimator, `num_evaluations` its cost, `diagnostics["reached"]` `(N,)`
@@ -131,7 +132,7 @@ def log_evidence(
 
 @dataclass(frozen=True)
 class _Plan:
-    """What may be spent, and what the pilots make of it."""
+    """The budget, and how the pilots divide it."""
 
     tolerance: float
     max_evaluations: int
@@ -143,12 +144,12 @@ class _Plan:
         return PILOT_CHAINS * (1 + PILOT_TEMPERATURES * NUM_LEAPFROG)
 
     def can_find_modes(self, dim: int) -> bool:
-        """Whether the budget goes so far, if two rounds of the search will do."""
+        """Tell whether the budget pays for two rounds of the search, and for draws after it."""
         search = 20 + 6 * dim
         return GUIDE_PILOT + 2 * NUM_POINTS + search + 2 * LAPLACE_PILOT <= self.max_evaluations
 
     def num_draws(self, pilot: Estimate, num_pilot: int, seen: Elsewhere) -> Tensor:
-        """How many draws take the error below the tolerance, as a power of two; infinity where that cannot be told."""
+        """Return how many draws, a power of two, reach the tolerance; infinity where the pilot cannot tell."""
         variance = num_pilot / pilot.ess.clamp(min=1) - 1
         if not seen.log_weight.isnan().any():
             variance = torch.maximum(variance, seen.relative_variance(pilot.log_evidence, self.tolerance / 4))
@@ -156,12 +157,12 @@ class _Plan:
         return self._for_all(needed.where((pilot.khat < LARGEST_KHAT) & ~seen.contradicts(pilot), torch.inf))
 
     def affordable_temperatures(self, spent: Tensor) -> Tensor:
-        """How many temperatures of a measured run are, in few different numbers."""
+        """Return how many temperatures of a measured run are affordable, rounded down to one of few numbers."""
         left = self.max_evaluations - spent - self.num_posterior_draws
         return _rounded_down(1 + (torch.div(left, NUM_CHAINS, rounding_mode="floor") - 1).div(NUM_LEAPFROG).floor())
 
     def num_temperatures(self, log_weights: Tensor, most: Tensor) -> Tensor:
-        """How many temperatures do, for the variance of log w falls with their number; one of a few lengths."""
+        """Return how many temperatures are enough, one of a few lengths: the variance of log w falls with them."""
         needed = SAFETY * PILOT_TEMPERATURES * log_weights.var(0) / (NUM_CHAINS * self.tolerance**2)
         chosen = most.to(needed.dtype)
         for level in range(1, LEVELS):
@@ -170,7 +171,7 @@ class _Plan:
         return self._for_all(chosen)
 
     def _for_all(self, needed: Tensor) -> Tensor:
-        """A guide with parameters for each datum runs on all data or on none: what the worst needs, all get."""
+        """Give all data what the worst needs, if the guide has parameters for each datum and runs on all or none."""
         return needed if self.amortized else needed.max().expand_as(needed)
 
 
@@ -180,11 +181,11 @@ def _rounded_down(number: Tensor) -> Tensor:
 
 
 class _Source(NamedTuple):
-    """What draws come from."""
+    """A source of draws."""
 
     name: str
     program: Program
-    """What evaluates them, of the columns."""
+    """Evaluates the draws, on the columns."""
     draw: Draw
     component: Component | None
 
@@ -202,7 +203,7 @@ class _Result(NamedTuple):
 
 @dataclass
 class _Job:
-    """The data of one block, which leave it one by one as an estimator is found for them."""
+    """The data of one block; each leaves once an estimator is found for it."""
 
     block: Block
     region: Any
@@ -210,7 +211,7 @@ class _Job:
     seed: int
     results: list[_Result] = field(default_factory=list)
     gaussians: NormalMixture | None = None
-    """Laplace's, once they have been sought."""
+    """Laplace's Gaussians, once they are found."""
 
     def run(self) -> None:
         everyone = self.block.asked_for
@@ -248,10 +249,10 @@ class _Job:
         return possible if self.plan.amortized else possible.all().expand_as(possible)
 
     def _spend_the_rest(self, columns: Tensor, source: Callable[[Tensor], _Source]) -> None:
-        """On draws, where they will not do and nothing better can be paid for."""
+        """Spend the rest on draws, where they miss the tolerance and nothing better is affordable."""
         if len(columns):
             left = self.plan.max_evaluations - self.spent[columns]
-            # After a search data have spent what each needed; of one number they are drawn for together.
+            # A search costs each datum another number: rounded, few numbers are left, and data are drawn for together.
             self._sample(columns, left if self.gaussians is None else _rounded_down(left), source)
 
     def _missed_by(self, columns: Tensor, pilot: Estimate, around: Elsewhere) -> Tensor:
@@ -263,7 +264,7 @@ class _Job:
         return (missed | around.contradicts(pilot) | has_many_modes) & self.plan.amortized
 
     def _rows(self, columns: Tensor) -> Tensor:
-        """The places of these columns among all that were asked for."""
+        """Return the places of these columns among all that were asked for."""
         return columns.cpu() - self.block.columns.start
 
     @property
@@ -283,7 +284,7 @@ class _Job:
         return _Source("Laplace's Gaussian", region.view.program, region.drawing(component), component)
 
     def _both(self, columns: Tensor) -> _Source:
-        """The guide and Laplace's Gaussian in equal parts; the guide, if its density is not known."""
+        """Mix the guide and Laplace's Gaussian in equal parts; take the guide alone if its density is not known."""
         guide, laplace = self._guide(columns), self._laplace(columns)
         if guide.component is None:
             return guide
@@ -292,7 +293,7 @@ class _Job:
         return _Source("the guide and Laplace's Gaussian", region.view.program, region.drawing(both), both)
 
     def _find_modes(self, columns: Tensor) -> None:
-        """Laplace's Gaussians of these columns, in their places among all."""
+        """Find Laplace's Gaussians of these columns, and keep them at their places in the block."""
         region = self.region.at(columns)
         with noise(self.block.program, seed_for(self.seed, "where to start"), self.block.place):
             fit = find_modes(region, self.seen.at(columns - self.block.columns.start))
@@ -300,7 +301,7 @@ class _Job:
         self.gaussians = fit.gaussians.spread(columns, self.width)
 
     def _pilot(self, columns: Tensor, source: _Source, num_samples: int, purpose: str, terms: GuideTerms) -> Estimate:
-        """What draws that do not count say."""
+        """Estimate log p(x) from draws that help to decide and do not count."""
         totals = Totals(num_samples)
         for tile in self._tiles(columns, source, num_samples, seed_for(self.seed, purpose)):
             totals.add(tile.densities.weight)
@@ -320,14 +321,14 @@ class _Job:
         return seen
 
     def _sample(self, columns: Tensor, needed: Tensor, source: Callable[[Tensor], _Source]) -> Tensor:
-        """Importance sampling for the data that it serves; what is returned are the others."""
+        """Run importance sampling for the data that can afford it, and return the columns of the others."""
         affordable = self._for_all(self.spent[columns] + needed <= self.plan.max_evaluations)
         for number in map(int, needed[affordable].unique().tolist()):
             chosen = columns[affordable & (needed == number)]
             here, totals = source(chosen), Totals(number)
             reservoir = Reservoir(self.plan.num_posterior_draws, Noise(self.width, chosen))
-            # The number is part of the seed: places are counted in tiles, of which another number has more or fewer, so
-            # that with one seed for all a tile here and one there could have the same noise.
+            # The number is part of the seed: a tile's place depends on it, so with one seed for all, tiles of different
+            # numbers could share noise.
             seed = seed_for(self.seed, f"measured, {number} from {here.name}")
             for tile in self._tiles(chosen, here, number, seed):
                 totals.add(tile.densities.weight)
@@ -339,14 +340,14 @@ class _Job:
         return columns[~affordable]
 
     def _checked(self, columns: Tensor, found: Estimate, number: int, source: _Source) -> Estimate:
-        """Correct error and flag by what draws from elsewhere say of the source."""
+        """Correct error and `reliable` by what draws from elsewhere say of the source."""
         if source.name == "the guide":
             return checked(found, number, self.elsewhere.at(self._rows(columns)))
         seen = self.seen.at(columns - self.block.columns.start)
         return checked(found, number, seen.against(source.component))
 
     def _sum_up(self, columns: Tensor) -> None:
-        """All values of discrete latents."""
+        """Sum over all values of discrete latents."""
         log_joint = self.seen.log_joint
         exact = log_joint.logsumexp(0).cpu()
         zero, number = torch.zeros_like(exact), self.seen.num_places
@@ -356,7 +357,7 @@ class _Job:
         self._keep(columns, found, "a sum over all values", draws)
 
     def _anneal(self, columns: Tensor) -> None:
-        """AIS for all that are left."""
+        """Run AIS for the data that are left."""
         path, numbers = self._path(columns)
         with noise(path.view.program, seed_for(self.seed, "pilot"), self.block.place):
             seen = pilot(path, numbers, PILOT_TEMPERATURES, PILOT_CHAINS, NUM_LEAPFROG)
@@ -387,14 +388,14 @@ class _Job:
 
 
 def _is_above(pilot: Estimate, found: Estimate, num_errors: float = 4.0) -> Tensor:
-    """Whether the guide's pilot run saw more than another found, which then has missed a mode."""
+    """Tell whether the guide's pilot run found significantly more than another, which then missed a mode."""
     error = (pilot.std_error.square() + found.std_error.square()).sqrt().nan_to_num()
     return pilot.log_evidence > found.log_evidence + num_errors * error + 0.01
 
 
 @dataclass(frozen=True)
 class Auto(Estimator[_Job]):
-    """The first estimator, from cheap to dear, that does for a datum, as an estimator."""
+    """The cheapest estimator that is accurate enough for a datum, as an estimator."""
 
     tolerance: float = 0.05
     max_evaluations: int = 6000
@@ -425,7 +426,7 @@ class Auto(Estimator[_Job]):
         return job
 
     def found(self, parts: list[_Job], task: Task) -> Found:
-        """The results in the order of the data."""
+        """Put the results in the order of the data."""
         order = [torch.cat([result.columns for result in job.results]).argsort() for job in parts]
 
         def joined(of_result: Callable[[_Result], Tensor]) -> Tensor:

@@ -31,14 +31,14 @@ __all__ = ["Sandwich", "bdmc"]
 
 @dataclass(frozen=True, repr=False)
 class Sandwich:
-    r"""Bounds of log p(x) for data that the model itself has made, nats. Tensors are `(N,)` of float64.
+    r"""Bounds on log p(x) of data that the model itself made, nats. Tensors are `(N,)` of float64, except x.
 
     Attributes:
-        lower: $\log \frac{1}{K} \sum_k w_k$ of AIS forwards, in expectation below log p(x).
+        lower: $\log \frac{1}{K} \sum_k w_k$ of forward AIS, in expectation below log p(x).
         upper: $-\log \frac{1}{K} \sum_k 1 / w_k$ of AIS backwards from the z that made x, in expectation above it.
         lower_std_error: of `lower` (`ais`). `upper` has none: its chains start from one draw, and are not independent.
         x: the data.
-        settings: of the annealing.
+        settings: of the annealing, and how the pair was run.
     """
 
     lower: Tensor
@@ -49,7 +49,7 @@ class Sandwich:
 
     @property
     def gap(self) -> Tensor:
-        """upper - lower of each datum, in expectation above the error of either."""
+        """upper - lower of each datum; in expectation above the error of either."""
         return self.upper - self.lower
 
     @property
@@ -63,15 +63,15 @@ class Sandwich:
         return self.gap.std().item() / math.sqrt(len(self.gap)) if len(self.gap) > 1 else math.nan
 
     def certified_gap(self, delta: float = 1e-3) -> float:
-        r"""A number above the mean over these data of log p(x) - `lower`, with probability at least 1 - delta.
+        r"""Return a number above the mean over these data of log p(x) - `lower`, with probability at least 1 - delta.
 
-        As of `Evidence.certified_lower_bound`, mirrored: $E\, p(x) / \hat p_{\mathrm{up}} = 1$ where $z$ is an exact
+        It mirrors `Evidence.certified_lower_bound`: $E\, p(x) / \hat p_{\mathrm{up}} = 1$ where $z$ is an exact
         draw from p(z|x), so the mean of log p(x) is below that of `upper` $+ \frac{1}{N} \log \frac{1}{\delta}$.
         """
         return self.mean_gap + math.log(1 / _checks.probability("delta", delta)) / len(self.gap)
 
     def summary(self) -> str:
-        """The bounds, and what they say of annealing with these settings."""
+        """Return a table of the bounds, and of what they say about annealing with these settings."""
         low = std_error_of_mean(self.lower_std_error)
         rows = [
             Row("upper bound", self.upper.mean().item()),
@@ -109,21 +109,21 @@ def bdmc(
     plate: str | None = None,
     compile: bool = False,
 ) -> Sandwich:
-    r"""log p(x) of simulated data between two bounds, by AIS in both directions: a test of its settings.
+    r"""Bound log p(x) of simulated data from both sides, by AIS in both directions: a test of its settings.
 
-    z is drawn from the prior and x from p(x|z), so that z is an exact draw from p(z|x). AIS forwards gives a lower
-    bound in expectation; AIS backwards, which starts at this z, an upper one, for $E 1 / w = 1 / p(x)$. On real data no
-    exact draw is known, and nothing like it can be had.
+    z is drawn from the prior and x from p(x|z), so that z is an exact draw from p(z|x). Forward AIS gives a lower bound
+    in expectation. Backward AIS, which starts at this z, gives an upper one, for $E 1 / w = 1 / p(x)$. Real data come
+    without an exact draw, and so without an upper bound.
 
     Args:
-        model, guide: a Pyro program and its guide, with continuous latents. The model makes data where its observed
-            site is not conditioned (`poutine.uncondition`).
-        args: rows as the model takes them, x first: as many data are made, and further tensors, such as covariates,
-            are used as they are. Without them, `model(num_data=...)` is called, as a VAE's can be.
+        model, guide: a Pyro program and its guide, with continuous latents. The model makes data once its observed site
+            is unconditioned (`poutine.uncondition`).
+        args: rows as the model takes them, x first. As many data are made; further tensors, such as covariates, are
+            used as they are. Without `args`, `model(num_data=...)` is called, which a VAE's model accepts.
         num_data: how many data to make where no `args` are given; 100 by default.
-        num_temperatures, num_chains, num_leapfrog, start, schedule, compile: as of `ais`.
+        num_temperatures, num_chains, num_leapfrog, start, schedule, compile: as in `ais`.
         seed: fixes data and noise.
-        plate, kwargs: as of `importance_sampling`.
+        plate, kwargs: as in `importance_sampling`.
 
     Returns:
         `Sandwich`.
@@ -174,7 +174,7 @@ class _Part(NamedTuple):
 
 @dataclass(frozen=True)
 class BothWays(Estimator[_Part]):
-    """AIS forwards, and backwards from the z that made x, as an estimator: its diagnostics hold the upper bound."""
+    """AIS forwards, and backwards from the z that made x, as an estimator; the upper bound is a diagnostic."""
 
     annealing: Annealing
     latents: Latents
@@ -210,7 +210,7 @@ class BothWays(Estimator[_Part]):
 def _simulate(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], num_data: int | None, seed: int
 ) -> tuple[Latents, Tensor, Tensor]:
-    """z from the prior, x from p(x|z), and log p(x, z) of the run that made them, of all data together."""
+    """Draw z from the prior and x from p(x|z); return both, and log p(x, z) of that run, of all data together."""
     size = {} if num_data is None else {"num_data": num_data}
     rows = tuple(torch.as_tensor(arg) for arg in args)
     device = rows[0].device if rows else torch.get_default_device()
@@ -227,13 +227,13 @@ def _simulate(
                 f"args: expected rows as the model takes them, to make data like them; got none, and "
                 f"model(num_data=...) does not run ({error}); pass x."
             ) from error
-        except RuntimeError as error:  # as samplers of torch do for NaN
+        except RuntimeError as error:  # torch's samplers raise it for NaN
             raise ValueError(
                 f"model: expected one that data can be drawn from; got {str(error).splitlines()[0]}; look for NaN "
                 "among the parameters."
             ) from error
     sites = dict(sample_sites(trace))
-    # Without rows nothing is observed, and what comes last is made of all that came before.
+    # Without rows nothing is observed: the last site, drawn given all before it, is x.
     observed = [name for name, site in sites.items() if site["infer"].get("was_observed")] or [list(sites)[-1]]
     if len(observed) != 1:
         raise ValueError(
@@ -252,7 +252,7 @@ def _simulate(
 
 
 def _unscaled(site: dict[str, Any], is_latent: bool) -> Tensor:
-    """A site's log density, of all that it has: a latent that is masked has been drawn all the same."""
+    """Return a site's log density without its scale. Masked latents count, for they were drawn all the same."""
     each = elements_of(site)
     log_prob = each.fn.log_prob(site["value"]).double()
     return log_prob.sum() if is_latent or each.mask is None else log_prob.where(each.mask, 0.0).sum()
@@ -262,7 +262,7 @@ def _unscaled(site: dict[str, Any], is_latent: bool) -> Tensor:
 def _refuse_teacher_forcing(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], latents: Latents, made: Tensor
 ) -> None:
-    """Stop unless the data have the density by which they were made, once they are given."""
+    """Raise unless the data have the same density when they are given as when they were drawn."""
     with poutine.block(), pyro.validation_enabled(False):
         trace = poutine.trace(poutine.condition(model, data=latents)).get_trace(*args, **kwargs)
     again = torch.stack([_unscaled(site, name in latents) for name, site in sample_sites(trace)]).sum()
@@ -277,7 +277,7 @@ def _refuse_teacher_forcing(
 
 
 def _as_one_draw(program: Program, latents: Latents, rows: Tensor) -> Latents:
-    """The latents of some rows, in the shapes that the program's draws have."""
+    """Return the latents of some rows, in the shapes of the program's draws."""
     sites = program.sites().latent
     full = {name: value[(None,) * (sites[name]["value"].ndim - value.ndim)] for name, value in latents.items()}
     return program.choose(full, rows)

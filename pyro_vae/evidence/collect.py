@@ -1,4 +1,4 @@
-"""What is collected while draws go by: the ELBO and its halves, and draws from the posterior."""
+"""Collect the ELBO with its halves, and draws from the posterior, tile by tile."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pyro_vae.program.tiles import Noise, tiles
 __all__ = ["NUM_ELBO_SAMPLES", "GuideTerms", "Reservoir", "Terms", "guide_terms"]
 
 
-NUM_ELBO_SAMPLES = 100  # from the guide, where the proposal is another
+NUM_ELBO_SAMPLES = 100  # from the guide, where it is not the proposal
 
 
 class GuideTerms:
@@ -54,7 +54,7 @@ class Terms(NamedTuple):
 
 
 def guide_terms(program: Program, num_samples: int, seed: int, first_index: int = 0) -> Terms:
-    """The ELBO from draws of their own."""
+    """Estimate the ELBO from separate draws."""
     parts: dict[int, GuideTerms] = {}
     for block, tile in tiles(program, num_samples, seed_for(seed, "ELBO"), first_index):
         parts.setdefault(block.place, GuideTerms()).add(tile.densities)
@@ -62,7 +62,7 @@ def guide_terms(program: Program, num_samples: int, seed: int, first_index: int 
 
 
 class Reservoir:
-    """Draws from the posterior, resampled by weight while draws of the proposal go by.
+    """Draws from the posterior, resampled by weight in one pass over the proposal's draws.
 
     Each of S slots holds one of the draws seen so far, with probability in proportion to its weight.
     """

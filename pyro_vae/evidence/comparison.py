@@ -1,4 +1,4 @@
-"""Two models on the same data."""
+"""Compare two models on the same data."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Comparison:
 
     Attributes:
         difference: a - b.
-        monte_carlo_std_error: of each difference, as if the noise of both evaluations were independent. Two with one
-            seed share noise, and differ by less where the models are alike.
-        num_unreliable: for how many data one of both evaluations is not reliable.
+        monte_carlo_std_error: of each difference, as if both evaluations had independent noise. With one seed they
+            share noise, and the error is smaller where the models are alike.
+        num_unreliable: for how many data either evaluation is not reliable.
     """
 
     difference: Tensor
@@ -35,8 +35,8 @@ class Comparison:
 
     @property
     def std_error(self) -> float:
-        """The standard error of `mean` for other data of the same kind: s / sqrt(N), in which the Monte Carlo noise is
-        contained. NaN for one datum."""
+        """The standard error s / sqrt(N) of `mean` for other data of the same kind. It includes the Monte Carlo noise,
+        and is NaN for one datum."""
         return self.difference.std().item() / math.sqrt(len(self.difference)) if len(self.difference) > 1 else math.nan
 
     @property
@@ -53,7 +53,7 @@ class Comparison:
 
 
 def compare(a: Evidence, b: Evidence) -> Comparison:
-    r"""The paired difference $\log p_a(x) - \log p_b(x)$ on the same data, which varies less than either.
+    r"""Return the paired difference $\log p_a(x) - \log p_b(x)$ on the same data, which varies less than either.
 
     Args:
         a, b: evaluations of the same data, in the same order.
@@ -103,5 +103,5 @@ def compare(a: Evidence, b: Evidence) -> Comparison:
         )
     error = (a.std_error.square() + b.std_error.square()).sqrt()
     unreliable = ~(a.reliable & b.reliable)
-    difference = torch.where(a.log_evidence == b.log_evidence, 0.0, a.log_evidence - b.log_evidence)  # also of -inf
+    difference = torch.where(a.log_evidence == b.log_evidence, 0.0, a.log_evidence - b.log_evidence)  # both may be -inf
     return Comparison(difference, error, int(unreliable.sum()))

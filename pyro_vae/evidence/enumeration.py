@@ -1,4 +1,4 @@
-"""All values of discrete latents, where they are few."""
+"""Enumerate all values of discrete latents, where they are few."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ MOST = 1024
 
 
 def all_values(program: Program) -> Latents | None:
-    """The latents of a program as one draw for each joint value `(K, N, ...)`; None if they are more than 1,024.
+    """Return one draw for each joint value of the latents, `(K, N, ...)`; None if there are more than 1,024.
 
-    And none if the values that a latent can have depend on another's, or if draws are run one by one.
+    Also None if a latent's values cannot be listed, or depend on another latent, or if draws are run one by one.
     """
     latents = program.sites().latent
     supports = _supports(latents)
@@ -45,7 +45,7 @@ def all_values(program: Program) -> Latents | None:
 
 
 def _supports(latents: dict[str, Any]) -> dict[str, Tensor] | None:
-    """The values of one element of each site, `(S, ...)`; None if some have no list."""
+    """List the values of one element of each site, `(S, ...)`; None if one has no list."""
     found = {name: _support(site) for name, site in latents.items()}
     supports = {name: support for name, support in found.items() if support is not None}
     return supports if len(supports) == len(found) else None
@@ -55,17 +55,17 @@ def _support(site: dict[str, Any]) -> Tensor | None:
     fn = elements_of(site).fn
     if not getattr(fn, "has_enumerate_support", False):
         return None
-    if isinstance(fn, (Binomial, BetaBinomial)):  # whose totals may differ: what is above them has no density
+    if isinstance(fn, (Binomial, BetaBinomial)):  # totals may differ: values above an element's own have density 0
         return torch.arange(1 + int(fn.total_count.max()), device=site["value"].device)
     try:
         values = fn.enumerate_support(expand=False)
-    except (NotImplementedError, RuntimeError):  # of what Pyro has expanded
+    except (NotImplementedError, RuntimeError):  # from distributions that Pyro has expanded
         return None
     return values.reshape(len(values), *fn.event_shape)
 
 
 def _sizes(site: dict[str, Any], axis: int) -> tuple[int, ...]:
-    """The dimensions of a datum's elements."""
+    """Return the shape of a datum's elements."""
     shape = site["value"].shape[: site["value"].ndim - elements_of(site).fn.event_dim]
     return (*shape[1:axis], *shape[axis + 1 :])
 

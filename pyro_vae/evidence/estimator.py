@@ -1,4 +1,4 @@
-"""What an estimator of log p(x) is, and the one loop that runs all of them."""
+"""The interface of estimators of log p(x), and the one loop that runs them."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ Part = TypeVar("Part")
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be evaluated: a program on its data, and what fixes the noise."""
+    """What to evaluate: a program on its data, and what fixes the noise."""
 
     program: Program
     seed: int = 0
     first_index: int = 0
     num_posterior_draws: int = 0
     densities: Joint = Program.log_joint
-    """What evaluates log p(z) and log p(x|z)."""
+    """Evaluates log p(z) and log p(x|z)."""
     progress: bool = False
 
     @classmethod
@@ -56,7 +56,7 @@ class Task:
         densities: Joint = Program.log_joint,
         progress: bool = False,
     ) -> Task:
-        """Check the options that all estimators have, and inspect the pair: once for each call."""
+        """Check the options that all estimators share, and inspect the pair, once for each call."""
         seed = _checks.seed(seed)
         first_index = _checks.whole_number("first_index", first_index, minimum=0)
         num_posterior_draws = _checks.whole_number("num_posterior_draws", num_posterior_draws, minimum=0)
@@ -66,11 +66,11 @@ class Task:
 
     @cached_property
     def view(self) -> Unconstrained | None:
-        """The latents as unconstrained vectors; None where they have no such view, as discrete ones."""
+        """The latents as unconstrained vectors; None where they have no such view (discrete ones)."""
         return Unconstrained.of_any(self.program)
 
     def require_view(self) -> Unconstrained:
-        """The same, or an error that says why there is none."""
+        """Return `view`, or raise an error that says why there is none."""
         return self.view or Unconstrained.of(self.program)
 
     @property
@@ -83,7 +83,7 @@ class Task:
         return how if structure.amortized else how | {"not_amortized_because": structure.not_amortized_because}
 
     def blocks(self, width: int) -> Iterator[tuple[Block, Any]]:
-        """The data in blocks, each with the region of the latents of those that were asked for."""
+        """Yield the data in blocks, each with the region of the latents that were asked for."""
         for block in blocks(self.program, width, self.first_index):
             yield block, region_of(self.view, block, block.asked_for, self.densities)
 
@@ -103,12 +103,12 @@ class Found:
 
 
 class Estimator(ABC, Generic[Part]):
-    """How log p(x) is estimated.
+    """An estimator of log p(x).
 
-    The loop cuts the data into blocks. `measure` does all that is done for one: it looks for settings with noise of
-    its own (`seed_for` of a purpose), freezes them, and draws anew. `found` puts the blocks together. An estimator
-    promises $E \\hat p(x) = p(x)$ for each datum, unless `is_bound` is False, and numbers of a datum that depend on the
-    seed and its place alone.
+    The loop cuts the data into blocks. `measure` does all the work for one: it finds settings with separate noise
+    (`seed_for` of a purpose), freezes them, and draws anew. `found` joins the blocks. An estimator promises
+    $E \\hat p(x) = p(x)$ for each datum, unless `is_bound` is False, and numbers of a datum that depend only on the
+    seed and on its place.
     """
 
     is_bound: bool = True
@@ -126,7 +126,7 @@ class Estimator(ABC, Generic[Part]):
 
     @abstractmethod
     def block_size(self, program: Program) -> int:
-        """How many data are measured together."""
+        """Return how many data are measured together."""
 
     @abstractmethod
     def measure(self, block: Block, region: Any, task: Task) -> Part:
@@ -134,7 +134,7 @@ class Estimator(ABC, Generic[Part]):
 
     @abstractmethod
     def found(self, parts: list[Part], task: Task) -> Found:
-        """Put together what was measured, in the order of the data."""
+        """Join what was measured, in the order of the data."""
 
     @property
     @abstractmethod
@@ -142,7 +142,7 @@ class Estimator(ABC, Generic[Part]):
         """How the estimator was set, for the record."""
 
     def is_compiled(self, task: Task) -> bool:
-        """Whether a graph has stood for the model in the measured run."""
+        """Tell whether a compiled graph replaced the model in the measured run."""
         return getattr(task.densities, "is_compiled", False)
 
 
@@ -159,7 +159,7 @@ def run(estimator: Estimator[Part], task: Task) -> Found:
 
 
 def evaluate(estimator: Estimator[Any], task: Task) -> Evidence:
-    """Measure all data, and return `Evidence` of them."""
+    """Measure all data, and return their `Evidence`."""
     observed = Observed.of(task.program)
     found = run(estimator, task)
     terms, num_evaluations = found.terms, found.num_evaluations

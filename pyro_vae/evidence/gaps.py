@@ -39,12 +39,12 @@ class InferenceGap:
 
     @property
     def approximation(self) -> Tensor:
-        """log p(x) - best ELBO, what the guide's family cannot do."""
+        """log p(x) - best ELBO, what the guide's family cannot reach."""
         return self.evidence.log_evidence - self.best_elbo.value
 
     @property
     def amortization(self) -> Tensor:
-        """Best ELBO - ELBO, what the encoder misses of its family."""
+        """Best ELBO - ELBO, what the encoder loses within its family."""
         return self.best_elbo.value - self.elbo.value
 
     @property
@@ -63,7 +63,7 @@ class InferenceGap:
         return (self.best_elbo.std_error.square() + self.elbo.std_error.square()).sqrt()
 
     def summary(self) -> str:
-        """The means over data, as a table."""
+        """Return the means over data as a table."""
         figures = [
             ("log p(x)", self.evidence.log_evidence, self.evidence.std_error),
             ("approximation gap", self.approximation, self.approximation_std_error),
@@ -98,23 +98,22 @@ def inference_gap(
     plate: str | None = None,
     first_index: int = 0,
 ) -> InferenceGap:
-    r"""$\log p(x) - \mathrm{ELBO} = \mathrm{KL}(q \| p(z|x))$ of each datum, in an approximation and an amortization
+    r"""Split $\log p(x) - \mathrm{ELBO} = \mathrm{KL}(q \| p(z|x))$ of each datum into approximation and amortization
     gap.
 
-    The best member $q^*$ of the guide's family, of free parameters for each datum, lies between:
-    $[\log p(x) - \mathrm{ELBO}(q^*)] + [\mathrm{ELBO}(q^*) - \mathrm{ELBO}(q)]$. It is sought from where the guide
-    is by gradient ascent, so that the amortization gap is too small, and the other too large, by what the search
-    misses.
+    The best member $q^*$ of the guide's family, with free parameters for each datum, divides it:
+    $[\log p(x) - \mathrm{ELBO}(q^*)] + [\mathrm{ELBO}(q^*) - \mathrm{ELBO}(q)]$. Gradient ascent from the guide looks
+    for $q^*$. By what the search misses, the amortization gap is too small and the approximation gap too large.
 
     Args:
         model, guide: a Pyro program and its guide, whose sites have reparametrized distributions that do not depend on
             each other.
         args: what both are called with: tensors (or numpy arrays) of one row a datum, x first.
         num_samples: draws for each ELBO.
-        num_steps, num_particles: of the search, steps of Adam and draws in each.
+        num_steps, num_particles: steps of Adam in the search, and draws in each.
         evidence: log p(x) of the same data, if it is known; `log_evidence` by default.
         seed: fixes the noise.
-        plate, first_index, kwargs: as of `importance_sampling`.
+        plate, first_index, kwargs: as in `importance_sampling`.
 
     Returns:
         `InferenceGap`.

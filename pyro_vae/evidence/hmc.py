@@ -25,7 +25,7 @@ class Metric(Protocol):
 
 
 class State(NamedTuple):
-    """Where the chains are, and what is known there of both ends of the path; it serves every point of the path."""
+    """Positions of the chains, with log densities and gradients of both ends of the path: enough for every beta."""
 
     position: Tensor
     log_start: Tensor
@@ -47,7 +47,7 @@ Evaluate = Callable[[Tensor], State]
 
 
 def evaluating(density: Density) -> Evaluate:
-    """The evaluation of a pair of densities."""
+    """Return a function that evaluates a pair of densities with their gradients."""
 
     def evaluate(position: Tensor) -> State:
         u = position.detach().requires_grad_()
@@ -75,13 +75,13 @@ def step(
     step_size: Tensor,
     num_leapfrog: int,
 ) -> tuple[State, Tensor]:
-    r"""One transition that leaves $f_0^{1 - \beta} f_1^{\beta}$ invariant, reversibly; and its acceptance, `(K, N)`.
+    r"""Make a reversible transition that leaves $f_0^{1 - \beta} f_1^{\beta}$ invariant, with its acceptance `(K, N)`.
 
     Args:
         state: of K chains for each of N data.
-        evaluate: both ends of the path.
-        noise: where momenta and uniform numbers come from.
-        metric: L of each datum; a fixed one, which must not depend on the chains.
+        evaluate: evaluates both ends of the path.
+        noise: makes momenta and uniform numbers.
+        metric: L of each datum, fixed: it must not depend on the chains.
         beta: where on the path, `(N,)`.
         step_size: $\epsilon$ of each datum, `(N,)`, in units of the metric. Each chain's own is up to a fifth longer or
             shorter, at random, so that no orbit closes.
@@ -96,7 +96,7 @@ def step(
     proposed, end_momentum = _leapfrog(state, momentum, evaluate, metric, beta, size, num_leapfrog)
     log_ratio = proposed.log_density(beta) - state.log_density(beta)
     log_ratio = log_ratio + 0.5 * (momentum.square() - end_momentum.square()).sum(-1)
-    # A density of +inf or NaN is rounding far out, such as a scale that has become zero: the chain must not stay there.
+    # Far out, rounding makes a density +inf or NaN, as where a scale becomes zero: the chain must not stay there.
     log_ratio = log_ratio.where(proposed.log_density(beta).isfinite(), -torch.inf)
     accept_prob = log_ratio.nan_to_num(nan=-torch.inf).clamp(max=0).exp()
     accepted = noise.uniform(num_chains) < accept_prob

@@ -48,49 +48,49 @@ def importance_sampling(
     compile: bool = False,
     progress: bool = False,
 ) -> Evidence:
-    r"""log p(x) of each datum, $\log \frac{1}{K} \sum_k w_k$ with $w_k = p(x, z_k) / q(z_k)$, $z_k \sim q$.
+    r"""Estimate log p(x) of each datum by $\log \frac{1}{K} \sum_k w_k$ with $w_k = p(x, z_k) / q(z_k)$, $z_k \sim q$.
 
     For any Pyro model and guide whose sites all lie in one plate over data. Draws are made in tiles of fixed size, so
-    memory does not grow with `num_samples`, and the numbers of a datum depend on the seed and on its place alone:
-    neither on `chunk_size` (to float32 rounding), nor on the data before and after it. (There are two exceptions. A
-    guide that has parameters for each datum runs on all data together, and its tiles span them all; and a sampler that
-    rejects, such as Gamma's, uses up a varying share of a tile's noise.)
-    Parameters are not changed, and torch's generator is left as it was. Scales (`poutine.scale`)
-    are weights of an objective, and no part of log p(x).
+    memory does not grow with `num_samples`. The numbers of a datum depend only on the seed and on its place: neither on
+    `chunk_size` (to float32 rounding), nor on the data before and after it. There are two exceptions: a guide with
+    parameters for each datum runs on all data together, and its tiles span them all; and a rejection sampler, such as
+    Gamma's, uses a varying share of a tile's noise.
+    Parameters are not changed, and torch's generator is left as it was. Scales (`poutine.scale`) are weights of an
+    objective, and no part of log p(x).
 
     Args:
-        model, guide: a Pyro program and its guide; `vae.model` and `vae.guide`, or any other. Without a guide, None,
-            the prior takes its place.
+        model, guide: a Pyro program and its guide; `vae.model` and `vae.guide`, or any other. If the guide is None, the
+            prior takes its place.
         args: what both are called with: tensors (or numpy arrays) of one row a datum, x first.
         num_samples: the number K of draws for each datum.
         seed: fixes the draws.
         proposal: what q is: "guide"; "inflated" or "heavy-tailed", the guide stretched (`Inflated`); "defensive", mixed
             with the prior (`Defensive`); "laplace", a Gaussian at each datum's posterior mode (`Laplace`); "local",
             the guide refined for each datum (`Local`); or an object of these classes. All but the first and
-            "defensive" look for the proposal with noise of their own, so that the weights stay unbiased.
-        bounds: for which k to estimate L_k beside k = 1 and K; 1, 5, 10, 50, 100, ... by default.
+            "defensive" fit the proposal with separate noise, so that the weights stay unbiased.
+        bounds: the k for which to estimate L_k, beside k = 1 and K; 1, 5, 10, 50, 100, ... by default.
         plate: the name of the plate over data; needed only where several hold all sites.
         first_index: the place of the first datum, for data that are evaluated in parts: `x[100:200]` with
-            `first_index=100` gives the numbers that it has in all of x. Parts with the same place share their noise,
-            and must not be pooled in one error or certificate.
-        num_posterior_draws: how many draws from p(z|x) to keep of each datum, by importance resampling.
-        chunk_size: how many (datum, draw) pairs the model is evaluated on at a time, if fewer than a tile must be.
-        compile: whether to evaluate the model, and the guide if it is the proposal, as a compiled graph, which pays
-            where there is much to do: each call records it anew, and a graph that is new to the process takes seconds
-            to compile. Draws are the same, and densities to float32 rounding. A model that cannot be compiled is run as
-            it is, with a warning.
+            `first_index=100` gives the same numbers as within all of x. Parts with the same place share noise, and must
+            not be pooled in one error or certificate.
+        num_posterior_draws: how many draws from p(z|x) to keep for each datum, by importance resampling.
+        chunk_size: how many (datum, draw) pairs the model is evaluated on at a time, if a tile is too many.
+        compile: whether to evaluate the model, and the guide if it is the proposal, as a compiled graph. It pays for
+            large jobs: each call records the graph anew, and one that is new to the process takes seconds to compile.
+            Draws are the same, and densities agree to float32 rounding. A model that cannot be compiled runs eagerly,
+            with a warning.
         progress: show a bar.
         kwargs: keyword arguments of both, by name.
-        joint: whether all data are one datum: log p(x) of the whole data set, of a model that may have latents which
-            all data share. Arguments are then passed as they are, whatever they are, and `Evidence` has one entry.
+        joint: whether to treat all data as one datum: log p(x) of the whole data set. The model may then have latents
+            that all data share, all arguments are passed unchanged, and `Evidence` has one entry.
 
     Returns:
         `Evidence`, with tensors `(N,)` of float64 in nats.
 
     Raises:
         TypeError, ValueError: for a global latent, a missing or subsampled plate, a guide that misses a site or has a
-            point for a density, data that are no rows or outside their support, modules in training mode whose noise is
-            shared, weights that are NaN, numbers that are not whole.
+            point for a density, data that are not in rows or outside their support, modules in training mode that share
+            noise among data, weights that are NaN, counts that are not whole numbers.
 
     References:
         Burda, Grosse and Salakhutdinov (2016), Importance weighted autoencoders, section 3.
@@ -131,9 +131,9 @@ def _bounds_to_estimate(bounds: Iterable[int] | None, num_samples: int) -> tuple
 
 
 class _GuideAndModel:
-    """Draws from the guide and their densities as one graph, of the first tile's size; other tiles run as they are.
+    """Draw from the guide and evaluate the draws as one graph of the first tile's size; other tiles run eagerly.
 
-    For tiles of one size it spares Pyro's handlers in the guide, and the repeated rows of a model by pairs.
+    It saves the cost of Pyro's handlers in the guide, and the repeated rows of `CompiledJoint`.
     """
 
     is_compiled = False
@@ -142,7 +142,7 @@ class _GuideAndModel:
         self.num_samples: int | None = None
 
     def __call__(self, program: Program, draw: Draw) -> Evaluate:
-        if program.counting:  # which parts of the latents count is not the same in the next block
+        if program.counting:  # the masks of the latents differ from block to block
             return evaluating(program, draw, joint_of(compile=True))
         as_it_is = evaluating(program, draw)
 
@@ -188,7 +188,7 @@ class ImportanceSampling(Estimator[_Part]):
     ks: tuple[int, ...]
     """The k of the bounds to estimate."""
     graph: _GuideAndModel | None = None
-    """What draws are made and evaluated by in blocks of whole size, if compiled together."""
+    """Draws and evaluates in blocks of whole size, if guide and model are compiled together."""
 
     @classmethod
     def of(
@@ -211,12 +211,12 @@ class ImportanceSampling(Estimator[_Part]):
 
     @property
     def is_of_guide(self) -> bool:
-        """Whether the draws that are measured are the guide's, as it is."""
+        """Whether the proposal is the guide as it is."""
         return isinstance(self.proposal, proposals.FromGuide)
 
     @property
     def surveys(self) -> bool:
-        """Whether draws elsewhere are made: there is no error to check of few."""
+        """Whether to draw elsewhere too; few draws have no error to check."""
         return self.num_samples >= MIN_SAMPLES
 
     @property
@@ -279,14 +279,14 @@ class ImportanceSampling(Estimator[_Part]):
 
 
 def _seen(block: Block, region: Any, fitted: Fitted, seed: int) -> list[Elsewhere]:
-    """What draws from elsewhere say of a proposal: some about it, and those that were made to find it."""
+    """Judge a proposal by draws from elsewhere: some around it, and those made to find it, if any."""
     with noise(block.program, seed_for(seed, "survey"), block.place):
         around = survey(region, [fitted.component or region.guide])
         return [each.against(fitted.component) for each in (around, fitted.seen) if each is not None]
 
 
 def _seen_of_guide(task: Task) -> Elsewhere:
-    """The same of the guide, for more data at a time than a tile of its draws has."""
+    """Judge the guide in the same way, on more data at a time than a tile of its draws has."""
     guide, width = proposals.FromGuide(), block_width(task.program, NUM_POINTS)
     return Elsewhere.joined(
         [

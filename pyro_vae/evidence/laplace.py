@@ -16,13 +16,13 @@ from pyro_vae.program.unconstrained import Unconstrained
 __all__ = ["FullNormal", "LaplaceFit", "NormalMixture", "fit_laplace", "moments"]
 
 NUM_STEPS, MAX_ROUNDS = 10, 6
-NUM_EXPLORING = 15  # steps from another start, before a Hessian is spent on where they lead
-CONVERGED = 1e-2  # of the squared length of a Newton step, which is twice what it would gain, nats
+NUM_EXPLORING = 15  # steps from another start, before a Hessian is spent where they end
+CONVERGED = 1e-2  # bound on the squared length of a Newton step, which is twice its gain in nats
 NUM_PRIOR_STARTS, MAX_STARTS_ELSEWHERE = 4, 2
-SHARE_ELSEWHERE = 0.01  # of p(x), which is worth another start
+SHARE_ELSEWHERE = 0.01  # of p(x), beyond which another start is worth its cost
 SAME_MODE = 2.0  # distance, in the standard deviations of one of two Gaussians
-SMALLEST_SHARE = 0.08  # of the draws, for a mode of little mass: one in 16 chains at least
-NEGLIGIBLE = 10.0  # nats of mass below the first mode
+SMALLEST_SHARE = 0.08  # of the draws, for a mode of little mass: at least one in 16 chains
+NEGLIGIBLE = 10.0  # nats below the mass of the first mode
 MAX_PAIRS = 16_384  # (direction, datum) pairs for which products with the Hessian are formed together
 
 
@@ -39,14 +39,14 @@ class FullNormal(NamedTuple):
         return FullNormal(self.loc[rows], self.scale_tril[rows])
 
     def spread(self, rows: Tensor, num_data: int) -> FullNormal:
-        """The same for these rows of more data."""
+        """Place these as rows among more data; the others get standard normals."""
         loc = self.loc.new_zeros(num_data, self.loc.shape[1])
         scale_tril = torch.eye(self.loc.shape[1], dtype=loc.dtype, device=loc.device).repeat(num_data, 1, 1)
         loc[rows], scale_tril[rows] = self.loc, self.scale_tril
         return FullNormal(loc, scale_tril)
 
     def rsample(self, standard_normal: Tensor) -> Tensor:
-        """u `(K, N, D)` of standard normal numbers of that shape."""
+        """Map standard normal numbers `(K, N, D)` to u."""
         return self.loc + self.scaled(standard_normal)
 
     def scaled(self, v: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class FullNormal(NamedTuple):
         return self.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 0.5 * dim * math.log(2 * math.pi)
 
     def log_prob(self, u: Tensor) -> Tensor:
-        """`(K, N)`, nats."""
+        """Return log densities `(K, N)`, nats."""
         return -0.5 * self.whitened(u).square().sum(-1) - self.log_volume
 
 
@@ -82,7 +82,7 @@ class NormalMixture(NamedTuple):
 
     @property
     def main(self) -> FullNormal:
-        """At the main mode."""
+        """The Gaussian at the main mode."""
         return self.parts[0]
 
     def at(self, rows: Tensor) -> NormalMixture:
@@ -90,7 +90,7 @@ class NormalMixture(NamedTuple):
         return NormalMixture(tuple(part.at(rows) for part in self.parts), self.log_shares[:, rows])
 
     def sample(self, noise: Noise, num_samples: int) -> Tensor:
-        """u `(K, N, D)`."""
+        """Draw u `(K, N, D)`."""
         normal = noise.normal(num_samples)
         u = self.main.rsample(normal)
         if len(self.parts) == 1:
@@ -103,14 +103,14 @@ class NormalMixture(NamedTuple):
         return u
 
     def log_prob(self, u: Tensor) -> Tensor:
-        """`(K, N)`, nats."""
+        """Return log densities `(K, N)`, nats."""
         if len(self.parts) == 1:
             return self.main.log_prob(u)
         each = [part.log_prob(u) + share for part, share in zip(self.parts, self.log_shares, strict=True)]
         return torch.stack(each).logsumexp(0)
 
     def spread(self, rows: Tensor, num_data: int) -> NormalMixture:
-        """The same for these rows of more data; what the others have means nothing."""
+        """Place these as rows among more data; the others get placeholders."""
         log_shares = torch.zeros_like(self.log_shares[:, :1]).repeat(1, num_data)
         log_shares[:, rows] = self.log_shares
         return NormalMixture(tuple(part.spread(rows, num_data) for part in self.parts), log_shares)
@@ -121,7 +121,7 @@ class LaplaceFit(NamedTuple):
 
     gaussians: NormalMixture
     converged: Tensor
-    """Whether the search for the main mode has come to its end, `(N,)`."""
+    """Whether the search for the main mode converged, `(N,)`."""
     num_evaluations: Tensor
     """Evaluations of log p(x, z), `(N,)`, int64. A product with the Hessian counts as two."""
 
@@ -140,7 +140,7 @@ class _Modes(NamedTuple):
         return _Modes(self.gaussian.at(rows), *(each[rows] for each in self[1:]))
 
     def spread(self, like: _Modes, rows: Tensor) -> _Modes:
-        """Modes of some data among all; the others have none, a value of -inf."""
+        """Place these as rows among all data; a value of -inf says that the others have no such mode."""
         loc, scale_tril = like.gaussian.loc.clone(), like.gaussian.scale_tril.clone()
         loc[rows], scale_tril[rows] = self.gaussian
         value = torch.full_like(like.value, -math.inf)
@@ -156,17 +156,16 @@ class _Modes(NamedTuple):
 def fit_laplace(
     view: Unconstrained, start: Tensor, prior: Tensor, places: Tensor | None = None, log_ratio: Tensor | None = None
 ) -> LaplaceFit:
-    r"""N(m, H^{-1}) with m a mode of $\log p(x, u)$ over u and $H = -\nabla^2 \log p(x, m)$; or a mixture.
+    r"""Fit N(m, H^{-1}), with m a mode of $\log p(x, u)$ over u and $H = -\nabla^2 \log p(x, m)$; or a mixture.
 
     Each round forms H and takes ten steps $m \leftarrow m + a |H|^{-1} \nabla$, where $|H|$ has the absolute
-    eigenvalues of H and each datum its own a, halved when its density falls. So away from a mode, and where the density
-    bends upwards, the steps still climb. Rounds go on until a step would gain next to nothing, at most six times.
+    eigenvalues of H and each datum its own a, halved when its density falls. So the steps climb even away from a mode,
+    and where the density bends upwards. There are at most six rounds; they end when a step would gain next to nothing.
     Eigenvalues are kept above that of a Gaussian ten times as wide as the prior.
 
-    Other modes are sought from a few draws of the prior, and from where draws of a wider density g show that some of
-    p(x) lies away from the modes that are known. The metric of the first mode leads uphill from there, and where that
-    comes to rest away from those modes, rounds follow. What they find becomes one more part of the mixture, in
-    proportion to its mass.
+    Searches for other modes start from a few draws of the prior, and from where draws of a wider density g show that
+    some of p(x) lies away from the known modes. They climb in the metric of the first mode; where that ends away from
+    the known modes, rounds follow. What they find becomes one more part of the mixture, in proportion to its mass.
 
     Args:
         view: the posterior.
@@ -198,7 +197,7 @@ def fit_laplace(
 
 @dataclass
 class _Searches:
-    """Modes that are known, and what it took to find them."""
+    """The known modes, and what it took to find them."""
 
     view: Unconstrained
     floor: Tensor
@@ -222,12 +221,12 @@ class _Searches:
 
 
 def _away(dim: int) -> float:
-    """The distance at which a place is not merely one of those about a mode."""
+    """Return the distance from a mode, in standard deviations, beyond which a place does not belong to it."""
     return 1 + math.sqrt(dim)
 
 
 def moments(u: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of draws `(K, N, D)`, `(N, D)` each; those that are no numbers do not count."""
+    """Return mean and variance of draws `(K, N, D)`, `(N, D)` each, without draws that are not finite."""
     inside = u.isfinite().all(-1, keepdim=True)
     count = inside.sum(0).clamp(min=1)
     loc = u.where(inside, 0.0).sum(0) / count
@@ -236,7 +235,7 @@ def moments(u: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _smallest_curvature(prior: Tensor) -> Tensor:
-    """A hundredth of the prior's least precision, `(N, 1)`."""
+    """Return a hundredth of the prior's least precision, `(N, 1)`."""
     loc, _ = moments(prior)
     centred = (prior - loc).nan_to_num().movedim(0, 1)
     largest = torch.linalg.matrix_norm(centred, ord=2).square() / len(prior)
@@ -252,7 +251,7 @@ def _density(view: Unconstrained) -> Callable[[Tensor], Tensor]:
 
 
 def _search(view: Unconstrained, loc: Tensor, floor: Tensor) -> _Modes:
-    """Newton's rounds from one start for each datum."""
+    """Run rounds of Newton steps from one start for each datum."""
     num_data, dim = loc.shape
     spent = torch.zeros(num_data, dtype=torch.int64, device=loc.device)
     converged = torch.zeros(num_data, dtype=torch.bool, device=loc.device)
@@ -279,7 +278,7 @@ class _Climbed(NamedTuple):
 
 
 def _climb(density: Callable[[Tensor], Tensor], metric: FullNormal, start: Tensor, num_steps: int) -> _Climbed:
-    """Steps uphill, in the metric of a Gaussian."""
+    """Climb by a number of steps in the metric of a Gaussian."""
     size = torch.ones_like(start[:, :1])
     best, value, step = start, torch.full_like(start[:, 0], -math.inf), torch.zeros_like(start)
     gain = torch.full_like(value, math.inf)
@@ -346,7 +345,7 @@ def _hessian_products(density: Callable[[Tensor], Tensor], loc: Tensor, directio
 
 
 def _scale_tril(hessian: Tensor, floor: Tensor) -> Tensor:
-    """The Cholesky factor of |H|^{-1} = V S V^T: R^T of the QR decomposition of (V S^{1/2})^T, which always exists."""
+    """Factor |H|^{-1} = V S V^T as L L^T: L = R^T of the QR decomposition of (V S^{1/2})^T, which always exists."""
     eigenvalues, vectors = torch.linalg.eigh(-hessian)
     root = vectors * eigenvalues.abs().clamp(min=floor).rsqrt()[:, None]
     factor = torch.linalg.qr(root.mT).R.mT

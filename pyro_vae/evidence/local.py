@@ -1,4 +1,4 @@
-"""A guide whose distribution is refined for each datum on its own, within its family."""
+"""Refine a guide's distribution for each datum on its own, within its family."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class _Family:
     event_dims: int
     transforms: dict[str, Any]
     fixed: dict[str, Tensor]
-    """Parameters that decide on the support."""
+    """Parameters that decide the support."""
 
     def at(self, rows: Tensor, axis: int) -> _Family:
         """Select rows by index, which lie on this axis."""
@@ -67,7 +67,7 @@ class _Refined(Program):
 
     @classmethod
     def of(cls, program: Program, families: dict[str, _Family], free: dict[str, dict[str, Tensor]]) -> _Refined:
-        """The program with the guide's distributions replaced by these."""
+        """Replace the guide's distributions by these."""
         of_program = {each.name: getattr(program, each.name) for each in fields(Program)}
         return cls(**of_program, unrefined=program.guide, families=families, free=free)._with_guide()
 
@@ -91,11 +91,11 @@ def refine(
     columns: Tensor | None = None,
     lr: float = 0.05,
 ) -> Program:
-    r"""The program with, as its guide, the member of the guide's family that maximises each datum's own ELBO.
+    r"""Replace the guide by the member of its family that maximises each datum's own ELBO.
 
-    Adam on the parameters of each site's distribution, from where the guide puts them, with reparametrized gradients of
-    `num_particles` draws, a step size that falls to zero, and the mean over the last quarter of the path. The model is
-    run on some columns alone, if they are given, and the others' distributions stay what they were.
+    Adam moves the parameters of each site's distribution from where the guide puts them, with reparametrized gradients
+    of `num_particles` draws and a step size that falls to zero. The result is the mean over the last quarter of the
+    path. If `columns` are given, the model runs on them alone, and the other columns keep their distributions.
 
     References:
         Kim et al. (2018), Semi-amortized variational autoencoders; Cremer et al. (2018).
@@ -143,7 +143,7 @@ def _free_parameters(program: Program) -> tuple[dict[str, _Family], dict[str, di
         fixed = {key: found.pop(key) for key in list(found) if _moves_support(fn, found, key)}
         if not found:
             raise ValueError(_unrefinable(name, fn))
-        constraints = fn.arg_constraints  # its own: a Uniform's, say, depend on its values
+        constraints = fn.arg_constraints  # of the instance: a Uniform's, say, depend on its values
         transforms = {key: _to(constraints[key], name, fn) for key in found}
         families[name] = _Family(type(fn), event_dims, transforms, fixed)
         free[name] = {key: transforms[key].inv(value).detach().clone().requires_grad_() for key, value in found.items()}
@@ -151,7 +151,7 @@ def _free_parameters(program: Program) -> tuple[dict[str, _Family], dict[str, di
 
 
 def _moves_support(fn: Any, parameters: dict[str, Tensor], key: str) -> bool:
-    """Whether a parameter decides where there is a density at all: to refine it would cut off a part of p(z|x)."""
+    """Tell whether a parameter moves the support: to refine it would cut off a part of p(z|x)."""
     with contextlib.suppress(AttributeError):
         moved = type(fn)(**{**parameters, key: parameters[key] + 0.125})
         return _bounds(moved.support) != _bounds(fn.support)
@@ -177,7 +177,7 @@ def _unrefinable(name: str, fn: Any) -> str:
 
 
 def _parameters(site: dict[str, Any]) -> tuple[Any, int, dict[str, Tensor]]:
-    """A distribution without its wrappers, how many event dimensions those make, and its parameters in full shape."""
+    """Return a site's distribution without wrappers, the event dimensions that they add, and its full parameters."""
     name, fn = site["name"], elements_of(site).fn
     event_dims, shape = site["fn"].event_dim - fn.event_dim, fn.batch_shape
     arguments = set(inspect.signature(type(fn).__init__).parameters) & set(getattr(fn, "arg_constraints", {}))

@@ -26,7 +26,7 @@ def log_weights(
     seed: int = 0,
     plate: str | None = None,
 ) -> Tensor:
-    r"""The log weights $\log w_{kn} = \log p(x_n, z_{kn}) - \log q(z_{kn}|x_n)$ of draws $z_{kn}$ from the guide.
+    r"""Return log weights $\log w_{kn} = \log p(x_n, z_{kn}) - \log q(z_{kn}|x_n)$ of draws $z_{kn}$ from the guide.
 
     Objectives and evaluations all reduce this tensor: its mean over k is the ELBO, its log-mean-exp the
     importance-sampled log p(x).

@@ -1,4 +1,4 @@
-"""Draws from p(z|x): by HMC from where annealing ends, with the diagnostics of chains."""
+"""Draw from p(z|x) by HMC from where annealing ends, with chain diagnostics."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["Posterior", "chain_diagnostics", "chains", "posterior_samples"]
 
 @dataclass(frozen=True, repr=False)
 class Posterior:
-    """Draws from p(z|x) for each of N data, beside draws from the guide.
+    """Draws from p(z|x) for each of N data, with draws from the guide beside them.
 
     Attributes:
         latents: for each latent site, `(C, S, N, ...)`, of C chains and S draws in each.
@@ -56,12 +56,12 @@ class Posterior:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def to_arviz(self) -> Any:
-        """As arviz's object: `posterior`, `log_likelihood`, `sample_stats`, `observed_data`, `constant_data`."""
+        """Convert to arviz: `posterior`, `log_likelihood`, `sample_stats`, `observed_data`, `constant_data`."""
         constant = {"rhat": self.rhat, "ess": self.ess, "acceptance": self.acceptance}
         return storage.as_arviz(self.latents, self.log_prior, self.log_likelihood, self.observed.values, constant)
 
     def summary(self) -> str:
-        """The diagnostics, in words."""
+        """Return the diagnostics in words."""
         chains, draws, num_data = self.log_prior.shape
         if self.rhat.isnan().all():
             return (
@@ -95,7 +95,7 @@ def posterior_samples(
     plate: str | None = None,
     first_index: int = 0,
 ) -> Posterior:
-    """Draws from p(z|x) of each datum.
+    """Draw from p(z|x) of each datum.
 
     Args:
         model, guide: a Pyro program and its guide, with continuous latents.
@@ -109,7 +109,7 @@ def posterior_samples(
         num_leapfrog: leapfrog steps between two draws.
         num_proposals: draws from the guide, for "importance".
         seed: fixes the noise.
-        plate, first_index, kwargs: as of `importance_sampling`.
+        plate, first_index, kwargs: as in `importance_sampling`.
 
     Returns:
         `Posterior`.
@@ -136,7 +136,7 @@ def posterior_samples(
 
 
 def _by_hmc(task: Task, annealing: Annealing, num_samples: int, guide_latents: dict[str, Tensor]) -> Posterior:
-    """Chains of HMC, started by AIS."""
+    """Run chains of HMC, started by AIS."""
     num_chains = annealing.num_chains
     task.require_view()
     parts, us, acceptances, spent = zip(
@@ -172,7 +172,7 @@ def _by_chain(latents: dict[str, Tensor], num_chains: int) -> dict[str, Tensor]:
 def chains(
     block: Block, region: Region, annealing: Annealing, num_samples: int, seed: int
 ) -> tuple[Draws, Tensor, Tensor, Tensor]:
-    """Draws in the order chain by chain, u `(C, S, N, D)`, the acceptance, and the number of evaluations."""
+    """Return draws, chain by chain, u `(C, S, N, D)`, the acceptance, and the number of evaluations."""
     prepared = annealing.prepared(block, region, seed)
     path, numbers = prepared.path, prepared.noise
     positions, acceptances = [], []
@@ -195,7 +195,7 @@ def chains(
 
 
 def chain_diagnostics(u: Tensor) -> tuple[Tensor, Tensor]:
-    """The worst rank-normalised split R-hat and effective sample size of each datum, of draws `(C, S, N, D)`."""
+    """Return each datum's worst rank-normalised split R-hat and effective sample size, of draws `(C, S, N, D)`."""
     ranks = _normal_scores(u)
     folded = _normal_scores((u - u.flatten(0, 1).median(0).values).abs())
     rhat = torch.maximum(split_gelman_rubin(ranks, 0, 1), split_gelman_rubin(folded, 0, 1))
@@ -205,7 +205,7 @@ def chain_diagnostics(u: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _normal_scores(u: Tensor) -> Tensor:
-    """Normal quantiles of the ranks over all chains."""
+    """Return normal quantiles of the ranks over all chains."""
     flat = u.flatten(0, 1)
     ranks = flat.argsort(0).argsort(0).double() + 1
     return torch.special.ndtri((ranks - 0.375) / (len(flat) + 0.25)).reshape(u.shape)

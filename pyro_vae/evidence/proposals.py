@@ -1,4 +1,4 @@
-"""What importance sampling may draw from: the guide, and what can be made of it for each datum."""
+"""Proposals for importance sampling: the guide, and what can be made of it for each datum."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["Defensive", "Fitted", "FromGuide", "Inflated", "Laplace", "Local", "
 
 
 FITTED_TOGETHER = 128  # data
-NUM_DRAWS = 64  # of the guide, to see where it lies
+NUM_DRAWS = 64  # from the guide, to find its mean
 
 
 class Fitted(NamedTuple):
@@ -29,19 +29,19 @@ class Fitted(NamedTuple):
 
     draw: Draw
     program: Program
-    """What the draws are evaluated by."""
+    """Evaluates the draws."""
     component: Component | None
     """Draws and evaluates the proposal anywhere; None if its density is known only at its own draws."""
     num_evaluations: Tensor | int = 0
     """Evaluations of log p(x, z) spent on each datum to find the proposal."""
     seen: Survey | None = None
-    """What was seen of the posterior on the way."""
+    """The survey of the posterior that the search made."""
     converged: Tensor | None = None
-    """Whether the search for it has come to its end, `(N,)`."""
+    """Whether the search converged, `(N,)`."""
 
 
 class Proposal(Protocol):
-    """How to make a proposal for each datum. It sees the data and noise of its own, and never the draws that count."""
+    """Makes a proposal for each datum from the data and separate noise, and never sees the draws that count."""
 
     @property
     def name(self) -> str: ...
@@ -70,8 +70,8 @@ class FromGuide:
 class Inflated:
     r"""The guide stretched about its mean m: $u = m + c (u_0 - m)$ with $u_0$ from the guide.
 
-    With several factors c it is their mixture in equal parts, whose tails are heavier than the guide's and which loses
-    little where the guide is right. Its density is $\frac{1}{J} \sum_j q(m + (u - m) / c_j) c_j^{-D}$.
+    Several factors c give their mixture in equal parts. Its tails are heavier than the guide's, and it loses little
+    where the guide is right. Its density is $\frac{1}{J} \sum_j q(m + (u - m) / c_j) c_j^{-D}$.
     """
 
     factors: float | tuple[float, ...] = 1.2
@@ -142,7 +142,7 @@ class Defensive:
 
 @dataclass(frozen=True)
 class Laplace:
-    """A Gaussian at each datum's posterior mode, with the curvature there; of several modes their mixture."""
+    """A Gaussian at each datum's posterior mode, with the curvature there; a mixture, if there are several modes."""
 
     name = "Laplace's Gaussian"
     width = FITTED_TOGETHER
@@ -193,7 +193,7 @@ PROPOSALS: dict[str, Callable[[], Proposal]] = {
 
 
 def of(proposal: str | Proposal) -> Proposal:
-    """The proposal of a name, or itself."""
+    """Return the proposal of a name, or the proposal itself."""
     if isinstance(proposal, str):
         return PROPOSALS[_checks.choice("proposal", proposal, tuple(PROPOSALS))]()
     if isinstance(proposal, type) or not callable(getattr(proposal, "fit", None)):

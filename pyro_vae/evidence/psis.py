@@ -1,4 +1,4 @@
-"""Pareto k-hat: whether the weights of a run have a variance at all."""
+"""Pareto k-hat: whether the weights of a run have a finite variance."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pyro_vae import _checks
 __all__ = ["khat_threshold", "pareto_khat", "tail_length"]
 
 MIN_SAMPLES = 25
-ROUNDING = 1e-4  # of the largest weight: log densities of some hundred nats are no better than that in float32
+ROUNDING = 1e-4  # of the largest weight: in float32, log densities of some hundred nats are no more exact
 
 
 def pareto_khat(log_weights: Tensor) -> Tensor:
-    r"""The shape $\hat k$ of a generalized Pareto distribution fitted to the largest importance weights of each datum.
+    r"""Fit the shape $\hat k$ of a generalized Pareto distribution to the largest importance weights of each datum.
 
     Weights with $k < 1/2$ have a finite variance; above it the error of an estimate from them is larger than it looks
     (`khat_threshold`).
@@ -49,7 +49,7 @@ def pareto_khat(log_weights: Tensor) -> Tensor:
 
 
 def tail_length(num_samples: int) -> int:
-    """How many of the largest weights are fitted."""
+    """Return how many of the largest weights are fitted."""
     return math.ceil(min(num_samples / 5, 3 * math.sqrt(num_samples)))
 
 
@@ -59,7 +59,7 @@ def khat_threshold(num_samples: int) -> float:
 
 
 def khat_of_top(top: Tensor) -> Tensor:
-    """k-hat `(N,)` from the largest log weights `(M + 1, N)` in falling order; the last one is the cutoff."""
+    """Return k-hat `(N,)` from the largest log weights `(M + 1, N)` in falling order; the last one is the cutoff."""
     relative = (top - top[0]).exp()
     excess = (relative[:-1] - relative[-1]).flip(0)
     excess = excess.where(excess[-1] > ROUNDING, 0.0)
@@ -74,9 +74,9 @@ def khat_of_top(top: Tensor) -> Tensor:
 
 
 def _fit_shape(x: Tensor) -> Tensor:
-    """The shape of a generalized Pareto distribution, from exceedances `(M, N)` in rising order.
+    """Fit the shape of a generalized Pareto distribution to exceedances `(M, N)` in rising order.
 
-    As `pyro.ops.stats.fit_generalized_pareto`, for many data at a time.
+    Like `pyro.ops.stats.fit_generalized_pareto`, for many data at a time.
     """
     num = len(x)
     grid_size = 30 + int(math.sqrt(num))

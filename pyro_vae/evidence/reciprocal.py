@@ -38,10 +38,10 @@ def reciprocal_importance_sampling(
     plate: str | None = None,
     first_index: int = 0,
 ) -> Evidence:
-    r"""$\log \hat p(x) = -\log \frac{1}{L} \sum_l \frac{q(z_l)}{p(x, z_l)}$ with $z_l \sim p(z|x)$, for few latent
+    r"""Estimate log p(x) by $-\log \frac{1}{L} \sum_l \frac{q(z_l)}{p(x, z_l)}$, $z_l \sim p(z|x)$, for few latent
     numbers.
 
-    Half of each datum's draws, by HMC, fit a Gaussian q; the other half are averaged. As $E\, q / p(x, z) = 1 /
+    Half of each datum's HMC draws fit a Gaussian q; the other half are averaged. As $E\, q / p(x, z) = 1 /
     p(x)$, the estimate of log p(x) is too *high* in expectation, by Jensen's inequality, where importance sampling
     and AIS are too low. It has no certified lower bound, and a q with heavier tails than p(z|x) gives it an infinite
     variance. It is here for comparison; `log_evidence` is better in every other respect.
@@ -52,10 +52,10 @@ def reciprocal_importance_sampling(
         num_samples: draws of each chain.
         num_chains: chains for each datum.
         seed: fixes the noise.
-        plate, first_index, kwargs: as of `importance_sampling`.
+        plate, first_index, kwargs: as in `importance_sampling`.
 
     Returns:
-        `Evidence`, never `reliable`: its error supposes independent draws.
+        `Evidence`, never `reliable`: its error assumes independent draws.
 
     Raises:
         TypeError, ValueError: as `ais`; for more than five latent numbers.

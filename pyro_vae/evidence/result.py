@@ -41,7 +41,7 @@ class Bound:
     Attributes:
         k: the number of draws in each average.
         value: the mean over groups of k draws, `(N,)` float64.
-        std_error: its standard error, `(N,)` float64; NaN where it cannot be told.
+        std_error: its standard error, `(N,)` float64; NaN where unknown.
     """
 
     k: int
@@ -64,13 +64,13 @@ class Bound:
 
 @dataclass(frozen=True)
 class Observed:
-    """What was evaluated: enough to tell whether two evaluations are of the same thing.
+    """What was evaluated: enough to tell whether two evaluations are of the same data.
 
     Attributes:
         values: the value of each observed site, `(N, ...)`.
         fingerprint: sha256 of the observed values in float64, and of their masks.
-        num_dims: the number of observed numbers of a datum.
-        is_masked: whether some of them do not count.
+        num_dims: how many observed numbers a datum has.
+        is_masked: whether a mask leaves some of them out.
         kind: "probability" of discrete values, "density" of continuous ones, "mixed"; or "factor" where the likelihood
             is a `pyro.factor`, whose data cannot be seen.
     """
@@ -101,7 +101,7 @@ class Observed:
 
 @dataclass(frozen=True)
 class Draws:
-    """Latents that stand for the posterior p(z|x): S draws for each of N data, with equal weights.
+    """S draws from the posterior p(z|x) for each of N data, with equal weights.
 
     Attributes:
         latents: for each latent site, `(S, N, ...)`.
@@ -115,7 +115,7 @@ class Draws:
 
     @classmethod
     def joined(cls, parts: Sequence[Draws | None], columns: Sequence[Any] | None = None) -> Draws | None:
-        """Draws for some columns of each part, or for all of them, as draws for all data."""
+        """Join draws along the data, taking some columns of each part, or all."""
         columns = columns or [slice(None)] * len(parts)
         known = [(draws, each) for draws, each in zip(parts, columns, strict=True) if draws is not None]
         if not known:
@@ -144,14 +144,14 @@ class Evidence:
     Attributes:
         log_evidence: $\log \hat p(x)$, with $\hat p = \frac{1}{K} \sum_k w_k$. As $E \hat p = p$, its expectation lies
             below log p(x), by about $\mathrm{Var}(w) / 2 K p^2$.
-        std_error: of `log_evidence`, $\sqrt{(K / \mathrm{ESS} - 1) / (K - 1)}$ by the delta method; NaN for K = 1. It
-            means little where `reliable` is False: it cannot exceed 1 nat, and the draw that would matter may not have
-            come.
+        std_error: of `log_evidence`, $\sqrt{(K / \mathrm{ESS} - 1) / (K - 1)}$ by the delta method; NaN for K = 1. AIS
+            widens it, and a clearly larger error seen by draws from elsewhere replaces it. It means little where
+            `reliable` is False: the formula cannot exceed 1 nat, and the draws that matter may be missing.
         ess: effective sample size, $(\sum_k w_k)^2 / \sum_k w_k^2$, between 1 and K; 0 where every weight is zero.
         khat: shape of the weights' tail (`pareto_khat`); NaN for fewer than 25 draws.
         reliable: bool; whether the error can be trusted. For importance sampling, `khat` below
-            $\min(1 - 1/\log_{10} K, 1/2)$, an error below a quarter of a nat, and nothing found by draws from elsewhere
-            that contradicts it; for AIS, an ESS above three quarters of the chains. False where it cannot be told.
+            $\min(1 - 1/\log_{10} K, 1/2)$, an error below a quarter of a nat, and no contradiction by draws from
+            elsewhere; for AIS, an ESS above three quarters of the chains, and no contradiction. False where unknown.
         jackknife: bias-corrected $K L_K - (K - 1) \overline{L_{K-1}}$: an estimate, not a bound; NaN where one weight
             is all.
         num_evaluations: int64; how often log p(x, z) of the datum was evaluated, with or without its gradient, all
@@ -159,10 +159,10 @@ class Evidence:
         num_samples: the number K of draws, or chains, for each datum; None where it differs.
         seed: what fixed the draws.
         method: the estimator's name, for each datum.
-        all_bounds: the bounds L_k by k, of the proposal that was drawn from; `bounds(k)` is the way in.
+        all_bounds: the bounds L_k by k, of the proposal that was drawn from; read them by `bounds(k)`.
         observed: what was evaluated.
-        guide_elbo: the guide's ELBO with its error; from the same draws where they come from the guide, and from
-            others where not.
+        guide_elbo: the guide's ELBO with its error; from the same draws where the proposal is the guide, otherwise
+            from separate ones.
         rate, distortion: its two halves, $E \log q(z|x) - \log p(z)$ and $-E \log p(x|z)$, from the same draws.
         is_bound: whether $E \hat p = p(x)$, so that log_evidence is a lower bound in expectation.
         draws: a few draws from the posterior, by importance resampling; None if none were asked for.
@@ -220,16 +220,16 @@ class Evidence:
         return self.log_evidence.std().item() / math.sqrt(len(self)) if len(self) > 1 else math.nan
 
     def bounds(self, k: int) -> Bound:
-        """L_k of each datum, from the same draws in groups of k. L_1 is the proposal's ELBO, L_K `log_evidence`."""
+        """Return L_k of each datum, from groups of k of its draws. L_1 is the proposal's ELBO, L_K `log_evidence`."""
         _checks.choice("k", k, tuple(self.all_bounds))
         return self.all_bounds[k]
 
     def certified_lower_bound(self, delta: float = 1e-3, num_tried: int = 1) -> float:
-        r"""A number below the mean of log p(x) over these data, with probability at least 1 - delta.
+        r"""Return a number below the mean of log p(x) over these data, with probability at least 1 - delta.
 
         $\frac{1}{N} \sum_n \log \hat p(x_n) - \frac{1}{N} \log \frac{m}{\delta}$. As each $\hat p$ is unbiased and
         their noise is independent, $E \prod_n \hat p(x_n) / p(x_n) = 1$, and Markov's inequality does the rest:
-        nothing is assumed of the weights' variance. It is a statement on these data, and says nothing of others.
+        nothing is assumed about the weights' variance. It is a statement about these data alone.
 
         Args:
             delta: how often it may fail.
@@ -254,7 +254,7 @@ class Evidence:
         return self.certified_lower_bound() if self.is_bound else math.nan
 
     def bits_per_dim(self, num_levels: int | None = None) -> Tensor:
-        r"""$-\log p(x) / (D \ln 2) + \log_2(\mathrm{levels})$: bits for each of the D observed numbers of a datum.
+        r"""Return bits for each of a datum's D observed numbers: $-\log p(x) / (D \ln 2) + \log_2(\mathrm{levels})$.
 
         Args:
             num_levels: of continuous data, how many levels the numbers had before they were dequantized and scaled to
@@ -291,7 +291,7 @@ class Evidence:
 
     @property
     def bits_back(self) -> Tensor:
-        r"""$-\mathrm{ELBO} / \ln 2$: the length of the code for x that bits-back coding with this guide makes, bits.
+        r"""$-\mathrm{ELBO} / \ln 2$: the code length of x under bits-back coding with this guide, in bits.
 
         `log_evidence` is what a perfect guide would reach; `gap` / ln 2 is what the guide costs.
 
@@ -306,7 +306,7 @@ class Evidence:
         return -self.elbo / math.log(2)
 
     def as_dict(self) -> dict[str, Any]:
-        """The figures of the data set, for JSON; None stands for what cannot be told."""
+        """Return the figures of the data set, for JSON; None where unknown."""
         return {
             "estimator": dict(Counter(self.method)) if len(set(self.method)) > 1 else self.method[0],
             "num_data": len(self),
@@ -330,7 +330,7 @@ class Evidence:
         }
 
     def summary(self) -> str:
-        """The figures of the data set, as a table in plain words."""
+        """Return the figures of the data set as a table in plain words."""
         return table_of(self).text
 
     def _repr_html_(self) -> str:
@@ -353,7 +353,7 @@ class Evidence:
 
     @classmethod
     def load(cls, path: str | Path) -> Evidence:
-        """Read what `save` wrote. Loading runs no code of the file's."""
+        """Read what `save` wrote. Loading runs no code from the file."""
         tensors, record = storage.read(path)
         missing = {*PER_DATUM, "bounds/elbo/value", "bounds/elbo/std_error"} - set(tensors)
         if missing:
@@ -418,5 +418,5 @@ def _or_none(value: float) -> float | None:
 
 
 def std_error_of_mean(std_error: Tensor) -> float:
-    """The standard error of the mean over data, whose noise is independent."""
+    """Return the standard error of the mean over data with independent noise."""
     return std_error.square().sum().sqrt().item() / len(std_error)

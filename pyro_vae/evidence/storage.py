@@ -1,4 +1,4 @@
-"""Results on disk, and for arviz: the only arviz import."""
+"""Save and load results, and convert them for arviz, which is imported only here."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def write(path: str | Path, tensors: dict[str, Tensor], record: dict[str, Any]) 
 
 
 def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and record of a file that `write` wrote. Nothing in it is unpickled."""
+    """Read the tensors and the record that `write` wrote. Nothing is unpickled."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"path: expected a file that save wrote; got {str(path)!r}, which is not there.")
@@ -45,7 +45,7 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, record
 
 
-PREFIX = "tensor/"  # so that no name of a site is an argument of savez
+PREFIX = "tensor/"  # so that no site has the name of an argument of savez
 
 
 def _renamed(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def as_arviz(
     observed: dict[str, Tensor],
     constant: dict[str, Tensor],
 ) -> Any:
-    """An InferenceData (arviz 0.x) or DataTree (1.x). Draws are `(C, S, N, ...)`, all else `(N, ...)`."""
+    """Build an InferenceData (arviz 0.x) or DataTree (1.x). Draws are `(C, S, N, ...)`, all else `(N, ...)`."""
     import arviz as az
 
     name_of_x = next(iter(observed)) if len(observed) == 1 else "log_likelihood"
@@ -80,7 +80,7 @@ def as_arviz(
 
 
 def _netcdf_name(name: str) -> str:
-    """A slash would be a group of its own."""
+    """Replace slashes, which would make groups."""
     return name.replace("/", ".")
 
 

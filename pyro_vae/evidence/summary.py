@@ -16,7 +16,7 @@ __all__ = ["Row", "Table", "how", "plus_minus", "table_of"]
 
 
 class Row(NamedTuple):
-    """A figure, with what it is called and what is to be said of it."""
+    """A figure, with its name and a note."""
 
     name: str
     value: float | None
@@ -32,7 +32,7 @@ class Table(NamedTuple):
 
     @property
     def text(self) -> str:
-        """Lines of equal columns."""
+        """Lines with aligned columns."""
         lines = [
             f"{row.name:<28}{'' if row.value is None else f'{row.value:.3f}':>10}{f'   {row.note}' if row.note else ''}"
             for row in self.rows
@@ -52,12 +52,12 @@ class Table(NamedTuple):
 
 
 def plus_minus(error: float) -> str:
-    """An error, or the word for one that cannot be told."""
+    """Format an error, or say that it is unknown."""
     return f"+- {error:.3f}" if math.isfinite(error) else "+- unknown"
 
 
 def table_of(evidence: Evidence) -> Table:
-    """The figures of `Evidence`."""
+    """Tabulate the figures of `Evidence`."""
     between = [
         bound
         for k, bound in evidence.all_bounds.items()
@@ -78,14 +78,14 @@ def table_of(evidence: Evidence) -> Table:
 
 
 def how(evidence: Evidence) -> str:
-    """By which estimators, with how many data each."""
+    """Name the estimators, with the number of data of each."""
     counts = Counter(evidence.method).most_common()
     names = counts[0][0] if len(counts) == 1 else ", ".join(f"{name} ({count:,})" for name, count in counts)
     return names if evidence.num_samples is None else f"{names}, {evidence.num_samples:,} draws each"
 
 
 def _remarks(evidence: Evidence) -> list[str]:
-    """What was spent, and what went wrong."""
+    """Say what was spent, and what went wrong."""
     diagnostics, num_data = evidence.diagnostics, len(evidence)
     lines = [
         f"effective draws: median {evidence.ess.median():,.1f}; evaluations of log p(x, z): "
@@ -110,7 +110,7 @@ def _remarks(evidence: Evidence) -> list[str]:
 
 
 def _reliability(evidence: Evidence) -> list[str]:
-    """How many data may be believed, and what to think of the others."""
+    """Say how many data are reliable, and what to think of the others."""
     bad = int((~evidence.reliable).sum())
     if not bad:
         return [f"reliable for all {len(evidence):,} data"]

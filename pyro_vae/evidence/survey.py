@@ -1,4 +1,4 @@
-"""60 draws from distributions wider than a proposal, to find mass that its own draws miss."""
+"""Draw 60 points from distributions wider than a proposal, to find mass that its own draws miss."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ __all__ = [
 NUM_POINTS = 60  # in all
 FACTORS = (2.0, 4.0)  # by which a proposal is widened
 NUM_MOMENT_DRAWS = 64
-LARGEST_ERROR = 0.25  # nats, beyond which an error of p(x) is none of log p(x)
-WORSE = 1.5  # times an error, for one from few draws that is itself uncertain by a fifth
+LARGEST_ERROR = 0.25  # nats, beyond which the delta method from p(x) to log p(x) fails
+WORSE = 1.5  # factor by which the survey's error must be larger: from few draws, it is itself uncertain by a fifth
 ROUNDING = 1e-4  # nats
-UNCHECKED_KHAT = 0.4  # for proposals whose density elsewhere is not known
+UNCHECKED_KHAT = 0.4  # the largest for proposals whose density elsewhere is not known
 
 Latent = Any
-"""Where a latent is: u `(K, N, D)` of a `Region`, or the values themselves where they have no such view."""
+"""A place of the latents: u `(K, N, D)` in a `Region`, or the values themselves where they have no such view."""
 
 
 class Component(NamedTuple):
@@ -53,7 +53,7 @@ class Component(NamedTuple):
     log_prob: Callable[[Latent], Tensor]
     """`(K, N)`, at any place."""
     log_weight: Callable[[Latent], Tensor] | None = None
-    """The log weights of its draws, where they are not log p(x, z) less this density; their mean is p(x) as well."""
+    """Log weights of its draws, where they are not log p(x, z) - `log_prob`; the weights' mean is p(x) as well."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Region:
     """
 
     counting: Program
-    """The block's program, whose densities are of the latents that count."""
+    """The block's program, with the densities of the latents that count."""
     whole: Unconstrained
     noise: Noise
     joint: Joint = Program.log_joint
@@ -88,7 +88,7 @@ class Region:
         return Region.of(self.counting, self.whole, columns, self.joint)
 
     def of_guide(self, whole: Program, program: Program) -> Component:
-        """Another guide: of the whole block, to draw from, and of these columns, to evaluate."""
+        """Make a component of another guide: the whole block's, to draw from, and these columns', to evaluate."""
         drawn_by = self.whole.on(whole)
         view = replace(drawn_by.at(self.noise.columns), program=program.with_masked_latents)
 
@@ -98,27 +98,27 @@ class Region:
         return Component(draw, view.log_guide, _log_weight(program, view))
 
     def draw_guide(self, num_samples: int) -> Tensor:
-        """u `(K, N, D)` from the guide."""
+        """Draw u `(K, N, D)` from the guide."""
         return self.whole.draw_guide(num_samples)[0][:, self.noise.columns]
 
     def draw_prior(self, num_samples: int) -> Tensor:
-        """u `(K, N, D)` from the prior."""
+        """Draw u `(K, N, D)` from the prior."""
         return self.whole.draw_prior(num_samples)[:, self.noise.columns]
 
     def log_joint(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """log p(u) and log p(x|u), `(K, N)` each."""
+        """Return log p(u) and log p(x|u), `(K, N)` each."""
         latents, stretch = self.view.unpack(u)
         prior, likelihood = self.joint(self.view.program, latents)
         return prior + stretch, likelihood
 
     def log_prior(self, u: Tensor) -> Tensor:
-        """log p(u), `(K, N)`; the decoder is not run for it."""
+        """Return log p(u), `(K, N)`, without running the decoder."""
         latents, stretch = self.view.unpack(u)
         return self.view.program.log_prior(latents) + stretch
 
     @property
     def guide(self) -> Component:
-        """The guide, if its density is known everywhere, or a Gaussian of its mean and variances."""
+        """The guide, if its density is known everywhere; otherwise a Gaussian with its mean and variances."""
         if self.view.program.guide_has_density:
             counting = self.counting.at(self.noise.columns)
             return Component(self.draw_guide, self.view.log_guide, _log_weight(counting, self.view))
@@ -126,13 +126,13 @@ class Region:
         return self.gaussian(FullNormal(loc, variance.sqrt().diag_embed()))
 
     def gaussian(self, gaussian: Any) -> Component:
-        """A Gaussian, or a mixture of them."""
+        """Make a component of a Gaussian, or of a mixture of them."""
         if isinstance(gaussian, FullNormal):
             return Component(lambda num: gaussian.rsample(self.noise.normal(num)), gaussian.log_prob)
         return Component(lambda num: gaussian.sample(self.noise, num), gaussian.log_prob)
 
     def drawing(self, component: Component) -> Draw:
-        """Draw latents from a density over u. A draw outside the prior's support is no number; its weight is zero."""
+        """Make a function that draws latents from a density over u. Outside the prior's support, weights are zero."""
 
         def draw(num_samples: int) -> tuple[Latents, Tensor]:
             u, inside = self.inside(component.draw(num_samples))
@@ -142,7 +142,7 @@ class Region:
         return draw
 
     def half_and_half(self, one: Component, other: Component) -> Component:
-        """A mixture of two densities in equal parts."""
+        """Mix two densities in equal parts."""
 
         def draw(num_samples: int) -> Tensor:
             is_one = self.noise.uniform(num_samples) < 0.5
@@ -154,29 +154,29 @@ class Region:
         return Component(draw, log_prob)
 
     def widened(self, proposal: Component) -> list[Component]:
-        """The proposal as it is, stretched about its mean, and mirrored at that of the prior, as signs can be."""
+        """Return the proposal as it is, stretched about its mean, and mirrored at the prior's, as signs can flip."""
         centre, _ = moments(proposal.draw(NUM_MOMENT_DRAWS))
         wider = [_moved(proposal, centre, factor) for factor in FACTORS]
         if not self.can_draw_prior:
             return [proposal, *wider]
         middle, variance = moments(self.draw_prior(NUM_MOMENT_DRAWS))
-        middle = middle.where(middle.square() > 16 * variance / NUM_MOMENT_DRAWS, 0.0)  # an exact zero, mostly
+        middle = middle.where(middle.square() > 16 * variance / NUM_MOMENT_DRAWS, 0.0)  # near zero: mostly zero
         return [proposal, *wider, _moved(proposal, middle, -1.0)]
 
     def everything(self) -> None:
-        """All values that there are; of continuous latents that is no list."""
+        """Return None: the values of continuous latents cannot be listed."""
 
     def join(self, places: list[Tensor]) -> Tensor:
         return torch.cat(places)
 
     def inside(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Places, and which of them lie in the prior's support; the others are put where they can be evaluated."""
+        """Tell which places lie in the prior's support, and move the others to where they can be evaluated."""
         inside = u.isfinite().all(-1)
         return u.where(inside[..., None], 0.0), inside
 
 
 def _log_weight(counting: Program, view: Unconstrained) -> Callable[[Tensor], Tensor] | None:
-    """What draws of a guide are weighed by, if some of their latents are masked: the densities of what counts."""
+    """Weigh a guide's draws by the densities of what counts; return None if no latent is masked."""
     if not counting.counting:
         return None
 
@@ -188,7 +188,7 @@ def _log_weight(counting: Program, view: Unconstrained) -> Callable[[Tensor], Te
 
 
 def _moved(proposal: Component, centre: Tensor, factor: float) -> Component:
-    """The density of centre + factor (u - centre)."""
+    """Make the component of centre + factor (u - centre), with u from the proposal."""
 
     def log_prob(u: Tensor) -> Tensor:
         return proposal.log_prob(centre + (u - centre) / factor) - u.shape[-1] * math.log(abs(factor))
@@ -235,7 +235,7 @@ class DrawnRegion:
         return all_values(self.program)
 
     def resampled(self, latents: Latents, log_joint: Tensor, num_draws: int) -> Draws | None:
-        """Draws from the posterior, of all values."""
+        """Draw from the posterior over all values."""
         if not num_draws:
             return None
         uniform = torch.rand(num_draws, self.whole.num_data, dtype=torch.float64, device=self.columns.device)
@@ -254,14 +254,14 @@ class DrawnRegion:
 
 
 def region_of(view: Unconstrained | None, block: Block, columns: Tensor, joint: Joint = Program.log_joint) -> Any:
-    """A `Region` if the latents have an unconstrained view, otherwise a `DrawnRegion`."""
+    """Make a `Region` if the latents have an unconstrained view, otherwise a `DrawnRegion`."""
     if view is None:
         return DrawnRegion(block.program.with_masked_latents, columns, joint)
     return Region.of(block.program, view.on(block.program), columns, joint)
 
 
 class Elsewhere(NamedTuple):
-    """What M draws z from a mixture g say of a proposal q, each `(M, N)` of float64, nats."""
+    """What M draws z from a mixture g say about a proposal q, each `(M, N)` of float64, nats."""
 
     log_ratio: Tensor
     """log p(x, z) - log g(z)."""
@@ -279,7 +279,7 @@ class Elsewhere(NamedTuple):
 
     @property
     def log_evidence(self) -> Tensor:
-        """Importance sampling from g, `(N,)`."""
+        """log p(x) by importance sampling from g, `(N,)`."""
         return _log_mean(self.log_ratio)
 
     @property
@@ -290,9 +290,9 @@ class Elsewhere(NamedTuple):
         return ((num / ess - 1).clamp(min=0) / (num - 1)).sqrt().nan_to_num(nan=math.inf)
 
     def std_error_of(self, log_evidence: Tensor, num_samples: int) -> Tensor:
-        r"""The error that K draws of q have in log p(x), as draws see it that go where those of q rarely do, `(N,)`.
+        r"""Return the error of K draws of q in log p(x), as judged by draws that go where those of q rarely do, `(N,)`.
 
-        Weights up to t have a second moment, $v = E_g[\frac{p}{g} \frac{p}{q}; w \le t] / p(x)^2$, and above lies
+        Weights up to t have the second moment $v = E_g[\frac{p}{g} \frac{p}{q}; w \le t] / p(x)^2$; those above hold a
         a share m of p(x) that K draws may miss: $\sqrt{\log(1 + (v - (1 - m)^2) / K)} + m$, for the best t. Where all
         weights are the same p(x) there is none.
         """
@@ -302,12 +302,12 @@ class Elsewhere(NamedTuple):
         return error.where(~is_exact, 0.0)
 
     def relative_variance(self, log_evidence: Tensor, negligible: float) -> Tensor:
-        """The variance of a weight of q over p(x) squared, but for weights that make up a negligible share of p(x)."""
+        """Return the variance of q's weights over p(x)^2, without weights that hold a negligible share of p(x)."""
         variance, mass = self._cut(log_evidence)
         return variance.where(mass <= negligible, torch.inf).amin(0)
 
     def _cut(self, log_evidence: Tensor) -> tuple[Tensor, Tensor]:
-        """The variance of weights below each of the M, and the share of p(x) above, `(M + 1, N)` each."""
+        """Return the variance of the weights below each cut, and the share of p(x) above it, `(M + 1, N)` each."""
         order = self.log_weight.argsort(0, descending=True)
         share = (self.log_ratio.gather(0, order) - log_evidence - math.log(len(order))).exp()
         relative = (self.log_weight.gather(0, order) - log_evidence).clamp(max=200).exp()
@@ -317,7 +317,7 @@ class Elsewhere(NamedTuple):
         return (second - (1 - mass).clamp(min=0).square()).clamp(min=0), mass
 
     def contradicts(self, found: Estimate) -> Tensor:
-        """Whether significantly more was found than by an estimate, which then has missed some of p(x), `(N,)`."""
+        """Tell where these draws found significantly more than an estimate, which then missed some of p(x), `(N,)`."""
         both = (self.std_error.square() + found.std_error.nan_to_num().square()).sqrt()
         return self.log_evidence > found.log_evidence + 3 * both + 0.05
 
@@ -327,15 +327,15 @@ def _log_mean(values: Tensor) -> Tensor:
 
 
 class Survey(NamedTuple):
-    """Draws from a mixture g of densities, and what the model says of them."""
+    """Draws from a mixture g of densities, and their densities under the model."""
 
     places: Latent
     log_joint: Tensor
-    """log p(x, z), `(M, N)`; -inf where it is no number."""
+    """log p(x, z), `(M, N)`; -inf where it is not a number."""
     log_mixture: Tensor
     """log g(z), `(M, N)`."""
     is_everything: bool = False
-    """Whether the places are all values that there are, each once."""
+    """Whether the places are all possible values, each once."""
 
     @property
     def log_ratio(self) -> Tensor:
@@ -353,7 +353,7 @@ class Survey(NamedTuple):
 
     @torch.no_grad()
     def against(self, proposal: Component | None) -> Elsewhere:
-        """What is said of a proposal; of None, whose density elsewhere is not known, that p(x) is so large."""
+        """Judge a proposal by these draws. None, one of unknown density, has NaN weights: only p(x) is compared."""
         if proposal is None:
             return Elsewhere(self.log_ratio.cpu(), torch.full_like(self.log_joint, math.nan).cpu())
         with pyro.validation_enabled(False):
@@ -367,7 +367,7 @@ class Survey(NamedTuple):
 
 
 def survey(region: Any, proposals: Sequence[Component | None]) -> Survey:
-    """Draws from the prior and from proposals, as they are and widened; all values, where they are few."""
+    """Draw from the prior and from proposals, as they are and widened; or list all values, where they are few."""
     everything = region.everything()
     if everything is not None:
         log_joint = _number(sum(region.log_joint(everything)))
@@ -392,11 +392,11 @@ def _number(log_density: Tensor) -> Tensor:
 
 
 def checked(found: Estimate, num_samples: int, seen: Elsewhere) -> Estimate:
-    """Correct the error and the flag of an estimate by what the survey's draws show.
+    """Correct the error of an estimate, and whether it is reliable, by what the survey's draws show.
 
-    Their error (`Elsewhere.std_error_of`) takes its place where it is clearly larger. The flag falls where the error is
-    above a quarter of a nat, or where significantly more was found. A proposal whose density elsewhere is not known
-    needs a k-hat below 0.4 instead.
+    Their error (`Elsewhere.std_error_of`) replaces the estimate's where it is clearly larger. An error above a quarter
+    of a nat is not reliable, nor is an estimate when significantly more was found. A proposal whose density elsewhere
+    is not known needs a k-hat below 0.4 instead.
     """
     believed = found.reliable & ~seen.contradicts(found)
     if seen.log_weight.isnan().any():
@@ -407,9 +407,9 @@ def checked(found: Estimate, num_samples: int, seen: Elsewhere) -> Estimate:
 
 
 def find_modes(region: Region, seen: Survey) -> LaplaceFit:
-    """Laplace's Gaussians, sought from the guide's mean, and from where a survey found what they leave out.
+    """Find Laplace's Gaussians, starting at the guide's mean, and where a survey found what they leave out.
 
-    Uses up noise of the block.
+    It consumes noise of the block.
     """
     loc, _ = moments(region.draw_guide(NUM_MOMENT_DRAWS))
     prior = region.draw_prior(NUM_MOMENT_DRAWS) if region.view.program.can_draw_prior else seen.places

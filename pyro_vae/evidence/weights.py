@@ -1,4 +1,4 @@
-"""What is kept of log weights while draws go by: sums, the largest ones, and means over groups."""
+"""Reduce log weights in one pass: sums, the largest ones, and means over groups."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["Estimate", "Groups", "Totals", "estimate", "resampled"]
 
 
 MAX_WAITING = 65_536
-ALL_KEPT = 512  # draws, for which the jackknife is that of its definition
+ALL_KEPT = 512  # draws, up to which the jackknife is exact
 
 
 class Estimate(NamedTuple):
-    """What weights of K draws say of log p(x); each `(N,)`."""
+    """An estimate of log p(x) from the weights of K draws; each `(N,)`."""
 
     log_evidence: Tensor
     std_error: Tensor
@@ -40,7 +40,7 @@ def estimate(log_weights: Tensor) -> Estimate:
 
 
 class Totals:
-    """Sums of weights, and the largest of them, which are a tail of about 3 sqrt(K)."""
+    """Sums of weights, and the largest of them: a tail of about 3 sqrt(K), and 512 at least."""
 
     def __init__(self, num_samples: int, ks: tuple[int, ...] = ()) -> None:
         self.num_samples = num_samples
@@ -51,7 +51,7 @@ class Totals:
 
     @classmethod
     def joined(cls, parts: list[Totals]) -> Totals:
-        """All parts as one: to estimate from all at once is quicker than from each. Groups are left."""
+        """Join parts along the data, without groups: one estimate of all is quicker than one of each."""
         whole = cls(parts[0].num_samples)
         for part in parts:
             part._work_off()
@@ -60,7 +60,7 @@ class Totals:
         return whole
 
     def add(self, log_weight: Tensor) -> None:
-        """Take in log weights `(draws, data)`; they are worked on when some have come together."""
+        """Add log weights `(draws, data)`; they are processed in batches."""
         self.waiting.append(log_weight.cpu())
         if sum(each.numel() for each in self.waiting) >= MAX_WAITING:
             self._work_off()
@@ -86,12 +86,12 @@ class Totals:
         return torch.logaddexp(self.top.logsumexp(0), self.rest)
 
     def bounds(self) -> Tensor:
-        """The means over groups, and their standard errors, `(number of ks, 2, N)`."""
+        """Return the means over groups, and their standard errors, `(number of ks, 2, N)`."""
         self._work_off()
         return torch.stack([torch.stack([group.mean, group.std_error]) for group in self.groups])
 
     def estimate(self) -> Estimate:
-        """What the weights say."""
+        """Estimate log p(x) from the weights so far."""
         self._work_off()
         num = self.num_samples
         log_evidence = self.log_sum - math.log(num)
@@ -104,10 +104,10 @@ class Totals:
         return Estimate(log_evidence, std_error, ess, khat, khat < khat_threshold(num), self._jackknife())
 
     def _jackknife(self) -> Tensor:
-        """$K L_K - (K - 1) \\overline{L_{K-1}}$, the second term over all ways to leave one draw out.
+        """Return $K L_K - (K - 1) \\overline{L_{K-1}}$, with a mean over all ways to leave one draw out.
 
-        Exact for the weights that are kept, and the largest one's sum without it is formed without subtraction; the
-        rest, of which each is a small part of the sum, by two terms of log(1 - w / sum).
+        Weights that are kept enter exactly, and the sum without the largest is formed without subtraction. The others,
+        each a small part of the sum, enter by two terms of the series of log(1 - w / sum).
         """
         num, log_sum = self.num_samples, self.log_sum
         if num < 2:
@@ -121,9 +121,9 @@ class Totals:
 
 
 def resampled(log_weights: Tensor, uniform: Tensor) -> Tensor:
-    """Which draws to take `(S, N)`, each with a probability in proportion to its weight, of log weights `(K, N)`.
+    """Choose draws `(S, N)`, each with a probability in proportion to its weight, from log weights `(K, N)`.
 
-    By inversion, so that each of the uniform numbers `(S, N)` decides on one. Of weights that are all zero, any.
+    By inversion: each of the uniform numbers `(S, N)` chooses one. If all weights are zero, any may be chosen.
     """
     cumulative = log_weights.softmax(0).nan_to_num(nan=1.0).cumsum(0)
     targets = uniform * cumulative[-1]
@@ -140,7 +140,7 @@ class Groups:
         self.open = torch.tensor(-math.inf, dtype=torch.float64)
 
     def add(self, log_weight: Tensor) -> None:
-        """Take in log weights `(draws, data)`; a group may go on in the next call."""
+        """Add log weights `(draws, data)`; a group may go on in the next call."""
         head = -self.num_open % self.k
         full = max(0, len(log_weight) - head) // self.k
         tail = head + full * self.k
@@ -163,7 +163,7 @@ class Groups:
     def _close(self, log_sums: Tensor) -> None:
         values = log_sums - math.log(self.k)
         if not self.num_groups:
-            # Sums are taken from the first value, so that equal weights have a variance of exactly zero.
+            # Sums are relative to the first value, so that equal weights have a variance of exactly zero.
             self.origin = values[0].nan_to_num(neginf=0.0)
             self.sum = self.sum_of_squares = torch.zeros_like(self.origin)
         self.num_groups += len(values)

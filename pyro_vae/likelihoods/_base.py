@@ -21,8 +21,8 @@ class Likelihood(nn.Module):
     """A module whose `forward(z, *context)` returns p(x|z), as a Pyro distribution over one datum x.
 
     z is `(..., D)`, with any leading dimensions; they are the distribution's batch shape, and all of its other
-    dimensions are the event's. A VAE takes any module that keeps this contract. This base adds what those that are
-    made of one network share.
+    dimensions are the event's. A VAE takes any module that keeps this contract. This base adds what likelihoods with
+    one network share.
 
     Args:
         network: any module from z (and context) to the distribution's parameters.
@@ -36,12 +36,12 @@ class Likelihood(nn.Module):
         self.network = network
 
     def output(self, z: Tensor, *context: Tensor) -> Tensor:
-        """What the network returns, `(..., *shape)`."""
+        """Return the network's output, `(..., *shape)`."""
         return over_leading_dims(self.network, z, *context)
 
     @staticmethod
     def independent(distribution: Any, z: Tensor) -> dist.Distribution:
-        """Independent numbers as one datum: all dimensions but those of z are the event's."""
+        """Make independent numbers one datum: all dimensions but the leading ones of z are the event's."""
         return distribution.to_event(len(distribution.batch_shape) - z.ndim + 1)
 
 
@@ -70,7 +70,7 @@ class ScaledLikelihood(Likelihood):
         self.raw_scale = nn.Parameter(torch.zeros(())) if scale == "learned" else None
 
     def loc_and_scale(self, z: Tensor, *context: Tensor) -> tuple[Tensor, Tensor | float]:
-        """Location and scale of each pixel."""
+        """Return location and scale of each pixel."""
         loc = self.output(z, *context)
         if self.raw_scale is not None:
             return loc, self._above_floor(self.raw_scale)

@@ -34,5 +34,5 @@ class Bernoulli(Likelihood):
     remedy = "binarize them (pyro_vae.data.from_tensor), or use a likelihood for grey such as likelihoods.Gaussian"
 
     def forward(self, z: Tensor, *context: Tensor) -> dist.Distribution:
-        """p(x|z)."""
+        """Return p(x|z)."""
         return self.independent(dist.Bernoulli(logits=self.output(z, *context)), z)

@@ -48,5 +48,5 @@ class Gaussian(ScaledLikelihood):
         super().__init__(network, scale, min_scale)
 
     def forward(self, z: Tensor, *context: Tensor) -> dist.Distribution:
-        """p(x|z)."""
+        """Return p(x|z)."""
         return self.independent(dist.Normal(*self.loc_and_scale(z, *context)), z)

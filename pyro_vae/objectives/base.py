@@ -1,4 +1,4 @@
-"""What an objective is: a value to report, a surrogate to differentiate, and both as compiled graphs."""
+"""Objectives: a value to report, a surrogate to differentiate, and both as compiled graphs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from pyro_vae.program.structure import plates_of, sample_sites
 __all__ = ["LogWeights", "Objective"]
 
 MAX_PAIRS = 16
-"""Pairs of a model and a guide, with their graphs, that an objective keeps: the last."""
+"""How many pairs of model and guide, with their graphs, an objective keeps: the last used."""
 
 
 class LogWeights(NamedTuple):
@@ -37,20 +37,20 @@ class LogWeights(NamedTuple):
     value: Tensor
     """log p(x, z) - log q(z|x), `(K, *plates)`: without the scale of plates."""
     scale: Tensor | float
-    """What the bound of each datum is to be multiplied by, as `poutine.scale` and subsampling plates say."""
+    """The factor on the bound of each datum, from `poutine.scale` and subsampling plates."""
 
 
 class Objective(ELBO):
-    """A loss to train by: one method says what is reported and what is differentiated.
+    """A loss to train by: one method returns what is reported and what is differentiated.
 
-    An objective is one of Pyro's, to be used in its `SVI`, as a module with an optimizer of torch's, and in `fit`; the
-    constructor is that of Pyro's `ELBO`. From the second call of a kind on, value and gradient are a compiled graph, as
-    of `CompiledTrace_ELBO`; with `SVI` of this package and `FusedAdam` the update is part of it. Where there is no
-    graph a warning says why, once, and the call runs as it is.
+    An objective is a Pyro `ELBO`, with its constructor, for use in `SVI`, as a module with a torch optimizer, and in
+    `fit`. From the second call of a kind on, value and gradient are a compiled graph, as in `CompiledTrace_ELBO`; with
+    the `SVI` of this package and `FusedAdam` the update is part of it. Where there is no graph, a warning says why,
+    once, and the call runs eagerly.
 
-    A subclass defines `value_and_surrogate`, most often from `log_weights`. A number that changes at each step, such as
-    a KL weight, belongs into a tensor that is changed in place, or among the arguments: an attribute that is replaced
-    makes another program. `compile = False`, on a class or an object, runs every call as it is.
+    A subclass defines `value_and_surrogate`, most often from `log_weights`. Keep a number that changes at each step,
+    such as a KL weight, in a tensor that is changed in place, or pass it as an argument: a replaced attribute makes
+    another program. `compile = False`, on a class or an instance, runs every call eagerly.
 
     Examples:
         The multi-sample bound of Burda, Grosse and Salakhutdinov (2016), $E \\log \\frac{1}{K} \\sum_k w_k$:
@@ -78,14 +78,14 @@ class Objective(ELBO):
 
     @abstractmethod
     def value_and_surrogate(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """The loss that is reported, and the one whose gradient trains: two numbers, nats, summed over the data.
+        """Return the loss to report, and the one to differentiate: two numbers, nats, summed over the data.
 
-        It runs model and guide (`log_weights` does), and draws random numbers there and nowhere else. For a bound with
-        a gradient of its own the surrogate is another function than the value, with the gradient wanted.
+        It runs model and guide (`log_weights` does), and draws random numbers there and nowhere else. Where the wanted
+        gradient is not that of the value, the surrogate is another function with the wanted gradient.
         """
 
     def losses(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Value and surrogate, checked to be two numbers."""
+        """Return value and surrogate, checked to be two numbers."""
         found = self.value_and_surrogate(model, guide, *args, **kwargs)
         is_pair = isinstance(found, tuple) and len(found) == 2 and all(isinstance(each, Tensor) for each in found)
         if not is_pair or any(each.numel() != 1 for each in found):
@@ -100,7 +100,7 @@ class Objective(ELBO):
     def log_weights(
         self, model: Any, guide: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> LogWeights:
-        """Run model and guide for each particle: their log weights, differentiable in parameters and draws.
+        """Run model and guide for each particle; return log weights, differentiable in parameters and draws.
 
         Raises:
             ValueError: for latents that are not reparametrized, whose draws carry no gradient.
@@ -135,7 +135,7 @@ class Objective(ELBO):
         return model_trace, guide_trace
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """The value, nats, summed over the data: a number, without gradients."""
+        """Return the value, nats, summed over the data: a number, without gradients."""
         graph = self._graph(VALUE, model, guide, args, kwargs)
         if graph is None:
             return self._loss_as_it_is(model, guide, *args, **kwargs)
@@ -143,7 +143,7 @@ class Objective(ELBO):
         return _number(loss)
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """The value; the gradient of the surrogate is added to that of each parameter."""
+        """Return the value, and add the gradient of the surrogate to that of each parameter."""
         graph = self._graph(GRADIENT, model, guide, args, kwargs) if torch.is_grad_enabled() else None
         if graph is None:
             return self._loss_and_grads_as_it_is(model, guide, *args, **kwargs)
@@ -154,7 +154,7 @@ class Objective(ELBO):
         return _number(loss)
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """The value as a tensor that can be differentiated, once: its gradient is that of the surrogate."""
+        """Return the value as a tensor that can be differentiated once: its gradient is that of the surrogate."""
         graph = self._graph(GRADIENT if torch.is_grad_enabled() else VALUE, model, guide, args, kwargs)
         if graph is None:
             return self._differentiable_loss_as_it_is(model, guide, *args, **kwargs)
@@ -163,12 +163,12 @@ class Objective(ELBO):
         return _Differentiable.apply(loss, gradients, *graph.leaves) if gradients else loss
 
     def update(self, model: Any, guide: Any, optim: FusedAdam, *args: Any, **kwargs: Any) -> Tensor | None:
-        """Value, gradient and the optimizer's step in one graph; None, and nothing done, while there is none."""
+        """Take value, gradient and the optimizer's step in one graph; without one, do nothing and return None."""
         graph = self._graph(UPDATE, model, guide, args, kwargs, optim) if torch.is_grad_enabled() else None
         if graph is None:
             return None
         optim.prepare()
-        (loss,) = graph.graph.run(*graph.tensors)  # who updates needs no parameters handed over
+        (loss,) = graph.graph.run(*graph.tensors)  # an update needs no parameters handed over
         return loss
 
     def _loss_as_it_is(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
@@ -194,7 +194,7 @@ class Objective(ELBO):
         kwargs: dict[str, Any],
         optim: FusedAdam | None = None,
     ) -> Ready | None:
-        """The graph that stands for this call; None if the call runs as it is."""
+        """Return the graph of this call; None if the call runs eagerly."""
         pair = self._pair_of(model, guide)
         if not self.compile or kind in pair.refused:
             return None
@@ -206,7 +206,7 @@ class Objective(ELBO):
         return None
 
     def execution(self, model: Any, guide: Any) -> str:
-        """How the calls for this pair were run so far: as graphs, or as they are, and why."""
+        """Say how the calls for this pair ran so far: as graphs, or as they are, and why."""
         pair = self._pair_of(model, guide)
         if not self.compile:
             return "as it is: compile=False"
@@ -243,17 +243,17 @@ class _Differentiable(torch.autograd.Function):
 
 
 def _sample_sites(trace: poutine.Trace) -> Iterator[dict[str, Any]]:
-    """The sites that count; `pyro.deterministic` and what is masked as a whole have no density."""
+    """Yield the sites that count; `pyro.deterministic` and sites that are masked as a whole have no density."""
     return (site for _, site in sample_sites(trace) if site["mask"] is not False)
 
 
 def _plates(site: dict[str, Any]) -> set[tuple[int, str, int]]:
-    """The plates of a site: those of two sites are one if dimension, name and size are."""
+    """Return the plates of a site, identified by dimension, name and size."""
     return {(frame.dim, frame.name, frame.size) for frame in plates_of(site)}
 
 
 def _summed_to(log_prob: Tensor, dims: set[int]) -> Tensor:
-    """Summed over all dimensions but these, which are counted from the right; there is one for each of them."""
+    """Sum over all dimensions but these, counted from the right; the result has each of these."""
     width = max((-dim for dim in dims), default=0)
     log_prob = log_prob.reshape((1,) * (width - log_prob.ndim) + log_prob.shape)
     others = [dim for dim in range(-log_prob.ndim, 0) if dim not in dims]
@@ -261,7 +261,7 @@ def _summed_to(log_prob: Tensor, dims: set[int]) -> Tensor:
 
 
 def _common_scale(sites: list[dict[str, Any]]) -> Tensor | float:
-    """The scale of all sites, which a bound of several particles must have in common."""
+    """Return the scale of all sites, which they must share in a bound of several particles."""
     scale: Tensor | float = sites[0]["scale"]
     for site in sites[1:]:
         if not _is_same_scale(scale, site["scale"]):
@@ -295,7 +295,7 @@ def _refuse_surroundings() -> None:
 
 
 def _identity(program: Any) -> Any:
-    """A bound method is made anew each time that it is looked up."""
+    """Identify a program: a bound method is a new object at each lookup."""
     if isinstance(program, types.MethodType):
         return id(program.__self__), id(program.__func__)
     return id(program)

@@ -16,14 +16,14 @@ __all__ = ["CompiledTraceMeanField_ELBO", "CompiledTrace_ELBO"]
 
 
 class _PyrosOwn(Objective):
-    """An ELBO of Pyro's whose value, gradient and update are graphs, from the second call of a kind on.
+    """One of Pyro's ELBOs whose value, gradient and update are graphs, from the second call of a kind on.
 
-    The first call of a kind, and the first after a change of something that the program reads, is Pyro's own: with its
-    validation, and making the parameters.
+    The first call of a kind, and the first after a change of something that the program reads, is Pyro's own, which
+    validates and makes the parameters.
     """
 
     def value_and_surrogate(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Pyro's loss, of which no number is taken; with reparametrized latents it is its own surrogate."""
+        """Return Pyro's loss as a tensor; with reparametrized latents it is its own surrogate."""
         total: Any = 0.0
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             for name, site in guide_trace.nodes.items():
@@ -50,35 +50,33 @@ class _PyrosOwn(Objective):
 
 
 class _NumbersStayTensors(TorchFunctionMode):
-    """Pyro takes the loss as a number besides the one it differentiates: a run without values has none to take."""
+    """Makes `item` return a tensor: Pyro takes the loss as a number too, which a run without values does not have."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return args[0].detach() if func is Tensor.item else func(*args, **(kwargs or {}))
 
 
 class CompiledTrace_ELBO(_PyrosOwn, Trace_ELBO):
-    r"""Pyro's `Trace_ELBO`, compiled: the same constructor, value and gradient, without Pyro's time for each step.
+    r"""Pyro's `Trace_ELBO`, compiled: the same constructor, value and gradient, without Pyro's overhead at each step.
 
     $-\mathrm{ELBO} = -E_q[\log p(x, z) - \log q(z|x)]$, in nats, summed over the data, estimated from
-    `num_particles` draws. In `SVI`, as a module with an optimizer of torch's, and in `fit`. With `FusedAdam` in
+    `num_particles` draws. Use it in `SVI`, as a module with a torch optimizer, and in `fit`. With `FusedAdam` in
     `pv.SVI`, value, gradient and update are one graph.
 
-    The first call with arguments of new shapes is Pyro's own, with its validation; the second records a run of model
-    and guide and compiles it, which takes seconds, and checks it: the graph and the program are run from the same
-    random numbers, and must agree. From then on nothing is validated, and each value is what Pyro's own would be for
-    the same random numbers, to rounding. Parameters and buffers are read at each call. So is what else the program
-    reads, attributes, items, closures, globals: after a change the next call is Pyro's own again, and a graph of the
-    changed program follows.
+    The first call with arguments of new shapes is Pyro's own, with its validation. The second records a run of model
+    and guide, compiles it, which takes seconds, and checks it: from the same random numbers, graph and program must
+    agree. From then on nothing is validated, and each value is what Pyro's own would be for the same random numbers, to
+    rounding. Parameters and buffers are read at each call. What else the program reads (attributes, items, closures,
+    globals) is watched: after a change the next call is Pyro's own again, and a graph of the changed program follows.
 
     Any model and guide of static structure with reparametrized latents will do: plates, subsampling, `poutine.scale`
-    and `mask` inside of the model, further arguments (of which tensors and floats may change from call to call),
-    buffers, dropout. Where there is no graph, because of a branch on a value, a discrete latent, a handler around the
-    call, autocast, state that cannot be seen, or more than 16 kinds of call, a warning says so once, with the reason,
-    and the call is Pyro's own.
+    and `mask` inside the model, further arguments (of which tensors and floats may change from call to call), buffers,
+    dropout. Where there is no graph, because of a branch on a value, a discrete latent, a handler around the call,
+    autocast, state that cannot be seen, or more than 16 kinds of call, a warning says so once, with the reason, and the
+    call is Pyro's own.
 
-    Not seen are changes of what a program reads past these ways: a file, the clock, an attribute of a tensor or of a
-    class of torch's, a hook on all modules. A gradient of the gradient is an error. An objective keeps the last 16
-    pairs of model and guide.
+    Other changes go unnoticed: of a file, the clock, an attribute of a tensor or of a torch class, a hook on all
+    modules. A gradient of the gradient is an error. An objective keeps the last 16 pairs of model and guide.
 
     Examples:
         >>> import pyro, torch

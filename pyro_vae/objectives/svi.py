@@ -16,14 +16,14 @@ __all__ = ["SVI"]
 
 
 class SVI(infer.SVI):
-    """Pyro's `SVI`, but that a step is one compiled graph where objective and optimizer make it possible.
+    """Pyro's `SVI`, with a step as one compiled graph where objective and optimizer make it possible.
 
     With an `Objective` of this package and a `FusedAdam`, `step` asks the objective for value, gradient and update at
     once (`Objective.update`). With all others, and as long as there is no graph, it is Pyro's own step: the objective's
-    gradients, and then the optimizer.
+    gradients, then the optimizer.
 
     Args:
-        model, guide, optim, loss, kwargs: as of `pyro.infer.SVI`.
+        model, guide, optim, loss, kwargs: as in `pyro.infer.SVI`.
 
     Examples:
         >>> import pyro, torch
@@ -43,7 +43,7 @@ class SVI(infer.SVI):
         self.objective = loss if can_update else None
 
     def step(self, *args: Any, **kwargs: Any) -> float:
-        """Take a step; the loss, nats, summed over the data."""
+        """Take a step; return the loss, nats, summed over the data."""
         loss = None
         if self.objective is not None:
             loss = self.objective.update(self.model, self.guide, self.optim, *args, **kwargs)

@@ -14,7 +14,7 @@ class AmortizedPosterior(nn.Module):
     """A module whose `forward(x, *context)` returns q(z|x), as a Pyro distribution over one latent z.
 
     x is `(..., *event_shape)`, and its leading dimensions are the distribution's batch shape. A VAE takes any module
-    that keeps this contract. This base adds what those that are made of one network share.
+    that keeps this contract. This base adds what posteriors with one network share.
 
     Args:
         network: any module from x (and context) to the distribution's parameters.

@@ -20,7 +20,7 @@ class DiagonalNormal(AmortizedPosterior):
 
     Args:
         network: any module from x (and context, where the VAE has any) to `2 * latent_dim` numbers, loc first. Inside
-            of several plates it sees as many leading dimensions; `pv.nn.Batched` makes them one.
+            several plates it sees as many leading dimensions; `pv.nn.Batched` makes them one.
         max_log_scale: the bound c on $|\log \sigma|$.
 
     Shapes: x `(..., *event)` to a distribution of batch shape `(...)` and event shape `(latent_dim,)`.
@@ -45,7 +45,7 @@ class DiagonalNormal(AmortizedPosterior):
         self.max_log_scale = _checks.positive("max_log_scale", max_log_scale)
 
     def forward(self, x: Tensor, *context: Tensor) -> dist.Distribution:
-        """q(z|x)."""
+        """Return q(z|x)."""
         out = self.network(x, *context)
         if out.shape[-1] % 2:
             raise ValueError(

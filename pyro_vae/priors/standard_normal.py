@@ -39,7 +39,7 @@ class StandardNormal(nn.Module):
         self.register_buffer("loc", torch.zeros(self.latent_dim), persistent=False)
 
     def forward(self, *context: torch.Tensor) -> dist.Distribution:
-        """p(z), whatever the context is."""
+        """Return p(z), whatever the context is."""
         return dist.Normal(self.loc, torch.ones_like(self.loc)).to_event(1)
 
     def extra_repr(self) -> str:

@@ -1,1 +1,1 @@
-"""A (model, guide) pair as functions of its latents. Knows no VAE."""
+"""A (model, guide) pair as functions of its latents; no VAE is needed."""

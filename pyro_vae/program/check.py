@@ -1,4 +1,4 @@
-"""What Pyro's SVI would let pass without a word, or with a warning that is easily lost."""
+"""Refuse what Pyro's SVI would let pass silently, or with a warning that is easily lost."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def check_program(
     """Run model and guide once, as the first step of Pyro's `SVI` would, and refuse what it would train wrongly.
 
     Pyro goes on, or only warns, where a guide leaves out a latent site (which is then drawn from the prior), where
-    plates or scales of model and guide differ (and with them the weight of the KL term), and where a network computes
-    with other parameters than those that lie under its name in the parameter store (which then never train). Call it
-    before a loop over `svi.step`, with the arguments of a step.
+    plates or scales of model and guide differ (and with them the weight of the KL term), and where a network uses other
+    parameters than those under its name in the parameter store (which then never train). Call it before a loop over
+    `svi.step`, with the arguments of a step.
 
     The parameter store and the state of torch's CPU generator are left as they were. Modules in training mode see one
     batch, as in a step, and an automatic guide is set up.
@@ -44,10 +44,10 @@ def check_program(
 
     Raises:
         ValueError: for a latent site of the model that is missing in the guide and is not enumerated; for a site of
-            the guide that is no latent of the model's; for plates, scales or masks of a site that differ (masks are
+            the guide that is no latent of the model; for plates, scales or masks of a site that differ (masks are
             compared number by number, whatever made them: `poutine.mask`, `Distribution.mask`, `obs_mask`); for a site
-            whose shape is not that of its plates; for parameters that are used but not in the store; and if there is
-            nothing to train, all being frozen. And what model, guide and Pyro's validation raise.
+            whose shape is not that of its plates; for parameters that are used but not in the store; and if all
+            parameters are frozen. Errors of model, guide and Pyro's validation are raised as they are.
 
     Examples:
         >>> import pyro.distributions as dist
@@ -73,7 +73,7 @@ def check_program(
 
 @contextmanager
 def _leaving_the_store() -> Iterator[None]:
-    """Pyro's store as it was, without the parameters that are made meanwhile."""
+    """Restore Pyro's parameter store afterwards, without parameters that were made meanwhile."""
     store = pyro.get_param_store()
     state = store.get_state()
     try:
@@ -84,7 +84,7 @@ def _leaving_the_store() -> Iterator[None]:
 
 
 def _refuse_mismatch(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
-    """Sites, plates and scales."""
+    """Refuse sites, plates, scales and masks of model and guide that differ."""
     # A guide made by a handler of Pyro's runs the model itself, and observes what the model observes.
     guide_sites = {name: site for name, site in sample_sites(guide_trace) if not site["is_observed"]}
     model_sites = dict(sample_sites(model_trace))
@@ -101,7 +101,7 @@ def _refuse_mismatch(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> 
 def _run(
     model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[poutine.Trace, poutine.Trace]:
-    """Traces of a guide and of the model that follows it, with log densities and gradients."""
+    """Trace the guide and the model that replays it, with log densities."""
     with forked_generator(torch.device("cpu")), pyro.validation_enabled(True):
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
@@ -137,7 +137,7 @@ def _refuse_other_masks(model_site: dict[str, Any], guide_site: dict[str, Any]) 
 
 
 def _same_mask(name: str) -> str:
-    """How to give a site of the guide the model's mask, which `pyro.sample(..., obs_mask=...)` makes without a word."""
+    """Say how to give a guide's site the model's mask, which `pyro.sample(..., obs_mask=...)` makes silently."""
     if name.endswith("_unobserved"):
         return (
             "where it comes of pyro.sample(..., obs_mask=obs_mask) in the model, put the guide's site into "
@@ -148,13 +148,13 @@ def _same_mask(name: str) -> str:
 
 
 def _elementwise_mask(site: dict[str, Any]) -> Tensor:
-    """Which numbers of a site count: of the shape of its value, but for dimensions of one where all are alike."""
+    """Return which numbers of a site count, in a shape that broadcasts with its value."""
     mask = mask_of(site)
     return mask.reshape([*mask.shape, *[1] * elements_of(site).fn.event_dim])
 
 
 def _refuse_strays(model_trace: poutine.Trace, guide_trace: poutine.Trace, given: Any) -> None:
-    """Parameters that the densities depend on must be those that SVI finds in the traces."""
+    """Refuse parameters that the densities depend on and SVI does not find in the traces."""
     objective = model_trace.log_prob_sum() - guide_trace.log_prob_sum()
     arguments = {id(value) for value in tree_leaves(given)}
     used = [leaf for leaf in _leaves(objective) if id(leaf) not in arguments]
@@ -183,7 +183,7 @@ def _refuse_strays(model_trace: poutine.Trace, guide_trace: poutine.Trace, given
 
 
 def _unconstrained(value: Any) -> Tensor:
-    """What the store keeps; Pyro loses the way to it where a `PyroModule` with local parameters runs."""
+    """Return the store's tensor; where a `PyroModule` with local parameters runs, Pyro keeps no link to it."""
     return value.unconstrained() if hasattr(value, "unconstrained") else value
 
 
@@ -192,7 +192,7 @@ def _is_idle(value: Tensor, used: list[Tensor]) -> bool:
 
 
 def _leaves(value: Tensor | float) -> Iterator[Tensor]:
-    """The tensors that a value is differentiated by."""
+    """Yield the tensors that a value can be differentiated by."""
     seen: set[Any] = set()
     left = [getattr(value, "grad_fn", None)]
     while left:

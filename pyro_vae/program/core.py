@@ -82,12 +82,12 @@ LOOKED_AT_TOGETHER = 8192  # data
 
 
 def has_rows(arg: Any) -> bool:
-    """Whether an argument has one row a datum."""
+    """Tell whether an argument has one row a datum."""
     return isinstance(arg, Tensor) and arg.ndim > 0
 
 
 def in_place_of_rows(args: tuple[Any, ...], rows: Iterable[Tensor]) -> tuple[Any, ...]:
-    """The arguments with other rows."""
+    """Replace the rows among the arguments."""
     remaining = iter(rows)
     return tuple(next(remaining) if has_rows(arg) else arg for arg in args)
 
@@ -97,7 +97,7 @@ def _num_draws(latents: Latents) -> int:
 
 
 def _log_observed(site: dict[str, Any]) -> Tensor:
-    """The density of an observed site, where it counts. A plate's scale is no part of it."""
+    """Evaluate an observed site where it counts. A plate's scale is no part of its density."""
     return scale_and_mask(_log_prob(site["fn"], site["value"]), mask=site["mask"])
 
 
@@ -106,9 +106,9 @@ def _log_prob(fn: Any, value: Tensor) -> Tensor:
 
 
 def _within_support(fn: Any, value: Tensor) -> Tensor:
-    """log p, and -inf outside the support, where some distributions make up a density.
+    """Return log p, and -inf outside the support, where some distributions return a finite density.
 
-    And where it is +inf: at a pole, such as that of Gamma's at 0, where rounding alone can put a value.
+    Also -inf at a pole, where log p is +inf: rounding alone can put a value there, as at 0 under a Gamma.
     """
     log_prob = fn.log_prob(value)
     inside = fn.support.check(value) & ~log_prob.isposinf()
@@ -118,7 +118,7 @@ def _within_support(fn: Any, value: Tensor) -> Tensor:
 
 
 class _AllDrawn(Exception):
-    """A run has come to its last latent."""
+    """Raised when a run has drawn its last latent."""
 
 
 class _UntilDrawn(Messenger):
@@ -174,15 +174,15 @@ class Program:
 
     @property
     def rows(self) -> tuple[Tensor, ...]:
-        """The arguments that have one row a datum."""
+        """Return the arguments that have one row a datum."""
         return tuple(arg for arg in self.args if has_rows(arg))
 
     def with_rows(self, rows: Iterable[Tensor]) -> Program:
-        """The same program on other rows; what counts of its latents stays."""
+        """Replace the rows; which parts of the latents count stays."""
         return replace(self, args=in_place_of_rows(self.args, rows))
 
     def at(self, rows: Tensor) -> Program:
-        """The same program on some of the data."""
+        """Select data by row."""
         masks = {name: each.mask for name, each in self.counting.items() if each.mask is not None}
         chosen = self.choose(masks, rows)
         counting = {name: each._replace(mask=chosen.get(name)) for name, each in self.counting.items()}
@@ -197,25 +197,25 @@ class Program:
         return replace(self, counting={})
 
     def draw(self, num_samples: int) -> tuple[Latents, Tensor]:
-        """Latents drawn from the guide, and log q(z|x) of each, `(K, N)`."""
+        """Draw latents from the guide, with log q(z|x) of each, `(K, N)`."""
         latents, (log_q,) = self._drawn(Program._draw_guide, num_samples)
         return latents, log_q
 
     def log_joint(self, latents: Latents) -> tuple[Tensor, Tensor]:
-        """log p(z) and log p(x|z), each `(K, N)`; where log p(z) is -inf, log p(x|z) is 0, for it may be no number."""
+        """Return log p(z) and log p(x|z), each `(K, N)`. Where log p(z) is -inf, log p(x|z), which may be NaN, is 0."""
         prior, likelihood = self._of_each_draw(Program._log_joint, latents)
         return prior, likelihood
 
     def log_guide(self, latents: Latents) -> Tensor:
-        """log q(z|x) of given latents, `(K, N)`: of any that have the guide's sites, not only of its own draws.
+        """Return log q(z|x) of given latents, `(K, N)`, which the guide need not have drawn.
 
-        Where a guide makes a latent of an auxiliary draw of its own, as automatic guides do, both are given.
+        Where a guide makes a latent of an auxiliary draw, as automatic guides do, both are given.
         """
         (log_q,) = self._of_each_draw(Program._log_guide, latents)
         return log_q
 
     def log_drawn(self, latents: Latents) -> Tensor | None:
-        """log q(z|x) of all that a guide draws, `(K, N)`; None if it cannot say it of values that are given."""
+        """Return log q(z|x) of all that a guide draws, `(K, N)`; None if it has no density at given values."""
         try:
             (log_q,) = self._of_each_draw(Program._log_drawn, latents)
         except ValueError:
@@ -223,17 +223,17 @@ class Program:
         return log_q
 
     def draw_prior(self, num_samples: int) -> Latents:
-        """Latents drawn from the model's prior; the model is run no further than that takes."""
+        """Draw latents from the model's prior, running the model no further than needed."""
         latents, _ = self._drawn(Program._draw_prior, num_samples)
         return latents
 
     def log_prior(self, latents: Latents) -> Tensor:
-        """log p(z) of given latents, `(K, N)`; the model is run no further than that takes."""
+        """Return log p(z) of given latents, `(K, N)`, running the model no further than needed."""
         (log_p,) = self._of_each_draw(Program._log_prior, latents)
         return log_p
 
     def parts_that_count(self, latents: Latents, event_dims: dict[str, int]) -> dict[str, Tensor]:
-        """Which parts of the latents count, `(K, ..., N, ...)`, where parts have so many dimensions."""
+        """Return which parts of the latents count, `(K, ..., N, ...)`, for parts of so many dimensions."""
 
         def parts(program: Program, some: Latents) -> tuple[Tensor, ...]:
             sites = program.model_sites(some)
@@ -301,7 +301,7 @@ class Program:
         return (self._log_latents(self._latent_sites(latents), _within_support),)
 
     def _with_masks_of(self, latents: Latents) -> Program:
-        """The program with the masks of these draws, by the model, where they depend on the draw."""
+        """Return the program with the model's masks for these draws, where masks depend on the draw."""
         if all(each.mask is not None for each in self.counting.values()):
             return self
         sites = self._latent_sites(latents)
@@ -309,20 +309,20 @@ class Program:
         return replace(self, counting=counting)
 
     def _latent_sites(self, latents: Latents) -> dict[str, Any]:
-        """The model's latent sites for given latents; the model is run no further than that takes."""
+        """Return the model's latent sites for given latents, running the model no further than needed."""
         given = {name: value for name, value in latents.items() if name in self.structure.latents}
         return {name: site for name, site in sample_sites(self._run_of_latents(given)) if name in given}
 
     def _run_of_latents(self, latents: Latents) -> poutine.Trace:
-        """A run of the model on given latents, no further than that takes."""
+        """Run the model on given latents, no further than needed."""
         until_drawn = _UntilDrawn(self.structure.latents)(self._given(self.model, latents))
         return self._run(until_drawn, _num_draws(latents), self.structure.summed)
 
     def _log_given(self, sites: dict[str, Any]) -> Tensor:
-        """log q(z|x) of values that the guide need not have drawn."""
+        """Return log q(z|x) of values that the guide need not have drawn."""
         try:
             return self._log_latents(sites, _within_support)
-        except (KeyError, NotImplementedError) as error:  # of a transform that cannot be inverted
+        except (KeyError, NotImplementedError) as error:  # from a transform without an inverse
             raise ValueError(
                 "guide: expected a density at values that it has not drawn; got a distribution that cannot say it "
                 f"({type(error).__name__}: {error}), such as a planar flow, whose inverse is not known; use "
@@ -330,12 +330,12 @@ class Program:
             ) from error
 
     def _log_guide_summed(self, latents: Latents) -> Tensor:
-        """log q(z|x), the sum over the discrete latents on which the guide's others depend."""
+        """Return log q(z|x), summed over the discrete latents on which the others depend."""
         trace = self._run(self._given(self.guide, latents), _num_draws(latents), self.structure.summed_in_guide)
         return self._log_summed(trace, latents, latents.keys())
 
     def _log_summed(self, trace: poutine.Trace, latents: Latents, names: Iterable[str]) -> Tensor:
-        """The log density of these sites in a run, summed over the discrete latents that have no draw, `(K, N)`."""
+        """Return the log density of these sites, summed over the discrete latents without a draw, `(K, N)`."""
         open_sites = self.structure.summed.names | latents.keys()
         log_probs = {
             name: self._log_latent(site, _within_support) if name in open_sites else _log_observed(site)
@@ -349,7 +349,7 @@ class Program:
         return log_prob.reshape(-1, self.num_data)
 
     def sites(self) -> Sites:
-        """The sites of one draw from the guide.
+        """Return the sites of one draw from the guide.
 
         Where discrete latents are summed out, the model's distributions have dimensions for them.
         """
@@ -363,18 +363,18 @@ class Program:
         return Sites(latent, {name: site for name, site in sites.items() if name not in latents}, drawn)
 
     def observed_values(self) -> dict[str, ObservedSite]:
-        """What was observed at each site."""
+        """Return what was observed at each site."""
         parts = [{name: self._observed_site(site) for name, site in observed.items()} for observed in self._observed()]
         return {name: ObservedSite.joined([part[name] for part in parts]) for name in parts[0]}
 
     def refuse_impossible_data(self) -> None:
-        """Stop if an observed value is outside the support of its distribution."""
+        """Raise if an observed value is outside the support of its distribution."""
         for observed in self._observed():
             refuse_impossible_data(observed)
 
     @torch.no_grad()
     def _observed(self) -> Iterator[dict[str, Any]]:
-        """The observed sites, of some rows at a time."""
+        """Yield the observed sites, some rows at a time."""
         for rows in self.rows_at_a_time():
             with seeded(rows.device, 0), pyro.validation_enabled(False):
                 yield self.at(rows).sites().observed
@@ -388,11 +388,11 @@ class Program:
         return ObservedSite(self.draws_first(value)[0], kind_of(site), masks)
 
     def draws_first(self, value: Tensor) -> Tensor:
-        """A site's value with its dimensions in the order draws, data, others: `(K, N, ...)`."""
+        """Reorder a site's dimensions to draws, data, others: `(K, N, ...)`."""
         return value.movedim(self.structure.data_axis, 1)
 
     def exchanged(self, latents: Latents, others: Latents) -> Latents:
-        """Latents, with others where they do not count."""
+        """Replace latents by others where they do not count."""
         masks = self.parts_that_count(latents, {name: each.event_dim for name, each in self.counting.items()})
         changed = dict(latents)
         for name, mask in masks.items():
@@ -401,17 +401,17 @@ class Program:
         return changed
 
     def rows_at_a_time(self) -> Iterator[Tensor]:
-        """All rows; where the pair runs on any number of them, some at a time."""
+        """Yield all rows; some at a time, if the pair runs on any number of them."""
         everyone = torch.arange(self.num_data, device=self.args[0].device)
         yield from everyone.split(LOOKED_AT_TOGETHER if self.structure.amortized else self.num_data)
 
     def guide_sites(self, num_samples: int) -> dict[str, Any]:
-        """What the guide draws in a run, site by site."""
+        """Run the guide, and return the sites that it draws."""
         drawn = self._drawn_sites(self._run(self.guide, num_samples))
         return {name: self._in_layout(site) for name, site in drawn.items()}
 
     def model_sites(self, latents: Latents) -> dict[str, Any]:
-        """The model's sites in a run with these latents, in the layout of the run: with draws as rows, of one draw."""
+        """Run the model with these latents. Where draws are rows, its sites have the layout of one draw."""
         num_samples = _num_draws(latents)
         if self.structure.draws == AS_ROWS and num_samples > 1:
             rows = {name: as_rows(value, self.structure.data_axis) for name, value in latents.items()}
@@ -420,13 +420,13 @@ class Program:
         return {name: self._in_layout(site) for name, site in sites}
 
     def choose(self, latents: Latents, rows: Tensor) -> Latents:
-        """The latents of some of the data."""
+        """Select the latents of some of the data."""
         return {name: value.index_select(self.structure.data_axis, rows) for name, value in latents.items()}
 
     def _of_each_draw(
         self, run: Callable[[Program, Latents], tuple[Tensor, ...]], latents: Latents, axis: int = 1
     ) -> tuple[Tensor, ...]:
-        """What is found for draws that the program takes in its own arrangement; data are on `axis` of it."""
+        """Evaluate draws in the program's arrangement; `axis` is where data lie in what is found."""
         num_samples = _num_draws(latents)
         if self._is_side_by_side or num_samples == 1:
             return run(self, latents)
@@ -439,7 +439,7 @@ class Program:
     def _drawn(
         self, draw: Callable[[Program, int], tuple[Latents, tuple[Tensor, ...]]], num_samples: int
     ) -> tuple[Latents, tuple[Tensor, ...]]:
-        """Latents drawn in the program's own arrangement, and their densities."""
+        """Draw latents in the program's arrangement, with their densities."""
         if self._is_side_by_side or num_samples == 1:
             return draw(self, num_samples)
         if self.structure.draws == AS_ROWS:
@@ -451,7 +451,7 @@ class Program:
         return latents, tuple(map(torch.cat, zip(*found, strict=True)))
 
     def _repeated(self, num_samples: int) -> Program:
-        """The program with each row repeated for its draws, all rows of one draw after the other."""
+        """Repeat each row for its draws, one draw of all rows after the other."""
         return self.at(torch.arange(self.num_data, device=self.device).repeat(num_samples))
 
     @property
@@ -463,7 +463,7 @@ class Program:
         return -self.structure.particle_dim
 
     def _of_one_draw(self, value: Tensor, batch_ndim: int) -> Tensor:
-        """The first draw of a tensor with so many batch dimensions, data first."""
+        """Select the first draw of a tensor with so many batch dimensions, and put data first."""
         value = value[(None,) * (self._batch_ndim - batch_ndim)] if batch_ndim < self._batch_ndim else value
         return self.draws_first(value[(0,) * (batch_ndim - self._batch_ndim)])[0]
 
@@ -471,14 +471,14 @@ class Program:
         return poutine.condition(fn, data=latents) if self._is_side_by_side else Given(latents)(fn)
 
     def _in_layout(self, site: dict[str, Any]) -> dict[str, Any]:
-        """The site with a dimension of draws, where the program ran without."""
+        """Give the site a dimension of draws, where the program ran without."""
         return site if self._is_side_by_side else widened(site, self._batch_ndim)
 
     def _drawn_sites(self, trace: poutine.Trace) -> dict[str, Any]:
         return {name: site for name, site in drawn_sites(trace).items() if name not in self.structure.summed.names}
 
     def _run(self, fn: Callable[..., Any], num_samples: int, summed: Summed = NOTHING) -> poutine.Trace:
-        """A run with so many draws. Sites that are summed out have all their values at once."""
+        """Run with so many draws. Sites that are summed out take all their values at once."""
         particle_dim = self.structure.particle_dim
         with poutine.block(), contextlib.suppress(_AllDrawn):
             if self._is_side_by_side:
@@ -497,7 +497,7 @@ class Program:
         return self._sum(self._log_latent(site, log_prob) for site in sites.values())
 
     def _log_latent(self, site: dict[str, Any], log_prob: Callable[[Any, Tensor], Tensor]) -> Tensor:
-        """The density of a latent, of all that it has or of the parts that count."""
+        """Return the log density of a latent: of all of it, or of the parts that count."""
         fn = elements_of(site).fn
         each = log_prob(fn, site["value"])
         counting = self.counting.get(name_of_latent(site))
@@ -509,7 +509,7 @@ class Program:
         return torch.stack([self._per_datum(each.double()) for each in log_probs]).sum(0)
 
     def _per_datum(self, log_prob: Tensor) -> Tensor:
-        """A site's log density summed over all but draws and data. A plate's scale is no part of it."""
+        """Sum a site's log density over all but draws and data, without the scale of plates."""
         keep = (self.structure.particle_dim, self.structure.data_dim)
         log_prob = log_prob[(None,) * (-self.structure.particle_dim - log_prob.ndim)]
         others = [dim for dim in range(-log_prob.ndim, 0) if dim not in keep]

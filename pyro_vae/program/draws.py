@@ -19,7 +19,7 @@ ARRANGEMENTS = (SIDE_BY_SIDE, AS_ROWS, ONE_BY_ONE)
 
 
 class Given(ConditionMessenger):
-    """Gives sites values that may have dimensions of one to the left of those that the program gives them."""
+    """Condition sites on values that may have more dimensions of size one, to the left, than the program's own."""
 
     def _pyro_sample(self, msg: Any) -> None:
         super()._pyro_sample(msg)
@@ -31,7 +31,7 @@ class Given(ConditionMessenger):
 
 
 def widened(site: dict[str, Any], batch_ndim: int) -> dict[str, Any]:
-    """A site of a run without a dimension of draws, as it would be with one of size one."""
+    """Give a site of a run without a dimension of draws one of size one."""
     fn, value = site["fn"], site["value"]
     missing = batch_ndim - len(fn.batch_shape)
     fn = fn.expand((*(1,) * missing, *fn.batch_shape)) if missing > 0 else fn

@@ -1,4 +1,4 @@
-"""A look at a (model, guide) pair: what it is as a program, or why it is none."""
+"""Inspect a (model, guide) pair: make a program of it, or say why it is none."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def program_of(
     kwargs: Mapping[str, Any] | None = None,
     plate: str | None = None,
 ) -> Program:
-    """Look at a run of the pair, and refuse one that has no log p(x) for each datum.
+    """Make a program of a pair by looking at its runs; refuse one that has no log p(x) for each datum.
 
     Without a guide, the prior takes its place.
     """
@@ -60,7 +60,7 @@ def program_of(
 
 
 def _without_guide(pair: _Pair) -> Program:
-    """The program with draws from the prior, and what is discrete summed out, if that can be."""
+    """Draw from the prior, and sum discrete latents out where that is possible."""
     try:
         return _looked_at(pair._replace(guide=prior_of(pair.model, lambda fn: getattr(fn, ENUMERABLE, False))))
     except Exception:  # what cannot be summed out may still be drawn
@@ -76,7 +76,7 @@ def _looked_at(pair: _Pair) -> Program:
         return _looked_at(pair._replace(model=model, guide=guide))
 
 
-NUM_MASKED_DRAWS = 64  # on which nothing that counts may depend
+NUM_MASKED_DRAWS = 64  # to test that nothing that counts depends on what is masked
 
 
 @torch.no_grad()
@@ -106,7 +106,7 @@ def _can_draw_prior(program: Program) -> bool:
 
 @torch.no_grad()
 def _with_masks(program: Program) -> Program:
-    """The program that leaves out what is masked among its latents."""
+    """Leave masked latents out of the densities, where nothing that counts depends on them."""
     counting = _counting(program)
     if not counting:
         return program
@@ -135,7 +135,7 @@ class _Masked(NamedTuple):
 
 
 def _counting(program: Program) -> dict[str, Counting]:
-    """Which parts of the latents count, by the model's masks."""
+    """Find which parts of the latents count, by the model's masks."""
     pieces = [_masked(program.at(rows)) for rows in program.rows_at_a_time()]
     names = pieces[0].keys()
     if any(piece.keys() != names for piece in pieces):
@@ -150,7 +150,7 @@ def _counting(program: Program) -> dict[str, Counting]:
 
 
 def _masked(program: Program) -> dict[str, _Masked]:
-    """The masked latents; none if the guide draws jointly what the model draws apart."""
+    """Find the masked latents; none if the guide draws jointly what the model draws apart."""
     with seeded(program.device, 0), pyro.validation_enabled(False):
         latents, _, drawn = program.sites()
         masked = {name for name, site in latents.items() if elements_of(site).mask is not None}
@@ -165,7 +165,7 @@ def _masked(program: Program) -> dict[str, _Masked]:
 
 
 def _masked_latents_matter(program: Program) -> bool:
-    """Whether what counts depends on what does not: log p(x) would be an integral over a flat density."""
+    """Tell whether what counts depends on what is masked: log p(x) would then integrate over a flat density."""
     for rows in program.rows_at_a_time():
         some = program.at(rows)
         with seeded(rows.device, 0), pyro.validation_enabled(False):
@@ -186,12 +186,13 @@ class _Pair(NamedTuple):
     plate: str | None
 
     def on(self, args: tuple[Any, ...], amortized: bool, sums_guide: bool, draws: str) -> Program:
-        """Look at the pair on these arguments."""
+        """Inspect the pair on these arguments."""
         structure = look_at(self.model, self.guide, args, self.kwargs, self.plate, amortized, draws, sums_guide)
         return Program(self.model, self.guide, args, self.kwargs, structure)
 
     def ways(self, *arrangements: str) -> Iterator[tuple[bool, str]]:
-        """Whether to sum out discrete latents of the guide, and how to arrange draws: every way, the best first.
+        """List the ways to run the pair, the best first: whether to sum out discrete latents of the guide, and how to
+        arrange draws.
 
         Those that the guide marks to be enumerated are drawn only where they cannot be summed out. Others are summed
         out where the model does not run on draws of them.
@@ -203,7 +204,7 @@ class _Pair(NamedTuple):
 
 
 def _amortized(pair: _Pair) -> Program | str:
-    """The program, if it runs on any rows, each for itself; if not, what went wrong."""
+    """Return the program, if it runs on any rows, each on its own; otherwise what went wrong."""
     reason = ""
     # What runs on another number of rows runs on any. Two are tried, as there may be a plate of the first's size.
     for way, size in product(pair.ways(SIDE_BY_SIDE, AS_ROWS), (7, 11)):
@@ -217,7 +218,7 @@ def _amortized(pair: _Pair) -> Program | str:
             return program
         except NothingToDraw:
             raise
-        except Exception as error:  # whatever it is: on all data at a time it may run, or fail with the same
+        except Exception as error:  # whatever it is: the pair may run on all data together, or fail there again
             reason = reason or _first_line(error)
     return reason
 
@@ -227,7 +228,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _not_amortized(pair: _Pair, reason: str) -> Program:
-    """The program, which runs on all rows together, for that reason."""
+    """Return the program, which runs on all rows together, and warn of the reason."""
     program = _on_all(pair)
     _refuse_company(program)
     _checks.warn(
@@ -239,7 +240,7 @@ def _not_amortized(pair: _Pair, reason: str) -> Program:
 
 
 def _on_all(pair: _Pair) -> Program:
-    """The program on all rows, in the first way that draws do not see each other."""
+    """Return the program on all rows, in the first way in which draws do not see each other."""
     *others, last = pair.ways(SIDE_BY_SIDE, ONE_BY_ONE)
     for way in others:
         try:
@@ -253,7 +254,7 @@ def _on_all(pair: _Pair) -> Program:
 
 
 def _refuse_fixed_shapes(program: Program) -> None:
-    """Run the pair on two draws at once, which is how it is evaluated."""
+    """Raise unless the pair runs on two draws at once, as evaluations do."""
     expected = (2, program.num_data)
     found: Any
     try:
@@ -275,7 +276,7 @@ def _weights_of_two_draws(program: Program) -> Tensor:
 
 
 def _arguments(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The positional arguments, with numpy's arrays as tensors; all tensors but single numbers have one row a datum."""
+    """Check the positional arguments: tensors and arrays, but for single numbers, need one row for each datum."""
     if not args:
         raise TypeError("x: expected the data after model and guide; got nothing; pass a tensor (N, ...).")
     x, *others = _checks.tensor("x", args[0]), *args[1:]
@@ -292,9 +293,9 @@ def _arguments(args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _refuse_place(program: Program, and_alone: bool = False) -> None:
-    """Stop if a row's density depends on its place, on the number of rows or on others: halves must give the same.
+    """Raise if a row's density depends on its place, on the number of rows or on others: halves must give the same.
 
-    So must a row in a batch of one.
+    With `and_alone`, so must a row in a batch of one.
     """
     firsts = range(min(2, program.num_data))
     found = _Densities.of(program)
@@ -305,7 +306,7 @@ def _refuse_place(program: Program, and_alone: bool = False) -> None:
 
 
 def _refuse_draws_that_meet(program: Program) -> None:
-    """Stop if a draw has another density among draws than alone, in a run without a dimension of draws."""
+    """Raise if a draw has another density beside others than in a run without a dimension of draws."""
     alone, together = _two_draws(program)
     for name, one, other in zip(("model", "model", "guide"), zip(*alone, strict=True), together, strict=True):
         if other is not None and not _agree(torch.cat(one), other):
@@ -320,7 +321,7 @@ def _refuse_draws_that_meet(program: Program) -> None:
 
 @torch.no_grad()
 def _two_draws(program: Program) -> tuple[list[tuple[Tensor, ...]], tuple[Tensor | None, ...]]:
-    """log p(z), log p(x|z) and log q(z|x) of two draws, `(1, N)` each alone, and `(2, N)` side by side."""
+    """Return log p(z), log p(x|z) and log q(z|x) of two draws: `(1, N)` each alone, and `(2, N)` side by side."""
     alone = replace(program, structure=replace(program.structure, draws=ONE_BY_ONE))
     with seeded(program.device, 0), pyro.validation_enabled(False):
         drawn = [alone.draw(1) for _ in range(2)]
@@ -331,7 +332,7 @@ def _two_draws(program: Program) -> tuple[list[tuple[Tensor, ...]], tuple[Tensor
 
 
 def _refuse_company(program: Program) -> None:
-    """Stop if a row's density depends on other rows or their latents: put one row in the place of every second."""
+    """Raise if a row's density depends on other rows or their latents: replace every second row by one of them."""
     places, found = torch.arange(program.num_data), _Densities.of(program)
     for first in range(min(2, program.num_data)):
         beside_others = torch.where(places % 2 == first, places, first)
@@ -344,7 +345,7 @@ def _refuse_company(program: Program) -> None:
 
 
 class _Densities(NamedTuple):
-    """A draw for all rows, and what it has for densities among all."""
+    """A draw for all rows, with its densities among all of them."""
 
     program: Program
     latents: Latents
@@ -359,7 +360,7 @@ class _Densities(NamedTuple):
 
     @torch.no_grad()
     def has(self, rows: Tensor, compared: slice = slice(None)) -> bool:
-        """Whether these rows, with their latents and no others, have the same densities."""
+        """Tell whether these rows, with their latents and no others, have the same densities."""
         rows = rows.to(self.program.device)
         with seeded(rows.device, 0), pyro.validation_enabled(False):
             here = self.program.at(rows).log_joint(self.program.choose(self.latents, rows))
@@ -368,12 +369,12 @@ class _Densities(NamedTuple):
 
 
 def _agree(one: Tensor, other: Tensor) -> bool:
-    """Whether densities are the same, to rounding in float32."""
+    """Tell whether densities are the same, to rounding in float32."""
     return torch.allclose(one, other, rtol=1e-5, atol=1e-3, equal_nan=True)
 
 
 def _repeated(args: tuple[Any, ...], size: int) -> tuple[Any, ...]:
-    """Some rows, and not as many as there are."""
+    """Repeat rows up to a number that is not their own."""
     num_data = len(args[0])
     size += 6 if size == num_data else 0
     return in_place_of_rows(

@@ -17,14 +17,14 @@ from pyro_vae.program.core import Latents, Program
 __all__ = ["Joint", "joint_of"]
 
 Joint = Callable[[Program, Latents], tuple[Tensor, Tensor]]
-"""log p(z) and log p(x|z) of a program's latents, `(K, N)` each, which can be differentiated by them once."""
+"""Returns log p(z) and log p(x|z) of a program's latents, `(K, N)` each, differentiable by them once."""
 
 PAIRS_AT_A_TIME = {"cpu": 1024, "cuda": 65_536}
 """How many (draw, datum) pairs a graph evaluates. The size for a GPU is not measured."""
 
 
 def joint_of(chunk_size: int | None = None, compile: bool = False) -> Joint:
-    """The densities, on so many (draw, datum) pairs at a time: that changes memory and speed but no draw."""
+    """Make the densities, on so many (draw, datum) pairs at a time: that changes memory and speed but no draw."""
     if chunk_size is not None:
         _checks.whole_number("chunk_size", chunk_size)
     if compile:
@@ -44,11 +44,11 @@ def _in_chunks(program: Program, latents: Latents, chunk_size: int) -> tuple[Ten
 
 
 class CompiledJoint:
-    """The densities by one graph for any number of draws and data: of one draw for each row of a fixed number of rows.
+    """The densities of any number of draws and data, by one graph of a fixed number of (draw, datum) pairs.
 
-    Rows of the data are repeated for their draws, and the last graph is filled up with the first pair. Pairs that would
-    fill no quarter of a graph run as they are. Where a gradient is needed, a second graph gives it
-    along with the densities; it can be differentiated no further.
+    Rows of the data are repeated for their draws, and the last run is filled up with the first pair. Calls that would
+    fill less than a quarter of a graph run eagerly. Where a gradient is needed, a second graph returns it with the
+    densities; it cannot be differentiated further.
     """
 
     def __init__(self, num_pairs: int | None = None) -> None:
@@ -56,7 +56,7 @@ class CompiledJoint:
         self.graphs: dict[bool, Callable[..., Any]] = {}
         self.has_warned = False
         self.is_compiled = False
-        """Whether a graph was made, and stands for some of the calls."""
+        """Whether a graph was made, and runs some of the calls."""
 
     def __call__(self, program: Program, latents: Latents) -> tuple[Tensor, Tensor]:
         if not program.structure.amortized or program.counting:
@@ -74,7 +74,7 @@ class CompiledJoint:
         return prior, likelihood
 
     def _of_pairs(self, program: Program, names: list[str], pairs: list[Tensor], size: int) -> Tensor:
-        """`(2, P)`."""
+        """Evaluate P pairs; return `(2, P)`."""
         needs_gradient = torch.is_grad_enabled() and any(value.requires_grad for value in pairs)
         everyone = torch.arange(len(pairs[0]), device=pairs[0].device)
         filled = torch.nn.functional.pad(everyone, (0, -len(everyone) % size))
@@ -99,7 +99,7 @@ class CompiledJoint:
 
 
 def _graph_of(program: Program, names: list[str], with_gradients: bool) -> Callable[..., tuple[Tensor, ...]]:
-    """Densities `(2, P)` and, if asked for, their gradients `(2, P, ...)` by each latent, of P pairs."""
+    """Make a function of P pairs: densities `(2, P)` and, if asked for, gradients `(2, P, ...)` by each latent."""
 
     def densities(latents: tuple[Tensor, ...], args: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         as_one_draw = {

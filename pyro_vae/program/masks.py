@@ -25,7 +25,7 @@ class Elements(NamedTuple):
 
 
 def elements_of(site: dict[str, Any]) -> Elements:
-    """The elements of a site, and the masks of `poutine.mask` and of `Distribution.mask` at any depth, joined."""
+    """Return a site's elements, with the masks of `poutine.mask` and of `Distribution.mask` at any depth joined."""
     fn = site["fn"]
     masks = [(site["mask"], fn.event_dim)]
     while isinstance(fn, (MaskedDistribution, Independent)):
@@ -43,30 +43,30 @@ def elements_of(site: dict[str, Any]) -> Elements:
 
 
 def mask_of(site: dict[str, Any]) -> Tensor:
-    """Which elements count, in the shape of the elements."""
+    """Return which elements count, in the shape of the elements."""
     fn, mask = elements_of(site)
     whole = torch.ones(fn.batch_shape, dtype=torch.bool, device=site["value"].device)
     return whole if mask is None else whole & mask
 
 
 def parts_that_count(site: dict[str, Any], event_dim: int) -> Tensor:
-    """Which parts of so many dimensions count by a site's mask. A part does if any of its elements does."""
+    """Return which parts of `event_dim` dimensions count by a site's mask: those with any element that counts."""
     mask, num_joined = mask_of(site), event_dim - elements_of(site).fn.event_dim
     return mask.flatten(-num_joined).any(-1) if num_joined else mask
 
 
 class Counting(NamedTuple):
-    """Which parts of a latent count, where some are masked. A part is a density of its own in model and guide."""
+    """Which parts of a latent count, where some are masked. A part has its own density in model and guide."""
 
     mask: Tensor | None
     """Which parts count, in the layout of one draw: `(1, ..., N, ...)`, with the dimensions of the parts last.
 
-    None where it depends on the draw: it is then the model's, of the draws in question."""
+    None where it depends on the draw: it is then read from the model's run on the draws."""
     event_dim: int
     """The dimensions of one part."""
 
     def refuse_another(self, site: dict[str, Any]) -> None:
-        """Stop if a run of the model masks other parts."""
+        """Raise if a run of the model masks other parts."""
         if self.mask is not None and not (parts_that_count(site, self.event_dim) == self.mask).all():
             raise ValueError(
                 f"model: expected a mask of site {site['name']!r} that depends on the data alone; got others for other "
@@ -74,13 +74,13 @@ class Counting(NamedTuple):
             )
 
     def total(self, site: dict[str, Any], log_prob: Tensor) -> Tensor:
-        """The log density of a site, from that of its elements, summed over the parts that count."""
+        """Sum the log density of a site's elements over the parts that count."""
         fn = elements_of(site).fn
         parts = sum_rightmost(log_prob, self.event_dim - fn.event_dim)
         return sum_rightmost(parts.where(self.mask_in(site), 0.0), site["fn"].event_dim - self.event_dim)
 
     def mask_in(self, site: dict[str, Any]) -> Tensor:
-        """Which parts count in a run."""
+        """Return which parts count in a run."""
         return parts_that_count(site, self.event_dim) if self.mask is None else self.mask
 
 

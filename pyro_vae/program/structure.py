@@ -29,7 +29,7 @@ UNSIZED = -1
 
 
 class NothingToDraw(Exception):
-    """All latents of a model are summed out. It has the dimension of data."""
+    """All latents are summed out. The argument is the dimension of data."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ class Structure:
     summed_in_guide: Summed = NOTHING
     """Those of them that the guide draws."""
     auxiliary: frozenset[str] = frozenset()
-    """What the guide draws beside them."""
+    """What else the guide draws."""
     guide_has_density: bool = True
     """Whether the guide's density is known at values that it has not drawn."""
     can_draw_prior: bool = True
     """Whether the latents can be drawn from the model."""
     not_amortized_because: str = ""
-    """What went wrong on other rows."""
+    """What went wrong on other numbers of rows."""
 
     @property
     def data_axis(self) -> int:
@@ -88,7 +88,7 @@ def look_at(
     draws: str = SIDE_BY_SIDE,
     sums_guide: bool = True,
 ) -> Structure:
-    """The structure of the pair, as a run on these rows shows it, or an error that says what it lacks."""
+    """Read the structure of the pair off a run on these rows, or raise an error that says what it lacks."""
     with poutine.block(), seeded(args[0].device, 0), refusing_noisy_modules():
         with pyro.validation_enabled(True):  # of parameters, above all NaN
             guide_trace = _trace(guide, args, kwargs)
@@ -137,7 +137,7 @@ class _Enumerated(NamedTuple):
 
 
 def enumerable(guide_sites: dict[str, dict[str, Any]]) -> dict[str, bool]:
-    """The discrete sites of a guide that have a list of values, and whether they are marked to be enumerated."""
+    """Find the sites of a guide with a list of values, and tell which are marked to be enumerated."""
     return {
         name: site["infer"].get("enumerate") == "parallel"
         for name, site in guide_sites.items()
@@ -152,7 +152,7 @@ def _enumerated(
     kwargs: dict[str, Any],
     sums_guide: bool,
 ) -> _Enumerated:
-    """What the guide enumerates, if that is to be summed out, and what it leaves out though it has a list of values."""
+    """Find what to sum out: what the guide enumerates, if asked, and what it leaves out of a list of values."""
     drawn = drawn_sites(guide_trace)
     found = {}
     if sums_guide:
@@ -197,7 +197,7 @@ def _trace(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 
 @contextmanager
 def refusing_what_has_no_batch() -> Iterator[None]:
-    """Say in words what Pyro's distributions that cannot be expanded or evaluated raise."""
+    """Explain the errors of Pyro's distributions that cannot be expanded or evaluated."""
     try:
         yield
     except (NotImplementedError, AssertionError, IndexError) as error:
@@ -210,25 +210,25 @@ def refusing_what_has_no_batch() -> Iterator[None]:
 
 
 def sample_sites(trace: poutine.Trace) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The sites that have a density; a plate's choice of rows and `pyro.deterministic` have none."""
+    """Yield the sites that have a density; a plate's choice of rows and `pyro.deterministic` have none."""
     for name, site in prune_subsample_sites(trace).nodes.items():
         if site["type"] == "sample" and not site["infer"].get("_deterministic"):
             yield name, site
 
 
 def drawn_sites(trace: poutine.Trace) -> dict[str, dict[str, Any]]:
-    """The sites of a guide whose densities are part of log q: not what it observes, such as data or a factor."""
+    """Return the sites of a guide that are part of log q, without what it observes, such as data or a factor."""
     return {name: site for name, site in sample_sites(trace) if not site["is_observed"]}
 
 
 def name_of_latent(site: dict[str, Any]) -> str:
-    """The latent that a site of a guide stands for: Pyro's automatic guides draw `z_unconstrained` for `z`."""
+    """Return the latent that a guide's site stands for: Pyro's automatic guides draw `z_unconstrained` for `z`."""
     name: str = site["name"]
     return name.removesuffix("_unconstrained") if site["infer"].get("is_auxiliary") else name
 
 
 def plates_of(site: dict[str, Any]) -> list[Any]:
-    """The frames of the plates that give a site its batch dimensions."""
+    """List the frames of the plates that give a site its batch dimensions."""
     return [frame for frame in site["cond_indep_stack"] if frame.vectorized]
 
 
@@ -253,7 +253,7 @@ def _refuse_mismatch(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -
 
 
 def refuse_other_names(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> None:
-    """Stop unless the guide draws what the model leaves open, and nothing else."""
+    """Raise unless the guide draws the model's latent sites, and nothing else."""
     latent = {name for name, site in model_sites.items() if not site["is_observed"]}
     drawn = {name for name, site in guide_sites.items() if not site["infer"].get("is_auxiliary")}
     others = ", ".join(map(repr, sorted(drawn - model_sites.keys())))
@@ -272,8 +272,10 @@ def refuse_other_names(model_sites: dict[str, Any], guide_sites: dict[str, Any])
 
 
 def _refuse_densities_without_volume(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> None:
-    """A point has no density to weigh by, unless it is the image of an auxiliary draw, as in Pyro's automatic "
-    "guides."""
+    """Refuse a point, which has no density to weigh by, unless it is the image of an auxiliary draw.
+
+    Pyro's automatic guides make such images. An auxiliary draw without one is refused too.
+    """
     auxiliary = [name for name, site in guide_sites.items() if site["infer"].get("is_auxiliary")]
     points = [
         name
@@ -302,12 +304,12 @@ def _refuse_draws_as_distributions(trace: poutine.Trace) -> None:
 
 
 def is_point(site: dict[str, Any]) -> bool:
-    """Whether a site is a Delta, which has no density."""
+    """Tell whether a site is a Delta, which has no density."""
     return any(isinstance(fn, Delta) for fn in layers_of(site["fn"]))
 
 
 def layers_of(fn: Any) -> Iterator[Any]:
-    """A distribution, and what it is wrapped about or a mixture of."""
+    """Yield a distribution, and what it wraps or mixes."""
     yield fn
     for inner in ("base_dist", "component_distribution"):
         if hasattr(fn, inner):
@@ -319,25 +321,25 @@ CIRCULAR = (VonMises, SineBivariateVonMises, SineSkewed)
 
 
 def is_circular(fn: Any) -> bool:
-    """Whether values are angles, though their support is declared to be the real line."""
+    """Tell whether values are angles, though their support is declared to be the real line."""
     return any(isinstance(layer, CIRCULAR) for layer in layers_of(fn))
 
 
 def is_angle(value: Tensor, batch_ndim: int) -> Tensor:
-    """Whether angles are between -pi and pi, beyond which a density on a circle comes again."""
+    """Tell whether angles are between -pi and pi, beyond which a density on a circle repeats."""
     inside = value.abs() <= math.pi + 1e-5
     return inside.flatten(batch_ndim).all(-1) if inside.ndim > batch_ndim else inside
 
 
 def kind_of(site: dict[str, Any]) -> str:
-    """What a site's log density is the log of."""
+    """Return what a site's log density is the log of: a "probability", a "density" or a "factor"."""
     if any(isinstance(fn, Unit) for fn in layers_of(site["fn"])):
         return "factor"
     return "probability" if site["fn"].support.is_discrete else "density"
 
 
 def _data_dim(sites: list[dict[str, Any]], num_rows: int, plate: str | None) -> int:
-    """The batch dimension of data: that of a plate over them, or a plain one, that every site has."""
+    """Find the batch dimension of data that every site has: a plate over them, or a plain one."""
     dims = [_dims_of_data(site, sites, num_rows, plate) for site in sites]
     common = set.intersection(*dims)
     if len(common) > 1:
@@ -352,7 +354,7 @@ def _data_dim(sites: list[dict[str, Any]], num_rows: int, plate: str | None) -> 
 
 
 def _dims_of_data(site: dict[str, Any], sites: list[dict[str, Any]], num_rows: int, plate: str | None) -> set[int]:
-    """The dimensions of a site that may be those of the data."""
+    """Find the dimensions of a site that may be those of the data."""
     frames = plates_of(site)
     found = {frame.dim for frame in frames if plate in (None, frame.name) and _size_of(frame, sites) == num_rows}
     if found or plate is not None:
@@ -379,7 +381,7 @@ def _refuse_without_plate(sites: list[dict[str, Any]], num_rows: int, plate: str
 
 
 def _size_of(frame: Any, sites: list[dict[str, Any]]) -> int:
-    """The size of a plate; of one without a size, as in `pyro.plate("data")`, that of what lies in it."""
+    """Return the size of a plate; for one without a size, as `pyro.plate("data")`, that of what lies in it."""
     if frame.size != UNSIZED:
         return frame.size
     inside = [site["fn"].batch_shape for site in sites if frame.name in [each.name for each in plates_of(site)]]
@@ -413,7 +415,7 @@ def _refuse_outsider(outside: dict[str, Any], sites: list[dict[str, Any]], plate
 
 
 def refuse_subsampling(trace: poutine.Trace) -> None:
-    """Rows that a plate takes of others are not those that were asked for, or have parameters in other places."""
+    """Refuse subsampling plates: their rows are not those that were asked for, or have parameters in other places."""
     for name, site in trace.nodes.items():
         if type(site.get("fn")).__name__ == "_Subsample" and len(site["value"]) < site["fn"].size:
             raise ValueError(
@@ -428,7 +430,7 @@ def refuse_impossible_data(observed: dict[str, Any]) -> None:
     for name, site in observed.items():
         fn, mask = elements_of(site)
         possible = fn.support.check(site["value"])
-        if not possible.all():  # what is masked, and NaN that the distribution takes for what was not measured
+        if not possible.all():  # masked values are allowed, and NaN that the distribution takes for missing values
             possible = possible | _stands_for_missing(fn, site["value"])
             possible = possible if mask is None else possible | (~mask & _is_number(fn, site["value"]))
         if not possible.all():
@@ -454,7 +456,7 @@ def _any_of_event(value: Tensor, event_dim: int) -> Tensor:
 
 
 def refuse_autocast() -> None:
-    """Half precision moves an ELBO by tenths of a nat."""
+    """Refuse autocast: half precision moves an ELBO by tenths of a nat."""
     for device in ("cpu", "cuda"):
         if torch.is_autocast_enabled(device):
             raise ValueError(
@@ -465,7 +467,7 @@ def refuse_autocast() -> None:
 
 @contextmanager
 def refusing_noisy_modules() -> Iterator[None]:
-    """Stop at a module in half precision, or in training mode where the data of a batch share noise or statistics."""
+    """Refuse modules in half precision, and in training mode where the data of a batch share noise or statistics."""
 
     def refuse(module: nn.Module, args: Any) -> None:
         refuse_autocast()

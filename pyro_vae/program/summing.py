@@ -25,7 +25,7 @@ class Summed(NamedTuple):
     """Those of them whose values have all batch dimensions, as `config_enumerate(..., expand=True)` makes them."""
 
     def only(self, names: Iterable[str]) -> Summed:
-        """Those of these names."""
+        """Keep those of these names."""
         return Summed(self.names.intersection(names), self.expanded.intersection(names))
 
     def __bool__(self) -> bool:
@@ -52,7 +52,7 @@ class _Marked(Messenger):
 
 
 def summing(fn: Callable[..., Any], summed: Summed, first_dim: int) -> Callable[..., Any]:
-    """A program that gives these sites all their values at once, in dimensions from `first_dim` to the left."""
+    """Make a program that gives these sites all their values at once, in dimensions from `first_dim` to the left."""
     return poutine.enum(_Marked(summed)(fn), first_available_dim=first_dim)
 
 

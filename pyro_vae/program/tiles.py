@@ -1,4 +1,4 @@
-"""The draws by data, cut into tiles whose noise depends on the seed and on their place alone."""
+"""Cut draws by data into tiles, whose noise depends on the seed and on their place alone."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ Draw = Callable[[int], tuple[Latents, Tensor]]
 
 
 class Block(NamedTuple):
-    """Some neighbouring data, filled up to a fixed number so that their noise is the same in any company."""
+    """Neighbouring data, padded to a fixed number so that their noise does not depend on the others asked for."""
 
     program: Program
     rows: Sequence[int]
-    """Which of the data that were asked for."""
+    """Their indices among the data that were asked for."""
     columns: slice
     """Their columns in the block."""
     place: int
@@ -59,13 +59,13 @@ class Block(NamedTuple):
         return torch.arange(self.columns.start, self.columns.stop, device=self.program.device)
 
     def part(self, columns: Tensor) -> Block:
-        """The block restricted to these columns. Draw for the whole block and cut with `kept`."""
+        """Restrict the block to these columns. Draw for the whole block and cut with `kept`."""
         rows = [self.rows[0] + column - self.columns.start for column in columns.tolist()]
         return Block(self.program.at(columns), rows, slice(0, len(columns)), self.place)
 
 
 def blocks(program: Program, width: int, first_index: int = 0) -> Iterator[Block]:
-    """The data in blocks of `width`, cut at the multiples of it. A guide that is not amortized takes all at a time."""
+    """Yield the data in blocks cut at multiples of `width`; a guide that is not amortized takes all in one."""
     if not program.structure.amortized:
         yield Block(program, range(program.num_data), slice(0, program.num_data), first_index)
         return
@@ -86,7 +86,7 @@ class Tile(NamedTuple):
 
 
 def tiles(program: Program, num_samples: int, seed: int, first_index: int = 0) -> Iterator[tuple[Block, Tile]]:
-    """The log densities of `num_samples` draws from the guide for each datum, tile by tile."""
+    """Yield the log densities of `num_samples` draws from the guide for each datum, tile by tile."""
     for block in blocks(program, block_width(program, num_samples), first_index):
         part = block.part(block.asked_for)
         evaluate = evaluating(part.program, kept(block.program, block.program.draw, block.asked_for))
@@ -99,7 +99,7 @@ Evaluate = Callable[[int], tuple[Latents, LogDensities]]
 
 
 def evaluating(program: Program, draw: Draw, joint: Joint = Program.log_joint) -> Evaluate:
-    """Draw, and run the model on the draws."""
+    """Make a function that draws and runs the model on the draws."""
 
     def evaluate(num_samples: int) -> tuple[Latents, LogDensities]:
         latents, guide = draw(num_samples)
@@ -110,7 +110,7 @@ def evaluating(program: Program, draw: Draw, joint: Joint = Program.log_joint) -
 
 
 def tiles_of(block: Block, evaluate: Evaluate, num_samples: int, seed: int, width: int | None = None) -> Iterator[Tile]:
-    """The tiles of one block, one after the other, each with noise of its own; memory is that of one tile.
+    """Yield the tiles of one block, each with its own noise; memory is that of one tile.
 
     `width` is that of the whole block, where `block` is a part of it.
     """
@@ -139,14 +139,14 @@ def kept(program: Program, draw: Draw, columns: Tensor) -> Draw:
 
 
 def block_width(program: Program, num_samples: int) -> int:
-    """How many data are drawn together: as many draws as there are in a tile, and only then data."""
+    """Return how many data are drawn together: a tile is filled with the draws of a datum first, then with data."""
     size = tile_size(program)
     height = ceil(num_samples / ceil(num_samples / size))
     return max(1, size // height)
 
 
 def tile_size(program: Program) -> int:
-    """How many (datum, draw) pairs a tile has on the program's device."""
+    """Return how many (datum, draw) pairs a tile has on the program's device."""
     return TILE_SIZE.get(program.device.type, TILE_SIZE["cpu"])
 
 
@@ -158,7 +158,7 @@ def noise(program: Program, seed: int, place: int) -> Iterator[None]:
 
 
 class Noise(NamedTuple):
-    """Numbers for some columns of a block, the same whichever of them are asked for."""
+    """Random numbers for some columns of a block, the same whichever columns are asked for."""
 
     width: int
     columns: Tensor
@@ -170,22 +170,22 @@ class Noise(NamedTuple):
         return cls(program.num_data, torch.arange(program.num_data, device=program.device))
 
     def normal(self, num_chains: int) -> Tensor:
-        """`(K, N, D)`, float64."""
+        """Draw standard normal numbers `(K, N, D)`, float64."""
         shape = (num_chains, self.width, self.dim)
         return torch.randn(shape, dtype=torch.float64, device=self.columns.device)[:, self.columns]
 
     def stratified(self, num_chains: int) -> Tensor:
-        """`(K, N)`, float64: uniform numbers of which one lies in each K-th of the interval."""
+        """Draw uniform numbers `(K, N)`, float64, of which one lies in each K-th of the interval."""
         steps = torch.arange(num_chains, dtype=torch.float64, device=self.columns.device)
         return (steps[:, None] + self.uniform(1)) / num_chains
 
     def uniform(self, num_chains: int) -> Tensor:
-        """`(K, N)`, float64."""
+        """Draw uniform numbers `(K, N)`, float64."""
         return torch.rand(num_chains, self.width, dtype=torch.float64, device=self.columns.device)[:, self.columns]
 
 
 def refuse_nan(log_weights: Tensor, rows: Sequence[int]) -> None:
-    """Stop if a log weight `(K, N)` is NaN or +inf, and name the first of these rows for which it is."""
+    """Raise if a log weight `(K, N)` is NaN or +inf, and name the first of these rows for which it is."""
     bad = (log_weights.isnan() | log_weights.isposinf()).any(0)
     if bad.any():
         row = rows[int(bad.nonzero()[0])]

@@ -19,12 +19,12 @@ from pyro_vae.program.structure import CIRCULAR, is_angle, is_circular, is_point
 
 __all__ = ["Unconstrained"]
 
-NUM_ANGLES = 64  # draws of the guide, to see where its angles lie
+NUM_ANGLES = 64  # draws from the guide, to find its mean angles
 MIXTURES = (dist.MixtureSameFamily,)
 
 
 class _Rotation(Transform):
-    """Turn angles from those about a centre to those between -pi and pi."""
+    """Add a centre to angles, and wrap them to between -pi and pi."""
 
     domain = codomain = constraints.real
     bijective = True
@@ -66,7 +66,7 @@ class _Site:
         return replace(self, centre=centre, transform=_from_line(centre))
 
     def pack(self, value: Tensor) -> Tensor:
-        """The value of the site as unconstrained numbers `(K, N, size)`; NaN for values outside the support."""
+        """Map the site's value to unconstrained numbers `(K, N, size)`; NaN for values outside the support."""
         inside = self.support.check(value)
         if self.centre is not None:
             inside = inside & is_angle(value, inside.ndim)
@@ -75,11 +75,11 @@ class _Site:
         return u.reshape(*u.shape[:2], -1).double()
 
     def shaped(self, u: Tensor) -> Tensor:
-        """Unconstrained numbers in the layout of the program's draws."""
+        """Put unconstrained numbers in the layout of the program's draws."""
         return u.to(self.dtype).reshape(*u.shape[:2], *self.rest).movedim(1, self.data_axis)
 
     def unpack(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """The value, and the log of how much the transform stretches volumes, `(K, N)`."""
+        """Return the value, and the log of how much the transform stretches volumes, `(K, N)`."""
         value = self.shaped(u)
         latent = self.transform(value)
         stretch = self.transform.log_abs_det_jacobian(value, latent).double().movedim(self.data_axis, 1)
@@ -90,11 +90,11 @@ class _Site:
 class Unconstrained:
     r"""A program whose latents are one vector $u \in R^D$ a datum: z = f(u), with $f$ from `biject_to(support)`.
 
-    Densities are those of u: $\log p(u) = \log p(z) + \log |\det \partial z / \partial u|$, so that evidence stays what
-    it was. Vectors are `(K, N, D)` of float64; the model gets values of its own dtype. Values of `(K, N)` are float64.
+    Densities are those of u: $\log p(u) = \log p(z) + \log |\det \partial z / \partial u|$, so that the evidence is the
+    same. Vectors are `(K, N, D)` of float64; the model gets values of its own dtype. Values of `(K, N)` are float64.
 
-    Angles are cut open opposite to where the guide has them. Latents that are masked have the density that they would
-    have unmasked, which integrates to one.
+    Circles are cut open opposite to the guide's mean angle. Masked latents have the density that they would have
+    unmasked, which integrates to one.
     """
 
     program: Program
@@ -102,15 +102,15 @@ class Unconstrained:
 
     @classmethod
     def of(cls, program: Program) -> Unconstrained:
-        """Look at the supports of the model's latent sites, or say why they have no such view."""
-        if program.structure.amortized:  # one row will do, unless it is of the supports that rows differ in
+        """Make the view from the supports of the model's latent sites, or raise an error if there is none."""
+        if program.structure.amortized:  # one row is enough, unless supports differ between rows: `on` looks again
             view = cls._look_at(program.at(torch.zeros(1, dtype=torch.long, device=program.device)))
             return view.on(program)
         return cls._look_at(program)
 
     @classmethod
     def of_any(cls, program: Program) -> Unconstrained | None:
-        """The same, or None for latents that have no such view, such as discrete ones."""
+        """Make the view, or return None for latents that have none, such as discrete ones."""
         try:
             return cls.of(program)
         except ValueError:
@@ -126,7 +126,7 @@ class Unconstrained:
         return cls(program, tuple(_site(program, name, one[name], other[name], centres.get(name)) for name in one))
 
     def on(self, program: Program) -> Unconstrained:
-        """The same view of other data."""
+        """Make the same view of other data."""
         if any(site.depends_on_data or site.centre is not None for site in self.sites):
             return Unconstrained._look_at(program)
         return replace(self, program=program.with_masked_latents)
@@ -141,7 +141,7 @@ class Unconstrained:
         return self.program.device
 
     def at(self, rows: Tensor) -> Unconstrained:
-        """The same view of some of the data."""
+        """Make the same view of some of the data."""
         program, sites = self.program.at(rows), tuple(site.at(rows) for site in self.sites)
         if any(site.depends_on_data for site in sites):
             centres = {site.name: site.centre for site in sites if site.centre is not None}
@@ -149,29 +149,29 @@ class Unconstrained:
         return Unconstrained(program, sites)
 
     def pack(self, latents: Latents) -> Tensor:
-        """u of latents."""
+        """Return u of latents."""
         return torch.cat([site.pack(latents[site.name]) for site in self.sites], dim=-1)
 
     def unpack(self, u: Tensor) -> tuple[Latents, Tensor]:
-        """z of u, and $\\log |\\det \\partial z / \\partial u|$."""
+        """Return z of u, and $\\log |\\det \\partial z / \\partial u|$."""
         parts = u.split([math.prod(site.rest) for site in self.sites], dim=-1)
         values = {site.name: site.unpack(part) for site, part in zip(self.sites, parts, strict=True)}
         stretch = torch.stack([each for _, each in values.values()]).sum(0)
         return {name: value for name, (value, _) in values.items()}, stretch
 
     def log_joint(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """log p(u) and log p(x|u)."""
+        """Return log p(u) and log p(x|u)."""
         latents, stretch = self.unpack(u)
         prior, likelihood = self.program.log_joint(latents)
         return prior + stretch, likelihood
 
     def log_guide(self, u: Tensor) -> Tensor:
-        """log q(u|x)."""
+        """Return log q(u|x)."""
         latents, stretch = self.unpack(u)
         return self.program.log_guide(latents | self.auxiliary(u)) + stretch
 
     def auxiliary(self, u: Tensor) -> Latents:
-        """The unconstrained values that automatic guides draw, of which their latents are made; angles as they are."""
+        """Return the unconstrained values of which automatic guides make their latents; angles stay as they are."""
         parts = u.split([math.prod(site.rest) for site in self.sites], dim=-1)
         names = self.program.structure.auxiliary
         return {
@@ -181,13 +181,13 @@ class Unconstrained:
         }
 
     def draw_guide(self, num_samples: int) -> tuple[Tensor, Tensor]:
-        """u from the guide, and log q(u|x); u is NaN where the prior has no density."""
+        """Draw u from the guide, with log q(u|x); u is NaN where the prior has no density."""
         latents, log_q = self.program.draw(num_samples)
         u = self.pack({site.name: latents[site.name] for site in self.sites})
         return u, log_q + self.unpack(u)[1]
 
     def draw_prior(self, num_samples: int) -> Tensor:
-        """u from the prior."""
+        """Draw u from the prior."""
         return self.pack(self.program.draw_prior(num_samples))
 
 
@@ -211,7 +211,7 @@ def _from_line(centre: Tensor) -> Any:
 
 
 def _centres(program: Program, names: list[str]) -> dict[str, Tensor]:
-    """The guide's mean directions."""
+    """Estimate the guide's mean directions."""
     if not names:
         return {}
     latents, _ = program.draw(NUM_ANGLES)
@@ -259,7 +259,7 @@ def _site(program: Program, name: str, site: dict[str, Any], other: dict[str, An
 
 
 def _has_bounds(support: Any) -> bool:
-    """Whether a support has bounds that may be others for other data."""
+    """Tell whether a support has bounds that may differ between data."""
     parts = vars(support).values()
     return any(isinstance(part, Tensor) and part.ndim > 0 for part in parts) or any(
         _has_bounds(part) for part in parts if isinstance(part, constraints.Constraint)

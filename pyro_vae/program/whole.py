@@ -1,4 +1,4 @@
-"""A model without a guide, and a model of all data together, as pairs that are evaluated like any other."""
+"""Make pairs that are evaluated like any other of a model without a guide, and of a model of all data together."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ UNUSED = "_unused"
 
 
 def prior_of(model: Callable[..., Any], leaves_out: Callable[[Any], bool] = lambda fn: False) -> Callable[..., Any]:
-    """A guide that draws from the model's prior: the model, without what it observes, or what is left out by choice."""
+    """Make a guide that draws from the model's prior: the model, without what it observes and what is left out."""
 
     def hides(site: Any) -> bool:
         return site["type"] == "sample" and (site["is_observed"] or leaves_out(site["fn"]))
@@ -35,9 +35,9 @@ def prior_of(model: Callable[..., Any], leaves_out: Callable[[Any], bool] = lamb
 
 
 def with_unused_latent(program: Callable[..., Any], data_dim: int) -> Callable[..., Any]:
-    """The program with one latent more, on which nothing depends.
+    """Add a latent on which nothing depends, for programs whose latents are all summed out.
 
-    Where all others are summed out there would be nothing to draw. The weights of its draws are p(x), each of them.
+    The weight of each of its draws is p(x).
     """
 
     def run(x: Any, *args: Any, **kwargs: Any) -> Any:
@@ -59,7 +59,7 @@ class Pair(NamedTuple):
 
 
 def as_one_datum(pair: Pair) -> Pair:
-    """The pair on all data together, as one whose only datum is the data set: log p(x) is then that of all of it.
+    """Make a pair whose only datum is the data set: log p(x) is then that of all data together.
 
     All sites lie in one more plate, of size one, to the left of their own.
     """
@@ -81,7 +81,7 @@ def as_one_datum(pair: Pair) -> Pair:
 
 @torch.no_grad()
 def _deepest_plate(programs: list[Callable[..., Any]], args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """How many dimensions the plates take. The run sets up automatic guides for the model as it is."""
+    """Count the dimensions that plates take. The run also sets up automatic guides, for the model as it is."""
     device = torch.get_default_device()
     with poutine.block(), seeded(device, 0), refusing_noisy_modules(), pyro.validation_enabled(False):
         traces = [poutine.trace(program).get_trace(*args, **kwargs) for program in programs]

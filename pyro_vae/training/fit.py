@@ -31,11 +31,11 @@ __all__ = ["fit"]
 COMPILED = {Trace_ELBO: CompiledTrace_ELBO, TraceMeanField_ELBO: CompiledTraceMeanField_ELBO}
 
 NUM_EVALUATED = 1000
-"""How many training data rate and distortion are taken on, where there are no validation data."""
+"""Training data to evaluate rate and distortion on, where there are no validation data."""
 DRAWN_TOGETHER = 1_000_000
-"""Numbers in the batches that are drawn at a time, if there is more than one."""
+"""The most numbers in batches that are drawn together; a single batch may have more."""
 WORTH_COMPILING = 5000
-"""Steps; some times those that repay the seconds of compiling on two CPU cores (benchmarks/training.py)."""
+"""Steps, a few times as many as repay the seconds of compiling on two CPU cores (benchmarks/training.py)."""
 
 
 def fit(
@@ -54,34 +54,34 @@ def fit(
     r"""Maximise the ELBO by stochastic gradients, with Pyro's `SVI`.
 
     Batches are rows of tensors in memory, in a new order each epoch; data with dynamic binarization are drawn anew for
-    each batch. One seed gives the same parameters to the bit on the same machine; torch's generator is left as it was.
-    The modules are left in evaluation mode.
+    each batch. One seed gives the same parameters, to the bit, on the same machine; torch's generator is left as it
+    was. The modules end in evaluation mode.
 
     Args:
         vae: the VAE to train.
         data: a `pyro_vae.data.Dataset`, or a tensor or numpy array `(N, ...)`.
-        objective: a `pv.objectives.Objective`, or one of Pyro's ELBOs, `RenyiELBO` and subclasses of your own among
-            them, with a single loss; `TraceMeanField_ELBO()` by default.
+        objective: a `pv.objectives.Objective`, or a Pyro ELBO with a single loss, such as `RenyiELBO` or a subclass of
+            your own; `TraceMeanField_ELBO()` by default.
         optim: one of Pyro's optimizers; `FusedAdam({"lr": 1e-3})` by default. A learning-rate schedule
             (`pyro.optim.CosineAnnealingLR` and the like, `FusedAdam(..., lr_scheduler=...)`) takes a step after each
             epoch.
         num_epochs, batch_size: whole numbers; the last batch of an epoch may be smaller.
-        seed: of the order, the binarization and the draws of z.
-        validation: data of the same kind, on which the ELBO is taken after each epoch.
+        seed: fixes the order, the binarization and the draws of z.
+        validation: data of the same kind, on which the ELBO is evaluated after each epoch.
         compile: whether a `Trace_ELBO` or `TraceMeanField_ELBO` runs as `CompiledTrace_ELBO` or
-            `CompiledTraceMeanField_ELBO`; with `FusedAdam` a step is one graph then. `"auto"`: from 5,000 steps on, of
-            these two and of a `pv.objectives.Objective` of your own. The numbers are the same to rounding.
-            `History.execution` says how it went.
+            `CompiledTraceMeanField_ELBO`; with `FusedAdam` a step is then one graph. `"auto"` compiles these two, and a
+            `pv.objectives.Objective` of your own, from 5,000 steps on. The numbers are the same to rounding.
+            `History.execution` says how the steps ran.
         progress: show a bar with the ELBO of training and validation.
 
     Returns:
         `History`, nats per datum.
 
     Raises:
-        TypeError, ValueError: for data or numbers that cannot be, and for a batch of one datum where a BatchNorm needs
+        TypeError, ValueError: for impossible data or numbers, and for a batch of one datum where a BatchNorm needs
             more, before any parameter changes.
         DivergedError: (a ValueError) for a loss, gradient or parameter that is NaN or infinite; it names the step. The
-            parameters are then the last that had a finite loss, or, compiled, those of at most 100 steps before.
+            parameters are then the last that had a finite loss, or, if compiled, those of at most 100 steps before.
 
     Examples:
         >>> import pyro_vae as pv
@@ -135,14 +135,14 @@ class _Execution(NamedTuple):
     why_as_it_is: str = ""
 
     def how(self, vae: VAE) -> str:
-        """How the steps were run."""
+        """Say how the steps ran."""
         if self.why_as_it_is or not isinstance(self.objective, Objective):
             return f"as it is: {self.why_as_it_is}"
         return self.objective.execution(vae.model, vae.guide)
 
 
 def _execution(compile: bool | Literal["auto"], objective: ELBO, num_steps: int) -> _Execution:
-    """The compiled objective of the same options where that is wanted, or the reason why it is none."""
+    """Choose the compiled objective with the same options where that is wanted, or give the reason why not."""
     if compile not in (True, False, "auto"):
         raise ValueError(f'compile: expected True, False or "auto"; got {compile!r}; pass one of these.')
     counterpart, name = COMPILED.get(type(objective)), type(objective).__name__
@@ -168,7 +168,7 @@ def _execution(compile: bool | Literal["auto"], objective: ELBO, num_steps: int)
 
 
 def _as_it_is(objective: ELBO) -> ELBO:
-    """An objective of the same options that is not compiled."""
+    """Return an objective with the same options that is not compiled."""
     if not isinstance(objective, Objective):
         return objective
     chosen = copy.copy(objective)
@@ -179,8 +179,8 @@ def _as_it_is(objective: ELBO) -> ELBO:
 def _rehearse(vae: VAE, objective: ELBO, train: Dataset) -> None:
     """Take the loss of one datum, before anything trains.
 
-    It shows whether the objective has a loss. And a vectorised ELBO looks at the plates the first time, and draws
-    random numbers to do so.
+    It shows whether the objective has a single loss. Also, a vectorised ELBO draws random numbers at its first call, to
+    look at the plates.
     """
     vae.eval()
     x = train.batch(torch.zeros(1, dtype=torch.long, device=train.device))
@@ -193,7 +193,7 @@ def _rehearse(vae: VAE, objective: ELBO, train: Dataset) -> None:
 
 
 def _rehearse_a_batch_of_one(vae: VAE, objective: ELBO, train: Dataset, batch_size: int) -> None:
-    """Take its loss in training mode, where a BatchNorm over the rows alone has nothing to compare a datum with."""
+    """Take its loss in training mode, where a BatchNorm over rows alone cannot normalise one datum."""
     if not any(isinstance(module, BatchNorm) for module in vae.modules()):
         return
     buffers = [(buffer, buffer.clone()) for buffer in vae.buffers()]
@@ -219,7 +219,7 @@ def _rehearse_a_batch_of_one(vae: VAE, objective: ELBO, train: Dataset, batch_si
 
 
 def _epoch(vae: VAE, stepper: Stepper, train: Dataset, batch_size: int) -> float:
-    """One pass over the data in a new order; the mean ELBO per datum."""
+    """Make one pass over the data in a new order; return the mean ELBO per datum."""
     order = torch.randperm(len(train)).to(train.device)
     vae.train()
     try:
@@ -231,7 +231,7 @@ def _epoch(vae: VAE, stepper: Stepper, train: Dataset, batch_size: int) -> float
 
 
 def _batches(train: Dataset, order: Tensor, batch_size: int) -> Iterator[Tensor]:
-    """The data in an order; some batches are drawn at a time, which takes less time than to draw each."""
+    """Yield the data in an order; several batches are drawn together, which is faster than one by one."""
     num_together = max(1, DRAWN_TOGETHER // max(1, batch_size * train.x[0].numel()))
     for rows in order.split(num_together * batch_size):
         yield from train.batch(rows).split(batch_size)

@@ -1,4 +1,4 @@
-"""The record of a training."""
+"""The record of training."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class History:
     execution: str = ""
 
     def add(self, train_elbo: float, terms: RateDistortion, seconds: float, is_validation: bool) -> None:
-        """Take in one epoch."""
+        """Add one epoch."""
         self.train_elbo.append(train_elbo)
         self.rate.append(terms.rate.mean().item())
         self.distortion.append(terms.distortion.mean().item())
@@ -40,7 +40,7 @@ class History:
             self.validation_elbo.append(terms.elbo.mean().item())
 
     def as_dict(self) -> dict[str, list[float]]:
-        """All columns, for JSON or a data frame."""
+        """Return all columns, for JSON or a data frame."""
         return {name: column for name, column in asdict(self).items() if name != "execution"}
 
     def __len__(self) -> int:
@@ -58,8 +58,8 @@ class History:
 class DivergedError(ValueError):
     """Training met a loss, a gradient or a parameter that is NaN or infinite.
 
-    Whatever else stops it, such as data outside of a support or a shape that does not fit, is raised as it is, with a
-    note that names the step.
+    Other errors, such as data outside a support or a shape that does not fit, are raised as they are, with a note that
+    names the step.
 
     Attributes:
         history: the epochs finished until then.

@@ -1,4 +1,4 @@
-"""Steps of training, of which one that goes wrong is found and undone."""
+"""Training steps; one that diverges is found and undone."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ __all__ = ["Stepper"]
 
 
 CHECKED_TOGETHER = 100
-"""Compiled steps whose losses are looked at together, so that none waits for a number."""
+"""Compiled steps whose losses are checked together, so that no step waits for its loss."""
 
 
 class Stepper:
-    """Takes steps; stops at a loss or a gradient that is no number, and goes back to where it was one.
+    """Takes steps; stops at a loss or a gradient that is not finite, and restores the last finite state.
 
-    A step of Pyro's own is looked at before its update. A compiled one is an update too: it is looked at when there are
-    some, and nothing waits for its loss.
+    Pyro's own step is checked before its update. A compiled step includes the update: many are checked together, so
+    that none waits for its loss.
     """
 
     def __init__(self, vae: VAE, objective: ELBO, optim: PyroOptim, history: History) -> None:
@@ -42,7 +42,7 @@ class Stepper:
         self.last_good = [tensor.detach().clone() for tensor in self.state]
 
     def step(self, x: Tensor) -> float | Tensor:
-        """One step; the loss."""
+        """Take one step; return the loss."""
         loss = self._compiled_step(x)
         if loss is None:
             self.check()
@@ -54,7 +54,7 @@ class Stepper:
         return loss
 
     def check(self) -> None:
-        """Look at the losses of the compiled steps since the last look, and at what they have led to."""
+        """Check the losses of the compiled steps since the last check, and the state that they led to."""
         if not self.waiting:
             return
         are_finite = torch.stack(self.waiting).isfinite()
@@ -67,7 +67,7 @@ class Stepper:
         self._copy(self.state, self.last_good)
 
     def guarded(self, compute: Callable[[], Any]) -> Any:
-        """Tell an error that comes of NaN or infinity from all others, which only get a note of where they were met."""
+        """Raise `DivergedError` for an error that comes from NaN or infinity; add a note of the place to all others."""
         try:
             return compute()
         except Exception as error:
@@ -112,7 +112,7 @@ class Stepper:
 
 
 def _refuses_infinity(error: Exception) -> bool:
-    """Whether this is torch's refusal of a distribution's parameters, or of a draw, that are NaN or infinite."""
+    """Tell whether torch refused a distribution's parameters, or a draw, that are NaN or infinite."""
     refusals = (Distribution.__init__.__code__, validate_sample_code())
     frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code in refusals)
     values = (frame.f_locals.get("value") for frame in frames)

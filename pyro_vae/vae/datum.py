@@ -32,20 +32,20 @@ class Datum:
     """The advice given in the error about data outside the support."""
 
     def check(self, x: Any, like: Tensor | None, name: str = "x", plates: dict[int, int] | None = None) -> Tensor:
-        """`x` viewed as `(..., N, *event_shape)` with the dtype of `like`, or an error that says what is wrong.
+        """View `x` as `(..., N, *event_shape)` with the dtype of `like`, or raise an error that says what is wrong.
 
-        There are dimensions to the left of N only where plates, given as sizes by dimension, lie there.
+        Dimensions to the left of N are allowed only where plates, given as sizes by dimension, lie there.
         """
         x = _checks.batch_of(name, _checks.tensor(name, x), self.event_shape, plates or {})
         x = _checks.finite(name, _like(name, x, like))
         return x if self.support is None else _checks.in_support(name, x, self.support, self.remedy)
 
     def check_latent(self, z: Any, like: Tensor | None) -> Tensor:
-        """A latent that is handed in, `(..., N, *latent_shape)`."""
+        """Check a latent that is handed in, `(..., N, *latent_shape)`."""
         return _like("z", _checks.ends_with("z", _checks.tensor("z", z), self.latent_shape), like)
 
     def check_context(self, context: tuple[Any, ...], like: Tensor | None) -> tuple[Tensor, ...]:
-        """The further arguments, each `(..., N, *shape)`."""
+        """Check the further arguments, each `(..., N, *shape)`."""
         if len(context) != len(self.context_shapes):
             raise TypeError(
                 f"context: expected {len(self.context_shapes)} arguments after x, as many as the VAE's context_shapes; "
@@ -58,11 +58,11 @@ class Datum:
 
     @property
     def context_names(self) -> list[str]:
-        """What further arguments are called in messages."""
+        """Names of the further arguments in messages."""
         return [f"context[{i}]" for i in range(len(self.context_shapes))]
 
     def num_rows(self, x: Tensor | None, z: Tensor | None, context: tuple[Tensor, ...]) -> int | None:
-        """How many data there are, if anything says so. What has one row, but for x, is shared by all."""
+        """Return how many data there are, if any argument tells. One row, except of x, is shared by all data."""
         given: dict[str, Any] = {"x": (x, self.event_shape), "z": (z, self.latent_shape)}
         given |= {name: pair for name, *pair in zip(self.context_names, context, self.context_shapes, strict=True)}
         rows = {name: value.shape[-1 - len(shape)] for name, (value, shape) in given.items() if value is not None}
@@ -76,7 +76,7 @@ class Datum:
         return None if most == 1 and x is None else most
 
     def rows(self, x: Tensor, context: tuple[Tensor, ...], chosen: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """What belongs to the data that a plate has chosen."""
+        """Select x and context of the data that a plate has chosen."""
         return _rows(x, self.event_shape, chosen), tuple(
             _rows(value, shape, chosen) for value, shape in zip(context, self.context_shapes, strict=True)
         )
@@ -88,9 +88,9 @@ def _rows(value: Tensor, shape: Sequence[int], chosen: Tensor) -> Tensor:
 
 
 def side_by_side(values: tuple[Tensor, ...], shapes: Sequence[Sequence[int]]) -> tuple[Tensor, ...]:
-    """Values, whose own shapes these are, with the same batch dimensions, as networks want them.
+    """Expand values, given their own shapes, to the same batch dimensions, as networks want them.
 
-    A label that is enumerated, say, has a dimension to the left that z does not have.
+    An enumerated label, say, has a dimension to the left that z does not have.
     """
     if len(values) < 2:
         return values
@@ -135,7 +135,7 @@ def _remedy_of(posterior: nn.Module, latent_shape: torch.Size) -> str:
 
 @contextmanager
 def _at_rest(*parts: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients, no handlers, and a generator left as it was."""
+    """Run in evaluation mode, without gradients and handlers, and leave the generator as it was."""
     modes = {module: module.training for part in parts for module in part.modules()}
     with torch.no_grad(), torch.random.fork_rng(devices=[]), poutine.block():
         for module in modes:
@@ -148,7 +148,7 @@ def _at_rest(*parts: nn.Module) -> Iterator[None]:
 
 
 def _zeros(shape: torch.Size, like: Tensor | None) -> Tensor:
-    """One datum of zeros, with the dtype and device of a part's parameters."""
+    """Make one datum of zeros, with the dtype and device of a part's parameters."""
     return torch.zeros(1, *shape) if like is None else torch.zeros(1, *shape, dtype=like.dtype, device=like.device)
 
 
@@ -174,7 +174,7 @@ def _called(part: str, module: nn.Module, *args: Tensor) -> dist.Distribution:
 
 
 def _call(part: str, args: tuple[Tensor, ...]) -> str:
-    """The call as one would write it, for messages."""
+    """Write the call as in code, for messages."""
     if part == "prior":
         return f"prior({'*context' if args else ''})"
     return f"{part}({'z' if part == 'likelihood' else 'x'}{', *context' if len(args) > 1 else ''})"
@@ -198,13 +198,13 @@ def _require_batch_of_one(part: str, distribution: dist.Distribution) -> None:
 
 
 def _fixed_support(distribution: dist.Distribution) -> Any:
-    """The support, or None where it depends on z."""
+    """Return the support, or None where it depends on z."""
     support = distribution.support
     base = getattr(support, "base_constraint", support)
     return None if any(isinstance(value, Tensor) for value in vars(base).values()) else support
 
 
 def any_parameter(*modules: nn.Module) -> Tensor | None:
-    """A parameter or buffer, whose dtype and device data are to have."""
+    """Return a parameter or buffer, whose dtype and device the data must have; None if there is none."""
     tensors = (itertools.chain(module.parameters(), module.buffers()) for module in modules)
     return next((tensor for tensor in itertools.chain(*tensors) if tensor.is_floating_point()), None)

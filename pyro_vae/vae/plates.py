@@ -1,4 +1,4 @@
-"""The program around a call of a VAE: its plates, the names that are taken, the guide that a model follows."""
+"""The program around a call of a VAE: its plates, the names that are taken, the guide that it replays."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OF_DRAWS = {"num_particles_vectorized", "_num_predictive_samples", "_particles"}
 
 
 def plates_around() -> dict[int, int]:
-    """The sizes of the plates around a call, by dimension."""
+    """Return the sizes of the plates around a call, by dimension."""
     return {frame.dim: frame.size for frame in _of_data(get_plates())}
 
 
@@ -31,7 +31,7 @@ def _of_data(frames: Iterable[Any]) -> Iterator[Any]:
 
 
 def own_plate(name: str, num_rows: int | None, num_data: int | None, subsample_size: int | None) -> pyro.plate:
-    """The plate over data of a call that has none around it."""
+    """Make the plate over data for a call that has none around it."""
     if num_data is not None:
         num_data = _checks.whole_number("num_data", num_data, minimum=num_rows or 1)
     if subsample_size is not None:
@@ -56,9 +56,9 @@ def _whole_size(num_rows: int | None, num_data: int | None, subsample_size: int)
 
 
 def refuse_other_guide(site: str) -> None:
-    """Stop where an objective replays a guide that has not drawn this site, or has drawn it in other plates.
+    """Raise where an objective replays a guide that has not drawn this site, or has drawn it in other plates.
 
-    Pyro would draw it from the prior, as its guide, and warn; or warn of the plate alone.
+    Pyro would only warn: of the plates, or that the site is missing, which it then draws from the prior.
     """
     for handler in reversed(PYRO_STACK):  # from the inside out, as Pyro asks them
         if isinstance(handler, ScopeMessenger):
@@ -85,7 +85,7 @@ def _refuse_other_draw(site: str, guide: poutine.Trace) -> None:
 
 @contextmanager
 def free_names() -> Iterator[None]:
-    """Say what to do where Pyro meets a name twice."""
+    """Explain the error that Pyro raises for a name that is used twice."""
     try:
         yield
     except RuntimeError as error:

@@ -28,7 +28,7 @@ __all__ = ["Guide", "Model"]
 
 
 class _Half(nn.Module):
-    """What model and guide share: data are checked, and parameters handed to Pyro's store, before anything is drawn."""
+    """What model and guide share: they check data and hand parameters to Pyro's store before they draw."""
 
     role: str
 
@@ -39,23 +39,23 @@ class _Half(nn.Module):
         self._name_in_use = name or "vae"
 
     def site(self, name: str) -> str:
-        """The full name of a site."""
+        """Return the full name of a site."""
         return name if self.name is None else f"{self.name}/{name}"
 
     def check_context(self, context: tuple[Any, ...]) -> tuple[Tensor, ...]:
-        """The further arguments, each `(..., N, *shape)`."""
+        """Check the further arguments, each `(..., N, *shape)`."""
         return self.datum.check_context(context, any_parameter(self))
 
     def check(self, x: Any) -> Tensor:
-        """x as rows of the plates around."""
+        """View x as rows of the plates around."""
         return self.datum.check(x, any_parameter(self), plates=plates_around())
 
     def register(self) -> Values:
-        """Hand the parameters to the store, where SVI finds them; what is frozen stays out.
+        """Hand the parameters to Pyro's store, where SVI finds them; frozen ones stay out.
 
-        The store keeps the first tensor that a name is given, and SVI trains the store's: under a name that is taken,
-        a second module would silently never train. Returned are the values that a handler, such as `poutine.lift`, has
-        put in the place of parameters.
+        The store keeps the first tensor under a name, and SVI trains that one: under a name that is taken, a second
+        module would silently never train. The values that a handler, such as `poutine.lift`, has put in the place of
+        parameters are returned.
         """
         loaded: dict[str, nn.Parameter] = {}
         for name in self._names():
@@ -74,7 +74,7 @@ class _Half(nn.Module):
         )
 
     def registered_or_looked_for(self) -> Values:
-        """Inside of a Pyro program, `register()`; outside of one, no more than a look at what lies in the store."""
+        """Call `register` inside a Pyro program; outside, only look for loaded parameters in the store."""
         if am_i_wrapped():
             return self.register()
         full_name = f"{self.name or self._name_in_use}.{self.role}"
@@ -84,12 +84,12 @@ class _Half(nn.Module):
         return {}
 
     def _loaded(self, full_name: str) -> dict[str, nn.Parameter]:
-        """The parameters, by their names in the store, if others lie there that were loaded."""
+        """Return the parameters by their names in the store, if other, loaded ones lie there; otherwise none."""
         named = dict(trainable(full_name, self).values())
         return named if is_loaded(named) else {}
 
     def _distribution(self, part: str, values: Values, args: tuple[Tensor, ...]) -> dist.Distribution:
-        """What a part returns, with these values in the place of its parameters."""
+        """Call a part, with these values in the place of its parameters."""
         module, prefix = getattr(self, part), f"{part}."
         own = {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
         return functional_call(module, own, args) if own else module(*args)
@@ -101,7 +101,7 @@ class _Half(nn.Module):
         return itertools.chain([self._name_in_use, "vae"], numbered)
 
     def _plate(self, num_rows: int | None, num_data: int | None, subsample_size: int | None) -> AbstractContextManager:
-        """The plate over data: that around the call, or one of our own."""
+        """Return a plate over data, or an empty context where one lies around the call."""
         if -1 not in plates_around():
             return own_plate(self.site("data"), num_rows, num_data, subsample_size)
         for argument, value in {"num_data": num_data, "subsample_size": subsample_size}.items():
@@ -140,9 +140,9 @@ class Model(_Half):
             z: a latent that another part of the program has drawn, `(..., N, *latent_shape)`. The prior is then left
                 out: there is no site `"z"`.
             likelihood: False for the prior alone: there is no site `"x"`, and something else that depends on z can be
-                observed in its place, such as an image blurred.
+                observed in its place, such as a blurred image.
             num_data: how many data x stands for (log densities are then scaled by `num_data / len(x)`); without x, how
-                many to generate: by default as many as z or the context has rows, or 1.
+                many to generate, by default as many as z or the context has rows, or 1.
             subsample_size: with x the whole data set, how many of its rows to take at random.
 
         Returns:
@@ -164,15 +164,15 @@ class Model(_Half):
         return z
 
     def check_latent(self, z: Any) -> Tensor:
-        """A latent that is handed in, `(..., N, *latent_shape)`."""
+        """Check a latent that is handed in, `(..., N, *latent_shape)`."""
         return self.datum.check_latent(z, any_parameter(self))
 
     def prior_of(self, context: tuple[Tensor, ...], values: Values) -> dist.Distribution:
-        """p(z), for each row of the context where there is any."""
+        """Return p(z), for each row of the context if there is any."""
         return self._distribution("prior", values, side_by_side(context, self.datum.context_shapes))
 
     def likelihood_of(self, z: Tensor, context: tuple[Tensor, ...], values: Values) -> dist.Distribution:
-        """p(x|z)."""
+        """Return p(x|z)."""
         shapes = (self.datum.latent_shape, *self.datum.context_shapes)
         return self._distribution("likelihood", values, side_by_side((z, *context), shapes))
 
@@ -187,7 +187,7 @@ class Guide(_Half):
         self.posterior = posterior
 
     def forward(self, x: Any, *context: Any, num_data: int | None = None, subsample_size: int | None = None) -> Tensor:
-        """Draw z from q(z|x). The arguments, and what is returned, are the model's."""
+        """Draw z from q(z|x). Arguments and return value are as in the model."""
         x, context = self.check(x), self.check_context(context)
         values = self.register()
         with free_names(), self._plate(self.datum.num_rows(x, None, context), num_data, subsample_size) as rows:
@@ -196,7 +196,7 @@ class Guide(_Half):
             return pyro.sample(self.site("z"), self.posterior_of(x, context, values))
 
     def posterior_of(self, x: Tensor, context: tuple[Tensor, ...], values: Values) -> dist.Distribution:
-        """q(z|x)."""
+        """Return q(z|x)."""
         shapes = (self.datum.event_shape, *self.datum.context_shapes)
         return self._distribution("posterior", values, side_by_side((x, *context), shapes))
 

@@ -30,11 +30,11 @@ Values = dict[str, Tensor]
 _registered = WeakTensorKeyDictionary()
 """The parameters that VAEs of this process have put into Pyro's store."""
 _told = WeakIdKeyDictionary()
-"""The data of VAEs whose users know of loaded parameters."""
+"""The `Datum` of each VAE whose user was warned of loaded parameters."""
 
 
 def note_registered(parameter: Tensor) -> None:
-    """A VAE of this process has this parameter in Pyro's store."""
+    """Note that a VAE of this process has put this parameter into Pyro's store."""
     if parameter not in _registered:
         _registered[parameter] = True
 
@@ -47,9 +47,9 @@ def keep_layout(name: str, parameter: Tensor) -> None:
 
 
 def is_loaded(named: Mapping[str, Tensor]) -> bool:
-    """Whether other values for all of these parameters lie under their names in Pyro's store, from elsewhere.
+    """Tell whether other values for all of these parameters lie under their names in Pyro's store, from elsewhere.
 
-    Those that a VAE of this process has put there, such as another without a name, or one that is gone, are its own.
+    Values from a VAE of this process, such as another without a name or one that is gone, are not from elsewhere.
     """
     store = pyro.get_param_store()
     if not named or not all(name in store for name in named):
@@ -65,9 +65,9 @@ def _is_equal(one: Tensor, other: Tensor) -> bool:
 
 
 def warn_of_loaded(names: Sequence[str], own_name: str | None, datum: Any) -> None:
-    """Say, once for each VAE, that parameters in Pyro's store are not those that it uses.
+    """Warn, once for each VAE, that it does not use the parameters in Pyro's store.
 
-    Model and guide of a VAE share what they know of its `datum`, and are told by that.
+    Model and guide of a VAE share its `datum`, which identifies the VAE.
     """
     if datum in _told:
         return
@@ -89,13 +89,13 @@ def warn_of_loaded(names: Sequence[str], own_name: str | None, datum: Any) -> No
 
 
 def trainable(name: str, module: nn.Module) -> dict[str, tuple[str, nn.Parameter]]:
-    """The parameters that are not frozen, by their names in the module, with those in Pyro's store."""
+    """Return the parameters that are not frozen, by name in the module, with their names in Pyro's store."""
     named = module.named_parameters()
     return {key: (param_with_module_name(name, key), value) for key, value in named if value.requires_grad}
 
 
 def replaced(full_name: str, module: nn.Module) -> Values:
-    """Register parameters, and return what came back in the place of some, under all their names in the module."""
+    """Register parameters; return values that handlers put in their place, under all their names in the module."""
     values = {}
     for name, parameter in trainable(full_name, module).values():
         keep_layout(name, parameter)
@@ -115,7 +115,7 @@ def replaced(full_name: str, module: nn.Module) -> Values:
 
 
 def taken_by_another(name: str, module: nn.Module) -> bool:
-    """Whether other parameters than the module's lie under this name in Pyro's store."""
+    """Tell whether other parameters than the module's lie under this name in Pyro's store."""
     store = pyro.get_param_store()
     return any(
         key in store and store[key].unconstrained() is not value for key, value in trainable(name, module).values()

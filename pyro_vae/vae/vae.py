@@ -27,23 +27,23 @@ class VAE(nn.Module):
     `"data"`. Both are modules, so `SVI(vae.model, vae.guide, ...)` works, and so does `elbo(vae.model, vae.guide)` with
     a torch optimizer over its `parameters()`.
 
-    Both are parts as well, to be called inside other programs: `z = vae.model(x)`. A call inside of a plate at
-    `dim=-1` takes it for the plate over data; plates to the left, of groups or time steps or particles, may lie around
-    it. With a `name`, sites and plate are `"name/z"`, `"name/x"` and `"name/data"`, as Pyro's `scope` would have them.
+    Both can be called inside other programs: `z = vae.model(x)`. A call inside a plate at `dim=-1` takes it for the
+    plate over data; plates to the left, of groups or time steps or particles, may lie around it. With a `name`, sites
+    and plate are `"name/z"`, `"name/x"` and `"name/data"`, as under Pyro's `scope`.
 
     Args:
         prior: `forward(*context)` returns p(z), of batch shape `()` or, given context, one for each row of it.
         likelihood: `forward(z, *context)` returns p(x|z); it accepts any leading dimensions.
         posterior: `forward(x, *context)` returns q(z|x), of the prior's event shape.
         name: prefix of sites, plate and parameters, for several VAEs in one program. Without one, sites have no prefix,
-            and parameters that of the first of vae, vae_1, vae_2, ... whose place in Pyro's parameter store is free,
-            so that several VAEs of one process all train. To save a VAE take its `state_dict()`: parameters that lie in
-            the store after `pyro.get_param_store().load(...)` are not taken over, which a warning says once for a VAE.
-        context_shapes: shapes of what the further arguments of `model` and `guide` (labels, covariates, exposure) hold
-            for one datum; all three parts are called with them.
+            and parameters that of the first of vae, vae_1, vae_2, ... that is free in Pyro's parameter store, so that
+            several VAEs of one process all train. To save a VAE take its `state_dict()`: parameters in the store after
+            `pyro.get_param_store().load(...)` are not used, and a warning says so once for each VAE.
+        context_shapes: shapes, for one datum, of the further arguments of `model` and `guide` (labels, covariates,
+            exposure); all three parts are called with them.
 
     Shapes: x is `(N, *event_shape)`, or anything with as many numbers a datum: `(N, 784)` and `(N, 1, 28, 28)` alike.
-    `event_shape` is the likelihood's. Inside of plates to the left of that over data, x is that or
+    `event_shape` is the likelihood's. Inside plates to the left of that over data, x may also be
     `(..., N, *event_shape)`. Further arguments are `(..., N, *shape)`. Integer, boolean and float64 data are cast to
     the dtype of the parameters.
 
@@ -70,7 +70,7 @@ class VAE(nn.Module):
         >>> vae.guide(torch.ones(5, 1, 28, 28)).shape  # a draw of z for each image
         torch.Size([5, 2])
 
-        Of digits whose label is known, p(x|z, y) and q(z|x, y):
+        Given the label y of each digit, p(x|z, y) and q(z|x, y):
 
         >>> vae = pv.VAE(
         ...     prior=pv.priors.StandardNormal(2),
@@ -129,28 +129,28 @@ class VAE(nn.Module):
         return self.model.datum.event_shape
 
     def forward(self, *args: Any, **kwargs: Any) -> None:
-        """A VAE is two programs: this says so."""
+        """Raise an error: a VAE is two programs, `model` and `guide`."""
         raise TypeError("vae: expected a call of one of its programs; got one of the VAE; use vae.model or vae.guide.")
 
     def check(self, x: Any, name: str = "x") -> Tensor:
-        """`x` as the model sees it, `(N, *event_shape)` in the parameters' dtype; an error if it has no likelihood."""
+        """View `x` as `(N, *event_shape)` in the parameters' dtype, or raise an error if it has no likelihood."""
         return self.model.datum.check(x, any_parameter(self), name)
 
     def encode(self, x: Any, *context: Any) -> dist.Distribution:
-        """q(z|x), of batch shape `(N,)`. Inside of a Pyro program its parameters are registered, as by `guide`."""
+        """Return q(z|x), of batch shape `(N,)`. Inside a Pyro program its parameters are registered, as by `guide`."""
         values = self.guide.registered_or_looked_for()
         return self.guide.posterior_of(self.guide.check(x), self.guide.check_context(context), values)
 
     def decode(self, z: Any, *context: Any) -> dist.Distribution:
-        """p(x|z), of batch shape `(N,)`. Inside of a Pyro program its parameters are registered, as by `model`."""
+        """Return p(x|z), of batch shape `(N,)`. Inside a Pyro program its parameters are registered, as by `model`."""
         values = self.model.registered_or_looked_for()
         return self.model.likelihood_of(self.model.check_latent(z), self.model.check_context(context), values)
 
     @torch.no_grad()
     def reconstruct(self, x: Any, *context: Any) -> Tensor:
-        """The mean of p(x|z) at the mean of q(z|x): `(N, *event_shape)`, finite numbers.
+        """Return the mean of p(x|z) at the mean of q(z|x): `(N, *event_shape)`, finite numbers.
 
-        Where a distribution has no finite mean (a Categorical, a Cauchy), its mode stands for it.
+        Where a distribution has no finite mean (a Categorical, a Cauchy), its mode replaces it.
 
         Raises:
             ValueError: if p(x|z) or q(z|x) has neither, or none that Pyro knows.
@@ -160,7 +160,7 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def sample(self, num_samples: int = 1, *context: Any) -> Tensor:
-        """Draws from p(x), by way of p(z): `(num_samples, *event_shape)`. The context has a row for each, or one."""
+        """Draw from p(x), by way of p(z): `(num_samples, *event_shape)`. The context has a row for each, or one."""
         rows = self.model.datum.num_rows(None, None, self.model.check_context(context))
         if rows not in (None, num_samples):
             raise ValueError(
@@ -171,14 +171,14 @@ class VAE(nn.Module):
 
 
 def _centre(part: str, distribution: dist.Distribution) -> Tensor:
-    """The mean, and in the place of numbers that are not finite, the mode's."""
+    """Return the mean, with the mode's numbers where it is not finite."""
     mean = _known(distribution, "mean")
     if mean is not None and mean.isfinite().all():
         return mean
     mode = _mode(distribution)
     if mode is not None:
         centre = mode if mean is None else torch.where(mean.isfinite(), mean, mode.to(mean.dtype))
-        # Of probabilities that are NaN, some value is still the largest.
+        # Even if all probabilities are NaN, argmax returns a value.
         if centre.isfinite().all() and not distribution.log_prob(mode).isnan().any():
             return centre
     of_mean = "no mean that Pyro knows" if mean is None else "a mean of NaN or infinity"
@@ -190,7 +190,7 @@ def _centre(part: str, distribution: dist.Distribution) -> Tensor:
 
 
 def _mode(distribution: Any) -> Tensor | None:
-    """The mode, if it is known; that of a discrete distribution over numbers is looked for among all of them."""
+    """Return the mode, if it is known; for a discrete distribution over numbers, search all of them."""
     if isinstance(distribution, (torch.distributions.Independent, dist.MaskedDistribution)):
         return _mode(distribution.base_dist)
     if isinstance(distribution, ExpandedDistribution):
@@ -203,7 +203,7 @@ def _mode(distribution: Any) -> Tensor | None:
 
 
 def _likeliest(distribution: Any, enumerated: Any) -> Tensor | None:
-    """The likeliest of the numbers that another distribution enumerates; None if it does not."""
+    """Return the likeliest of the numbers that another distribution enumerates; None if it does not."""
     if not enumerated.has_enumerate_support or enumerated.event_shape:
         return None
     numbers = enumerated.enumerate_support(expand=False).flatten()
@@ -212,7 +212,7 @@ def _likeliest(distribution: Any, enumerated: Any) -> Tensor | None:
 
 
 def _known(distribution: Any, name: str) -> Tensor | None:
-    """An attribute that distributions need not have."""
+    """Return an attribute that distributions need not have."""
     try:
         return getattr(distribution, name)
     except NotImplementedError:
@@ -220,7 +220,7 @@ def _known(distribution: Any, name: str) -> Tensor | None:
 
 
 def _described(distribution: Any) -> str:
-    """Its name, and in brackets what it is wrapped about."""
+    """Name a distribution, with what it wraps in brackets."""
     name = type(distribution).__name__
     inner = getattr(distribution, "base_dist", getattr(distribution, "component_distribution", None))
     return name if inner is None else f"{name}({_described(inner)})"
