@@ -18,7 +18,7 @@ from pyro_vae.evidence.survey import region_of
 from pyro_vae.evidence.weights import Estimate
 from pyro_vae.program.core import Program
 from pyro_vae.program.inspect import program_of
-from pyro_vae.program.joint import Joint
+from pyro_vae.program.joint import Joint, as_it_is
 from pyro_vae.program.tiles import Block, blocks
 from pyro_vae.program.unconstrained import Unconstrained
 from pyro_vae.program.whole import Pair, as_one_datum
@@ -36,7 +36,7 @@ class Task:
     seed: int = 0
     first_index: int = 0
     num_posterior_draws: int = 0
-    densities: Joint = Program.log_joint
+    densities: Joint = as_it_is
     """Evaluates log p(z) and log p(x|z)."""
     progress: bool = False
 
@@ -53,7 +53,7 @@ class Task:
         first_index: int,
         num_posterior_draws: int = 0,
         joint: bool = False,
-        densities: Joint = Program.log_joint,
+        densities: Joint = as_it_is,
         progress: bool = False,
     ) -> Task:
         """Check the options that all estimators share, and inspect the pair, once for each call."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.distributions import transform_to
 
 from pyro_vae._private import foreach_add_
-from pyro_vae.program.core import Program
+from pyro_vae.program.core import GuideOfRows, Program
 from pyro_vae.program.masks import elements_of
 from pyro_vae.program.tiles import kept
 
@@ -58,30 +59,23 @@ def _selected(values: dict[str, Tensor], rows: Tensor, axis: int) -> dict[str, T
 
 
 @dataclass(frozen=True)
-class _Refined(Program):
-    """A program whose guide has distributions of its own for each datum."""
+class _Refined(GuideOfRows):
+    """A guide with distributions of its own for each row."""
 
-    unrefined: Any = None
-    families: dict[str, _Family] = field(default_factory=dict)
-    free: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    guide: Callable[..., Any]
+    families: dict[str, _Family]
+    free: dict[str, dict[str, Tensor]]
+    axis: int
+    """Where rows lie in parameters."""
 
-    @classmethod
-    def of(cls, program: Program, families: dict[str, _Family], free: dict[str, dict[str, Tensor]]) -> _Refined:
-        """Replace the guide's distributions by these."""
-        of_program = {each.name: getattr(program, each.name) for each in fields(Program)}
-        return cls(**of_program, unrefined=program.guide, families=families, free=free)._with_guide()
-
-    def _with_guide(self) -> _Refined:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         distributions = {site: family.distribution(self.free[site]) for site, family in self.families.items()}
-        return replace(self, guide=_Replaced(distributions)(self.unrefined))
+        return _Replaced(distributions)(self.guide)(*args, **kwargs)
 
     def at(self, rows: Tensor) -> _Refined:
-        axis = self.structure.data_axis
-        families = {site: family.at(rows, axis) for site, family in self.families.items()}
-        free = {site: _selected(values, rows, axis) for site, values in self.free.items()}
-        part = super().at(rows)
-        assert isinstance(part, _Refined)
-        return replace(part, families=families, free=free)._with_guide()
+        families = {site: family.at(rows, self.axis) for site, family in self.families.items()}
+        free = {site: _selected(values, rows, self.axis) for site, values in self.free.items()}
+        return replace(self, families=families, free=free)
 
 
 def refine(
@@ -102,6 +96,10 @@ def refine(
     """
     columns = torch.arange(program.num_data, device=program.device) if columns is None else columns
     families, free = _free_parameters(program)
+
+    def refined(free: dict[str, dict[str, Tensor]]) -> Program:
+        return replace(program, guide=_Refined(program.guide, families, free, program.structure.data_axis))
+
     leaves = [value for each in free.values() for value in each.values()]
     optimizer = torch.optim.Adam(leaves, lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
@@ -110,7 +108,7 @@ def refine(
     for step in range(num_steps):
         optimizer.zero_grad()
         with torch.enable_grad():
-            loss = -_elbo(_Refined.of(program, families, free), num_particles, columns).sum()
+            loss = -_elbo(refined(free), num_particles, columns).sum()
         gradients = torch.autograd.grad(loss, leaves)
         for leaf, gradient in zip(leaves, gradients, strict=True):
             leaf.grad = gradient.nan_to_num()
@@ -120,7 +118,7 @@ def refine(
             foreach_add_(averages, [leaf.detach() for leaf in leaves], alpha=1 / (num_steps - first_kept))
     pairs = iter(averages)
     best = {site: {name: next(pairs) for name in each} for site, each in free.items()}
-    return _Refined.of(program, families, best)
+    return refined(best)
 
 
 def _elbo(program: Program, num_particles: int, columns: Tensor) -> Tensor:

@@ -12,12 +12,12 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_vae.evidence.enumeration import all_values
 from pyro_vae.evidence.laplace import FullNormal, LaplaceFit, fit_laplace, moments
 from pyro_vae.evidence.result import Draws
 from pyro_vae.evidence.weights import Estimate, resampled
 from pyro_vae.program.core import Latents, Program
-from pyro_vae.program.joint import Joint
+from pyro_vae.program.enumeration import all_values
+from pyro_vae.program.joint import Joint, as_it_is
 from pyro_vae.program.tiles import Block, Draw, Noise
 from pyro_vae.program.unconstrained import Unconstrained
 
@@ -67,10 +67,10 @@ class Region:
     """The block's program, with the densities of the latents that count."""
     whole: Unconstrained
     noise: Noise
-    joint: Joint = Program.log_joint
+    joint: Joint = as_it_is
 
     @classmethod
-    def of(cls, program: Program, whole: Unconstrained, columns: Tensor, joint: Joint = Program.log_joint) -> Region:
+    def of(cls, program: Program, whole: Unconstrained, columns: Tensor, joint: Joint = as_it_is) -> Region:
         """Make the region of some columns of a block."""
         return cls(program, whole, Noise(whole.program.num_data, columns, whole.dim), joint)
 
@@ -202,7 +202,7 @@ class DrawnRegion:
 
     whole: Program
     columns: Tensor
-    joint: Joint = Program.log_joint
+    joint: Joint = as_it_is
 
     @property
     def can_draw_prior(self) -> bool:
@@ -253,7 +253,7 @@ class DrawnRegion:
         return latents, torch.ones(shape, dtype=torch.bool, device=self.columns.device)
 
 
-def region_of(view: Unconstrained | None, block: Block, columns: Tensor, joint: Joint = Program.log_joint) -> Any:
+def region_of(view: Unconstrained | None, block: Block, columns: Tensor, joint: Joint = as_it_is) -> Any:
     """Make a `Region` if the latents have an unconstrained view, otherwise a `DrawnRegion`."""
     if view is None:
         return DrawnRegion(block.program.with_masked_latents, columns, joint)
@@ -293,8 +293,8 @@ class Elsewhere(NamedTuple):
         r"""Return the error of K draws of q in log p(x), as judged by draws that go where those of q rarely do, `(N,)`.
 
         Weights up to t have the second moment $v = E_g[\frac{p}{g} \frac{p}{q}; w \le t] / p(x)^2$; those above hold a
-        a share m of p(x) that K draws may miss: $\sqrt{\log(1 + (v - (1 - m)^2) / K)} + m$, for the best t. Where all
-        weights are the same p(x) there is none.
+        share m of p(x) that K draws may miss. The error is $\sqrt{\log(1 + (v - (1 - m)^2) / K)} + m$, at the best t,
+        and zero where all weights are p(x).
         """
         variance, mass = self._cut(log_evidence)
         error = ((variance / max(num_samples - 1, 1)).log1p().sqrt() + mass).amin(0)

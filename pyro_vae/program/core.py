@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -30,7 +31,7 @@ from pyro_vae.program.structure import (
 )
 from pyro_vae.program.summing import NOTHING, Summed, log_sum, summing
 
-__all__ = ["Latents", "LogDensities", "Program", "has_rows", "in_place_of_rows"]
+__all__ = ["GuideOfRows", "Latents", "LogDensities", "Program", "has_rows", "in_place_of_rows"]
 
 Latents = dict[str, Tensor]
 
@@ -138,6 +139,18 @@ class _UntilDrawn(Messenger):
             raise _AllDrawn
 
 
+class GuideOfRows(ABC):
+    """A guide that has something of its own for each row."""
+
+    @abstractmethod
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Draw the latents of the rows."""
+
+    @abstractmethod
+    def at(self, rows: Tensor) -> GuideOfRows:
+        """Select rows by index."""
+
+
 @dataclass(frozen=True)
 class Program:
     """A Pyro model and guide, with the data they are called on.
@@ -186,7 +199,8 @@ class Program:
         masks = {name: each.mask for name, each in self.counting.items() if each.mask is not None}
         chosen = self.choose(masks, rows)
         counting = {name: each._replace(mask=chosen.get(name)) for name, each in self.counting.items()}
-        return replace(self.with_rows(tuple(arg[rows] for arg in self.rows)), counting=counting)
+        guide = self.guide.at(rows) if isinstance(self.guide, GuideOfRows) else self.guide
+        return replace(self.with_rows(tuple(arg[rows] for arg in self.rows)), guide=guide, counting=counting)
 
     @property
     def with_masked_latents(self) -> Program:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyro.poutine.condition_messenger import ConditionMessenger
 from torch import Tensor
 
-__all__ = ["ARRANGEMENTS", "AS_ROWS", "ONE_BY_ONE", "SIDE_BY_SIDE", "Given", "apart", "as_rows", "widened"]
+__all__ = ["ARRANGEMENTS", "AS_ROWS", "ONE_BY_ONE", "SIDE_BY_SIDE", "Given", "Way", "apart", "as_rows", "widened"]
 
 SIDE_BY_SIDE = "side by side"
 """Draws are a dimension to the left of all plates, as with Pyro's `vectorize_particles=True`."""
@@ -16,6 +16,17 @@ AS_ROWS = "as rows"
 ONE_BY_ONE = "one by one"
 """A run for each draw: for programs that take neither."""
 ARRANGEMENTS = (SIDE_BY_SIDE, AS_ROWS, ONE_BY_ONE)
+
+
+class Way(NamedTuple):
+    """How a pair is run."""
+
+    draws: str = SIDE_BY_SIDE
+    """How several draws are arranged."""
+    sums_guide: bool = False
+    """Whether discrete latents that the guide draws are summed out."""
+    in_dimensions: bool = True
+    """Whether the values of what is summed out take dimensions to the left, or are draws."""
 
 
 class Given(ConditionMessenger):

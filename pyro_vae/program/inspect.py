@@ -10,12 +10,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyro
 import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
 from pyro_vae import _checks
 from pyro_vae._random import seeded
+from pyro_vae.program.automatic import gaussian_of
 from pyro_vae.program.core import LOOKED_AT_TOGETHER, Latents, Program, has_rows, in_place_of_rows
-from pyro_vae.program.draws import AS_ROWS, ONE_BY_ONE, SIDE_BY_SIDE
+from pyro_vae.program.draws import AS_ROWS, ONE_BY_ONE, SIDE_BY_SIDE, Way
+from pyro_vae.program.listed import ListedProgram
 from pyro_vae.program.masks import Counting, elements_of
 from pyro_vae.program.structure import (
     ENUMERABLE,
@@ -37,7 +41,7 @@ def program_of(
     guide: Callable[..., Any] | None,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any] | None = None,
-    plate: str | None = None,
+    plate: str | int | None = None,
 ) -> Program:
     """Make a program of a pair by looking at its runs; refuse one that has no log p(x) for each datum.
 
@@ -48,7 +52,7 @@ def program_of(
     if guide is None:
         program = _without_guide(_Pair(model, prior_of(model), args, kwargs, plate))
     else:
-        program = _looked_at(_Pair(model, guide, args, kwargs, plate))
+        program = _with_guide(_Pair(model, guide, args, kwargs, plate))
     program.refuse_impossible_data()
     some = (
         program.at(torch.zeros(1, dtype=torch.long, device=program.device)) if program.structure.amortized else program
@@ -65,6 +69,26 @@ def _without_guide(pair: _Pair) -> Program:
         return _looked_at(pair._replace(guide=prior_of(pair.model, lambda fn: getattr(fn, ENUMERABLE, False))))
     except Exception:  # what cannot be summed out may still be drawn
         return _looked_at(pair)
+
+
+def _with_guide(pair: _Pair) -> Program:
+    """Return the program with the guide, or with Gaussians for an automatic guide of all data together."""
+    try:
+        return _looked_at(pair)
+    except ValueError as error:
+        if not isinstance(pair.guide, AutoGuide) or isinstance(pair.plate, int):
+            raise
+        try:
+            program = _looked_at(pair._replace(guide=gaussian_of(pair.guide, pair.model, pair.args, pair.kwargs)))
+        except ValueError:
+            raise error from None
+    name = type(pair.guide).__name__
+    _checks.warn(
+        f"guide: expected one density for each datum; got {name}, an automatic guide of all latents of all data "
+        "together; Gaussians take its place, site by site, also for the ELBO: of the moments of its draws, or of unit "
+        "variance about points."
+    )
+    return program
 
 
 def _looked_at(pair: _Pair) -> Program:
@@ -183,44 +207,62 @@ class _Pair(NamedTuple):
     guide: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    plate: str | None
+    plate: str | int | None
 
-    def on(self, args: tuple[Any, ...], amortized: bool, sums_guide: bool, draws: str) -> Program:
+    def on(self, args: tuple[Any, ...], amortized: bool, way: Way) -> Program:
         """Inspect the pair on these arguments."""
-        structure = look_at(self.model, self.guide, args, self.kwargs, self.plate, amortized, draws, sums_guide)
-        return Program(self.model, self.guide, args, self.kwargs, structure)
+        structure = look_at(self.model, self.guide, args, self.kwargs, self.plate, amortized, way)
+        program = Program(self.model, self.guide, args, self.kwargs, structure)
+        return program if way.in_dimensions or not structure.summed else ListedProgram.of(program)
 
-    def ways(self, *arrangements: str) -> Iterator[tuple[bool, str]]:
-        """List the ways to run the pair, the best first: whether to sum out discrete latents of the guide, and how to
-        arrange draws.
+    def ways(self, *arrangements: str) -> Iterator[Way]:
+        """List the ways to run the pair, the best first.
 
-        Those that the guide marks to be enumerated are drawn only where they cannot be summed out. Others are summed
-        out where the model does not run on draws of them.
+        Discrete latents that the guide marks to be enumerated are drawn only where they cannot be summed out. Others
+        are summed out where the model does not run on draws of them.
         """
         guide_trace = initialise(self.guide, self.args, self.kwargs)
         marks = enumerable(drawn_sites(guide_trace)).values()
         sums = sorted({any(marks), not any(marks)}, reverse=any(marks)) if marks else [False]
-        yield from product(sums, arrangements)
+        for sums_guide, in_dimensions, draws in product(sums, (True, False), arrangements):
+            if in_dimensions or sums_guide or self._leaves_out_discrete(guide_trace):
+                yield Way(draws, sums_guide, in_dimensions)
+
+    def _leaves_out_discrete(self, guide_trace: poutine.Trace) -> bool:
+        """Tell whether the guide leaves out discrete latents of the model."""
+        try:
+            with poutine.block(), seeded(self.args[0].device, 0), pyro.validation_enabled(False):
+                model = poutine.replay(self.model, trace=guide_trace)
+                sites = drawn_sites(poutine.trace(model).get_trace(*self.args, **self.kwargs))
+        except Exception:  # a model that does not run like this is not run like this
+            return False
+        return any(name not in guide_trace and getattr(sites[name]["fn"], ENUMERABLE, False) for name in sites)
 
 
 def _amortized(pair: _Pair) -> Program | str:
     """Return the program, if it runs on any rows, each on its own; otherwise what went wrong."""
     reason = ""
     # What runs on another number of rows runs on any. Two are tried, as there may be a plate of the first's size.
-    for way, size in product(pair.ways(SIDE_BY_SIDE, AS_ROWS), (7, 11)):
-        try:
-            found = pair.on(_repeated(pair.args, size), True, *way)
-            _refuse_fixed_shapes(found)
-            _refuse_draws_that_meet(found)
-            _refuse_place(found, and_alone=True)
-            program = replace(found, args=pair.args)
-            _refuse_place(program.at(torch.arange(min(program.num_data, LOOKED_AT_TOGETHER), device=program.device)))
-            return program
-        except NothingToDraw:
-            raise
-        except Exception as error:  # whatever it is: the pair may run on all data together, or fail there again
-            reason = reason or _first_line(error)
+    for way in pair.ways(SIDE_BY_SIDE, AS_ROWS):
+        for size in (7, 11):
+            try:
+                return _on_any_rows(pair, way, size)
+            except NothingToDraw:
+                raise
+            except Exception as error:  # whatever it is: the pair may run on all data together, or fail there again
+                reason = reason or _first_line(error)
     return reason
+
+
+def _on_any_rows(pair: _Pair, way: Way, size: int) -> Program:
+    """Run the pair on so many rows, and return the program, or raise an error if rows or draws see each other."""
+    found = pair.on(_repeated(pair.args, size), True, way)
+    _refuse_fixed_shapes(found)
+    _refuse_draws_that_meet(found)
+    _refuse_place(found, and_alone=True)
+    program = found.with_rows(arg for arg in pair.args if has_rows(arg))
+    _refuse_place(program.at(torch.arange(min(program.num_data, LOOKED_AT_TOGETHER), device=program.device)))
+    return program
 
 
 def _first_line(error: Exception) -> str:
@@ -231,26 +273,40 @@ def _not_amortized(pair: _Pair, reason: str) -> Program:
     """Return the program, which runs on all rows together, and warn of the reason."""
     program = _on_all(pair)
     _refuse_company(program)
+    _warn_of(program, reason, is_whole=isinstance(pair.plate, int))
+    return replace(program, structure=replace(program.structure, not_amortized_because=reason))
+
+
+def _warn_of(program: Program, reason: str, is_whole: bool) -> None:
+    if is_whole:
+        _checks.warn(
+            "model, guide: expected programs that take dimensions of draws to the left of their plates, as "
+            f"(w * x).sum(-1) does and x @ w does not; got others ({reason.rstrip('.')}); draws are run one by one, "
+            "which is slow."
+        )
+        return
     _checks.warn(
         "model, guide: expected a pair that runs on any rows, so that a datum's numbers are those of its place; got "
         f"one that runs on all {program.num_data} data together, its draws {program.structure.draws} "
         f"({reason.rstrip('.')}); its numbers are the same only where the same data are evaluated together."
     )
-    return replace(program, structure=replace(program.structure, not_amortized_because=reason))
 
 
 def _on_all(pair: _Pair) -> Program:
     """Return the program on all rows, in the first way in which draws do not see each other."""
-    *others, last = pair.ways(SIDE_BY_SIDE, ONE_BY_ONE)
-    for way in others:
+    errors = {}
+    for way in pair.ways(SIDE_BY_SIDE, ONE_BY_ONE):
         try:
-            program = pair.on(pair.args, False, *way)
+            program = pair.on(pair.args, False, way)
             _refuse_fixed_shapes(program)
             _refuse_draws_that_meet(program)
             return program
-        except Exception:
-            continue
-    return pair.on(pair.args, False, *last)
+        except NothingToDraw:
+            raise
+        except Exception as error:  # another way may do; if none does, the plainest has the best reason
+            errors[way] = error
+    plain = [error for way, error in errors.items() if way.draws == ONE_BY_ONE]
+    raise next((error for error in plain if "expected" in str(error)), plain[0])
 
 
 def _refuse_fixed_shapes(program: Program) -> None:

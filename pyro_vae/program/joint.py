@@ -14,7 +14,7 @@ from pyro_vae import _checks
 from pyro_vae.compile.graph import compiled
 from pyro_vae.program.core import Latents, Program
 
-__all__ = ["Joint", "joint_of"]
+__all__ = ["Joint", "as_it_is", "joint_of"]
 
 Joint = Callable[[Program, Latents], tuple[Tensor, Tensor]]
 """Returns log p(z) and log p(x|z) of a program's latents, `(K, N)` each, differentiable by them once."""
@@ -29,7 +29,12 @@ def joint_of(chunk_size: int | None = None, compile: bool = False) -> Joint:
         _checks.whole_number("chunk_size", chunk_size)
     if compile:
         return CompiledJoint(chunk_size)
-    return Program.log_joint if chunk_size is None else partial(_in_chunks, chunk_size=chunk_size)
+    return as_it_is if chunk_size is None else partial(_in_chunks, chunk_size=chunk_size)
+
+
+def as_it_is(program: Program, latents: Latents) -> tuple[Tensor, Tensor]:
+    """Evaluate all pairs in one run of the model."""
+    return program.log_joint(latents)
 
 
 def _in_chunks(program: Program, latents: Latents, chunk_size: int) -> tuple[Tensor, Tensor]:

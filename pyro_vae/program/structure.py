@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pyro_vae._private import BatchNorm, Dropout
 from pyro_vae._random import seeded
-from pyro_vae.program.draws import SIDE_BY_SIDE
+from pyro_vae.program.draws import SIDE_BY_SIDE, Way
 from pyro_vae.program.masks import elements_of
 from pyro_vae.program.summing import NOTHING, Summed, summing
 
@@ -83,16 +83,15 @@ def look_at(
     guide: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    plate: str | None,
+    plate: str | int | None,
     amortized: bool,
-    draws: str = SIDE_BY_SIDE,
-    sums_guide: bool = True,
+    way: Way,
 ) -> Structure:
     """Read the structure of the pair off a run on these rows, or raise an error that says what it lacks."""
     with poutine.block(), seeded(args[0].device, 0), refusing_noisy_modules():
         with pyro.validation_enabled(True):  # of parameters, above all NaN
             guide_trace = _trace(guide, args, kwargs)
-            enumerated = _enumerated(model, guide_trace, args, kwargs, sums_guide)
+            enumerated = _enumerated(model, guide_trace, args, kwargs, way)
         with pyro.validation_enabled(False):  # a draw outside the prior's support is no error: its weight is zero
             guide_trace = _trace(guide, args, kwargs)
             model_trace = _model_trace(model, guide_trace, enumerated, args, kwargs)
@@ -121,7 +120,7 @@ def look_at(
         data_dim=data_dim,
         particle_dim=deepest - 1,
         amortized=amortized,
-        draws=draws,
+        draws=way.draws,
         latents=latents,
         summed=summed,
         summed_in_guide=summed.only(guide_sites),
@@ -133,7 +132,8 @@ class _Enumerated(NamedTuple):
     """Latents that are summed out, and the first dimension that is free for their values."""
 
     summed: Summed
-    first_dim: int
+    first_dim: int | None
+    """None if the values are draws."""
 
 
 def enumerable(guide_sites: dict[str, dict[str, Any]]) -> dict[str, bool]:
@@ -150,12 +150,12 @@ def _enumerated(
     guide_trace: poutine.Trace,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    sums_guide: bool,
+    way: Way,
 ) -> _Enumerated:
     """Find what to sum out: what the guide enumerates, if asked, and what it leaves out of a list of values."""
     drawn = drawn_sites(guide_trace)
     found = {}
-    if sums_guide:
+    if way.sums_guide:
         marks = enumerable(drawn)
         found = {name: drawn[name] for name, is_marked in marks.items() if is_marked or not any(marks.values())}
     try:
@@ -170,7 +170,7 @@ def _enumerated(
     sites = [*drawn.values(), *model_sites.values()]
     deepest = min((frame.dim for site in sites for frame in plates_of(site)), default=-1)
     expanded = frozenset(name for name, site in found.items() if site["infer"].get("expand", name in drawn))
-    enumerated = _Enumerated(Summed(frozenset(found), expanded), deepest - 1)
+    enumerated = _Enumerated(Summed(frozenset(found), expanded), deepest - 1 if way.in_dimensions else None)
     if found:
         _model_trace(model, guide_trace, enumerated, args, kwargs)
     return enumerated
@@ -183,11 +183,13 @@ def _model_trace(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> poutine.Trace:
+    if not enumerated.summed or enumerated.first_dim is None:
+        return _trace(poutine.replay(model, trace=guide_trace), args, kwargs)
     given = guide_trace.copy()
     for name in enumerated.summed.names & given.nodes.keys():
         given.remove_node(name)
     replayed = poutine.replay(model, trace=given)
-    return _trace(summing(replayed, *enumerated) if enumerated.summed else replayed, args, kwargs)
+    return _trace(summing(replayed, enumerated.summed, enumerated.first_dim), args, kwargs)
 
 
 def _trace(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> poutine.Trace:
@@ -338,7 +340,7 @@ def kind_of(site: dict[str, Any]) -> str:
     return "probability" if site["fn"].support.is_discrete else "density"
 
 
-def _data_dim(sites: list[dict[str, Any]], num_rows: int, plate: str | None) -> int:
+def _data_dim(sites: list[dict[str, Any]], num_rows: int, plate: str | int | None) -> int:
     """Find the batch dimension of data that every site has: a plate over them, or a plain one."""
     dims = [_dims_of_data(site, sites, num_rows, plate) for site in sites]
     common = set.intersection(*dims)
@@ -353,8 +355,12 @@ def _data_dim(sites: list[dict[str, Any]], num_rows: int, plate: str | None) -> 
     return common.pop()
 
 
-def _dims_of_data(site: dict[str, Any], sites: list[dict[str, Any]], num_rows: int, plate: str | None) -> set[int]:
+def _dims_of_data(
+    site: dict[str, Any], sites: list[dict[str, Any]], num_rows: int, plate: str | int | None
+) -> set[int]:
     """Find the dimensions of a site that may be those of the data."""
+    if isinstance(plate, int):
+        return {plate}
     frames = plates_of(site)
     found = {frame.dim for frame in frames if plate in (None, frame.name) and _size_of(frame, sites) == num_rows}
     if found or plate is not None:
@@ -364,7 +370,7 @@ def _dims_of_data(site: dict[str, Any], sites: list[dict[str, Any]], num_rows: i
     return plain - {frame.dim for frame in frames} - set(site["infer"].get("_dim_to_id", ()))
 
 
-def _refuse_without_plate(sites: list[dict[str, Any]], num_rows: int, plate: str | None) -> None:
+def _refuse_without_plate(sites: list[dict[str, Any]], num_rows: int, plate: str | int | None) -> None:
     frames = {frame.name: frame for site in sites for frame in plates_of(site)}
     sizes = {name: _size_of(frame, sites) for name, frame in frames.items()}
     of_data = [name for name, size in sizes.items() if plate in (None, name) and size == num_rows]

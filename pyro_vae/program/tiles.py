@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_vae._random import seeded, tile_seed
 from pyro_vae.program.core import Latents, LogDensities, Program
-from pyro_vae.program.joint import Joint
+from pyro_vae.program.joint import Joint, as_it_is
 
 __all__ = [
     "TILE_SIZE",
@@ -98,7 +98,7 @@ Evaluate = Callable[[int], tuple[Latents, LogDensities]]
 """Draws the given number of latents and evaluates their densities."""
 
 
-def evaluating(program: Program, draw: Draw, joint: Joint = Program.log_joint) -> Evaluate:
+def evaluating(program: Program, draw: Draw, joint: Joint = as_it_is) -> Evaluate:
     """Make a function that draws and runs the model on the draws."""
 
     def evaluate(num_samples: int) -> tuple[Latents, LogDensities]:

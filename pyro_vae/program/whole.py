@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import pyro
@@ -18,7 +19,7 @@ from pyro_vae.program.structure import plates_of, refusing_noisy_modules, sample
 __all__ = ["Pair", "as_one_datum", "prior_of", "with_unused_latent"]
 
 DATA_SET = "_data_set"
-"""The plate whose only datum is the data set."""
+"""The plate whose data are data sets."""
 
 
 UNUSED = "_unused"
@@ -55,20 +56,22 @@ class Pair(NamedTuple):
     guide: Callable[..., Any] | None
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any] | None
-    plate: str | None
+    plate: str | int | None
+    """The plate over data, by name, or their batch dimension."""
 
 
 def as_one_datum(pair: Pair) -> Pair:
     """Make a pair whose only datum is the data set: log p(x) is then that of all data together.
 
-    All sites lie in one more plate, of size one, to the left of their own.
+    Several data sets lie in one more plate, to the left of the program's own; one alone is run as the program is.
     """
     kwargs = _checks.keyword_arguments(pair.kwargs)
     depth = _deepest_plate([pair.model] if pair.guide is None else [pair.guide, pair.model], pair.args, kwargs)
 
     def whole(program: Callable[..., Any]) -> Callable[[Tensor], Any]:
         def run(data_sets: Tensor) -> Any:
-            with pyro.plate(DATA_SET, len(data_sets), dim=-depth - 1):
+            several = pyro.plate(DATA_SET, len(data_sets), dim=-depth - 1) if len(data_sets) > 1 else nullcontext()
+            with several:
                 return program(*pair.args, **kwargs)
 
         return run
@@ -76,7 +79,7 @@ def as_one_datum(pair: Pair) -> Pair:
     guide = None if pair.guide is None else whole(pair.guide)
     tensors = [arg for arg in (*pair.args, *kwargs.values()) if isinstance(arg, Tensor)]
     device = tensors[0].device if tensors else torch.get_default_device()
-    return Pair(whole(pair.model), guide, (torch.zeros(1, device=device),), None, DATA_SET)
+    return Pair(whole(pair.model), guide, (torch.zeros(1, device=device),), None, -depth - 1)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+from pyro.infer.autoguide import AutoNormal
 from torch import nn
 from truths import GaussianPosterior, LinearGaussian, assert_unbiased, draws_of, small_vae
 
@@ -337,7 +337,6 @@ REFUSED = {
     "dropout inside a function": (noisy_model, local_guide, "got Dropout in training mode"),
     "no plate": (without_plate, guide_without_plate, "expected a plate over the .* data; got no plate"),
     "global latent": (with_global, global_guide, "'mean' outside of it, a global latent"),
-    "auto guide over all data": (local_model, AutoMultivariateNormal(local_model), "an automatic guide.s draw of all"),
     "guide misses a site": (local_model, empty_guide, "got no site 'z'"),
     "guide has a site too many": (local_model, guide_of_another_site, "got site 'w', and the model has none"),
     "subsampled plate": (

@@ -210,9 +210,16 @@ def of_each_class(x):
     return torch.stack([dist.MultivariateNormal(loc, covariance).log_prob(x) for loc in w_y])
 
 
-@pytest.mark.parametrize("guide", [semi_supervised_guide, config_enumerate(semi_supervised_guide, expand=True)])
-@pytest.mark.parametrize("estimate", [pv.importance_sampling, pv.log_evidence])
+MARKED = config_enumerate(semi_supervised_guide, expand=True)
+ON_A_PUSH = [pv.importance_sampling, pv.log_evidence]
+
+
+@pytest.mark.parametrize(
+    "guide, estimate",
+    [*itertools.product([semi_supervised_guide], ON_A_PUSH), *itertools.product([MARKED], [*ON_A_PUSH, pv.ais])],
+)
 def test_with_and_without_labels(estimate, guide):
+    """The decoder takes no dimension to the left of z, so that each value of y is a draw if it is to be summed out."""
     x, labels = data(9, 4), torch.arange(9) % 3
     each_class = of_each_class(x)
     assert_within(estimate(semi_supervised, guide, x), each_class.logsumexp(0) - math.log(3))
@@ -232,7 +239,7 @@ def test_a_model_that_runs_only_on_all_values_at_once():
             pyro.sample("x", dist.Normal(loc, 0.8).to_event(1), obs=x)
 
     x = data(9, 4)
-    for guide in (semi_supervised_guide, config_enumerate(semi_supervised_guide, expand=True)):
+    for guide in (semi_supervised_guide, MARKED):
         evidence = pv.importance_sampling(model, guide, x, num_samples=3000)
         assert evidence.settings["summed_out"] == ["y"]
         assert_within(evidence, of_each_class(x).logsumexp(0) - math.log(3))
@@ -248,3 +255,33 @@ def test_values_without_a_list_are_still_refused():
         ValueError, match="guide: expected it to draw every latent site of the model; got no site 'count'"
     ):
         pv.importance_sampling(model, nothing, data(5))
+
+
+def test_a_latent_that_the_guide_leaves_out_beside_a_decoder_that_concatenates():
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.2 * x[:, :2], 0.9).to_event(1))
+
+    x = data(9, 4)
+    for estimate in (pv.importance_sampling, pv.ais, pv.log_evidence):
+        evidence = estimate(semi_supervised, guide, x)
+        assert evidence.settings["summed_out"] == ["y"]
+        assert_within(evidence, of_each_class(x).logsumexp(0) - math.log(3))
+
+
+def test_too_many_values_to_run_each():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+            y = pyro.sample("y", dist.OneHotCategorical(torch.ones(len(x), 101)))
+            loc = torch.mm(z, torch.ones(2, 1)) + torch.mm(y, torch.ones(101, 1))
+            pyro.sample("x", dist.Normal(loc.view(-1), 0.8), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+
+    with pytest.raises(
+        ValueError, match="expected at most 100 joint values of the discrete latents of a datum, y, which"
+    ):
+        pv.importance_sampling(model, guide, data(5))

@@ -58,6 +58,27 @@ def test_a_regression(estimate):
     assert_within(evidence, regression_evidence(x, y))
 
 
+@pytest.mark.parametrize("estimate", [pv.importance_sampling, pv.log_evidence])
+def test_a_regression_by_matrix_products(estimate):
+    """A vector of weights, and no dimension to its left."""
+    x, y = regression_data()
+
+    def model(x, y):
+        w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x @ w, 0.5), obs=y)
+
+    def guide(x, y):
+        precision = torch.eye(2) + 4 * x.T @ x
+        loc = torch.linalg.solve(precision, 4 * x.T @ y)
+        pyro.sample("w", dist.MultivariateNormal(loc, precision_matrix=precision / 1.3))
+
+    options = {"num_samples": 300} if estimate is pv.importance_sampling else {"max_evaluations": 1500}
+    with pytest.warns(UserWarning, match="as .*x @ w does not; .* one by one, which is slow"):
+        evidence = estimate(model, guide, x, y, joint=True, **options)
+    assert_within(evidence, regression_evidence(x, y))
+
+
 @pytest.mark.parametrize("kind", [AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal])
 def test_automatic_guides_of_all_data(kind):
     x, y = regression_data()

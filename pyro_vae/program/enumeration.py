@@ -13,35 +13,49 @@ from pyro_vae.program.core import Latents, Program
 from pyro_vae.program.draws import ONE_BY_ONE
 from pyro_vae.program.masks import elements_of
 
-__all__ = ["all_values"]
+__all__ = ["all_values", "for_each_datum", "joint_values"]
 
 MOST = 1024
 
 
 def all_values(program: Program) -> Latents | None:
-    """Return one draw for each joint value of the latents, `(K, N, ...)`; None if there are more than 1,024.
+    """Return one draw for each joint value of a program's latents, `(K, N, ...)`; None if they are more than 1,024.
 
     Also None if a latent's values cannot be listed, or depend on another latent, or if draws are run one by one.
     """
     latents = program.sites().latent
     supports = _supports(latents)
-    if supports is None or program.structure.draws == ONE_BY_ONE:
-        return None
     axis = program.structure.data_axis
-    sizes = {name: _sizes(site, axis) for name, site in latents.items()}
-    counts = [len(supports[name]) for name in latents for _ in range(math.prod(sizes[name]))]
-    if sum(map(math.log, counts)) > math.log(MOST) + 1e-9:
+    listed = joint_values(latents, axis)
+    if listed is None or supports is None or program.structure.draws == ONE_BY_ONE:
         return None
-    grid = torch.cartesian_prod(*(torch.arange(count) for count in counts)).reshape(-1, len(counts))
-    columns = grid.split([math.prod(sizes[name]) for name in latents], dim=1)
-    values = {
-        name: _values(site, supports[name], index.to(site["value"].device), sizes[name], axis)
-        for (name, site), index in zip(latents.items(), columns, strict=True)
-    }
+    values = {name: for_each_datum(value, program.num_data, axis) for name, value in listed.items()}
     there = _supports({name: site for name, site in program.model_sites(values).items() if name in values})
     if there is None or any(not torch.equal(there[name], supports[name]) for name in supports):
         return None
     return values
+
+
+def joint_values(sites: dict[str, Any], axis: int, most: int = MOST) -> Latents | None:
+    """Return each joint value of a datum's sites, `(C, ..., 1, ...)` with the datum on `axis`; None if too many."""
+    supports = _supports(sites)
+    if supports is None:
+        return None
+    sizes = {name: _sizes(site, axis) for name, site in sites.items()}
+    counts = [len(supports[name]) for name in sites for _ in range(math.prod(sizes[name]))]
+    if sum(map(math.log, counts)) > math.log(most) + 1e-9:
+        return None
+    grid = torch.cartesian_prod(*(torch.arange(count) for count in counts)).reshape(-1, len(counts))
+    columns = grid.split([math.prod(sizes[name]) for name in sites], dim=1)
+    return {
+        name: _values(site, supports[name], index.to(site["value"].device), sizes[name], axis)
+        for (name, site), index in zip(sites.items(), columns, strict=True)
+    }
+
+
+def for_each_datum(value: Tensor, num_data: int, axis: int) -> Tensor:
+    """Repeat values of one datum, which lies on `axis`."""
+    return value.expand(*value.shape[:axis], num_data, *value.shape[axis + 1 :])
 
 
 def _supports(latents: dict[str, Any]) -> dict[str, Tensor] | None:
@@ -73,5 +87,4 @@ def _sizes(site: dict[str, Any], axis: int) -> tuple[int, ...]:
 def _values(site: dict[str, Any], support: Tensor, index: Tensor, sizes: tuple[int, ...], axis: int) -> Tensor:
     """List the values of a site in the layout of draws."""
     value = support[index.reshape(len(index), *sizes)].to(site["value"].dtype)
-    num_data = site["value"].shape[axis]
-    return value.unsqueeze(axis).expand(*value.shape[:axis], num_data, *value.shape[axis:])
+    return value.unsqueeze(axis)

@@ -1,0 +1,96 @@
+"""Automatic guides that draw the latents of all data together, as guides with one density for each datum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import Delta, MultivariateNormal, Normal
+from pyro.distributions.util import sum_rightmost
+from pyro.infer.autoguide import AutoDelta, AutoGuide, AutoLaplaceApproximation
+from torch import Tensor
+from torch.distributions import biject_to
+
+from pyro_vae._random import seeded
+from pyro_vae.program.structure import plates_of, refusing_noisy_modules, sample_sites
+
+__all__ = ["gaussian_of"]
+
+NUM_DRAWS = 1000
+JITTER = 1e-6
+"""Relative to the variance; it makes covariances of draws positive definite."""
+
+
+class _Site(NamedTuple):
+    """A latent site, and moments of its unconstrained value."""
+
+    frames: list[Any]
+    support: Any
+    event_dim: int
+    loc: Tensor
+    scale: Tensor
+    """Standard deviations, or a lower triangle where the value is a vector."""
+
+    def distribution(self, event_dim: int) -> Any:
+        if self.scale.ndim > self.loc.ndim:
+            return MultivariateNormal(self.loc, scale_tril=self.scale)
+        return Normal(self.loc, self.scale).to_event(event_dim)
+
+
+@torch.no_grad()
+def gaussian_of(guide: AutoGuide, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Make a guide of Gaussians with the moments of an automatic guide's draws, site by site.
+
+    Its draws are independent for each datum, and have a density there, so that log p(x) can be estimated whatever the
+    guide. A guide of points, such as `AutoDelta`, becomes Gaussians of unit variance about them.
+    """
+    device = args[0].device
+    with poutine.block(), seeded(device, 0), refusing_noisy_modules(), pyro.validation_enabled(False):
+        drawn_by = guide
+        if isinstance(guide, AutoLaplaceApproximation):
+            with torch.enable_grad():
+                drawn_by = guide.laplace_approximation(*args, **kwargs)
+        is_point = isinstance(guide, AutoDelta)
+        traces = [poutine.trace(drawn_by).get_trace(*args, **kwargs) for _ in range(1 if is_point else NUM_DRAWS)]
+        model_trace = poutine.trace(poutine.replay(model, trace=traces[0])).get_trace(*args, **kwargs)
+    latents = {name: site for name, site in sample_sites(model_trace) if not site["is_observed"] and name in traces[0]}
+    sites = {
+        name: _moments(site, torch.stack([trace.nodes[name]["value"] for trace in traces]), is_point)
+        for name, site in latents.items()
+    }
+    return _guide(sites)
+
+
+def _moments(site: dict[str, Any], values: Tensor, is_point: bool) -> _Site:
+    fn = site["fn"]
+    u = biject_to(fn.support).inv(values)
+    loc = u.mean(0)
+    centred = u - loc
+    scale = torch.ones_like(loc) if is_point else centred.square().mean(0).sqrt()
+    if not is_point and fn.event_dim == 1:
+        covariance = (centred[..., None] * centred[..., None, :]).mean(0)
+        covariance = covariance + JITTER * scale.square().diag_embed()
+        scale = torch.linalg.cholesky(covariance)
+    return _Site(plates_of(site), fn.support, fn.event_dim, loc, scale)
+
+
+def _guide(sites: dict[str, _Site]) -> Callable[..., Any]:
+    def guide(*args: Any, **kwargs: Any) -> None:
+        for name, site in sites.items():
+            with ExitStack() as stack:
+                for frame in site.frames:
+                    stack.enter_context(pyro.plate(f"_{name}_{frame.name}", frame.size, dim=frame.dim))
+                transform = biject_to(site.support)
+                event_dim = site.event_dim + transform.domain.event_dim - transform.codomain.event_dim
+                fn = site.distribution(event_dim)
+                u = pyro.sample(f"{name}_unconstrained", fn, infer={"is_auxiliary": True})
+                value = transform(u)
+                log_density = -transform.log_abs_det_jacobian(u, value)
+                log_density = sum_rightmost(log_density, log_density.ndim - value.ndim + site.event_dim)
+                pyro.sample(name, Delta(value, log_density=log_density, event_dim=site.event_dim))
+
+    return guide

@@ -1,0 +1,121 @@
+"""Discrete latents that are summed out by running the program on each of their values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from pyro_vae.program.core import Latents, Program, Sites
+from pyro_vae.program.enumeration import for_each_datum, joint_values
+from pyro_vae.program.summing import NOTHING
+
+__all__ = ["ListedProgram"]
+
+MOST_VALUES = 100
+"""Joint values of a datum's discrete latents; each is a run of the decoder."""
+
+
+@dataclass(frozen=True)
+class ListedProgram(Program):
+    """A program whose discrete latents take each of their values beside every draw of the others.
+
+    For programs that do not take all values at once, in a dimension to the left. To them each value is a draw.
+    """
+
+    values: Latents = field(default_factory=dict)
+    """Each joint value that the latents of a datum can have, `(C, ..., 1, ...)`."""
+
+    @classmethod
+    def of(cls, program: Program) -> ListedProgram:
+        """List the values, or raise an error if they are too many."""
+        summed = program.structure.summed.names
+        whole = cls._whole_of(program)
+        sites = whole.sites()
+        listed = {name: site for name, site in (sites.latent | sites.observed).items() if name in summed}
+        values = joint_values(listed, program.structure.data_axis, MOST_VALUES)
+        if values is None:
+            raise ValueError(
+                f"model: expected at most {MOST_VALUES} joint values of the discrete latents of a datum, "
+                f"{', '.join(sorted(summed))}, which the guide does not draw; got more, or no list of them; draw them "
+                "in the guide."
+            )
+        return cls(program.model, program.guide, program.args, program.kwargs, program.structure, values=values)
+
+    @staticmethod
+    def _whole_of(program: Program) -> Program:
+        """Return the program with the discrete latents as latents that are drawn."""
+        structure = program.structure
+        latents = structure.latents | structure.summed.names
+        structure = replace(structure, latents=latents, summed=NOTHING, summed_in_guide=NOTHING)
+        return Program(program.model, program.guide, program.args, program.kwargs, structure, program.counting)
+
+    @property
+    def whole(self) -> Program:
+        """The program with the discrete latents as latents that are drawn."""
+        return self._whole_of(self)
+
+    def draw(self, num_samples: int) -> tuple[Latents, Tensor]:
+        latents, log_q = self.whole.draw(num_samples)
+        if not self.structure.summed_in_guide:
+            return latents, log_q
+        latents = self._without_values(latents)
+        return latents, self.log_guide(latents)
+
+    def log_joint(self, latents: Latents) -> tuple[Tensor, Tensor]:
+        prior, likelihood = (self._by_value(each) for each in self.whole.log_joint(self._with_values(latents)))
+        joint, prior = (prior + likelihood).logsumexp(1), prior.logsumexp(1)
+        return prior, (joint - prior).masked_fill(prior.isneginf(), 0.0)
+
+    def log_guide(self, latents: Latents) -> Tensor:
+        return self._sum_in_guide(Program.log_guide, latents)
+
+    def log_drawn(self, latents: Latents) -> Tensor | None:
+        try:
+            return self.log_guide(latents)
+        except ValueError:
+            return None
+
+    def draw_prior(self, num_samples: int) -> Latents:
+        return self._without_values(self.whole.draw_prior(num_samples))
+
+    def log_prior(self, latents: Latents) -> Tensor:
+        given = {name: value for name, value in latents.items() if name in self.structure.latents}
+        return self._by_value(self.whole.log_prior(self._with_values(given))).logsumexp(1)
+
+    def parts_that_count(self, latents: Latents, event_dims: dict[str, int]) -> dict[str, Tensor]:
+        return self.whole.parts_that_count(latents, event_dims)
+
+    def sites(self) -> Sites:
+        return Sites(*map(self._without_values, self.whole.sites()))
+
+    def guide_sites(self, num_samples: int) -> dict[str, Any]:
+        return self._without_values(self.whole.guide_sites(num_samples))
+
+    def model_sites(self, latents: Latents) -> dict[str, Any]:
+        return self._without_values(self.whole.model_sites(latents))
+
+    def _sum_in_guide(self, density: Callable[[Program, Latents], Tensor], latents: Latents) -> Tensor:
+        if not self.structure.summed_in_guide:
+            return density(self.whole, latents)
+        return self._by_value(density(self.whole, self._with_values(latents))).logsumexp(1)
+
+    def _without_values(self, sites: dict[str, Any]) -> dict[str, Any]:
+        return {name: site for name, site in sites.items() if name not in self.structure.summed.names}
+
+    def _with_values(self, latents: Latents) -> Latents:
+        """Put each value beside each of K draws: `(K C, ..., N, ...)`."""
+        num_samples, num_values = (len(next(iter(each.values()))) for each in (latents, self.values))
+        repeated = {name: value.repeat_interleave(num_values, 0) for name, value in latents.items()}
+        axis = self.structure.data_axis
+        values = {name: for_each_datum(value, self.num_data, axis) for name, value in self.values.items()}
+        return repeated | {
+            name: value.expand(num_samples, *value.shape).flatten(0, 1) for name, value in values.items()
+        }
+
+    def _by_value(self, log_density: Tensor) -> Tensor:
+        """Arrange log densities `(K C, N)` as `(K, C, N)`."""
+        num_values = len(next(iter(self.values.values())))
+        return log_density.unflatten(0, (-1, num_values))
