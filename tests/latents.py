@@ -448,7 +448,6 @@ LATENTS = {
         lambda: dist.Normal(one(0.3), one(0.8)).mask(torch.tensor(True)),
         lambda: dist.Normal(one(0.2), one(1.0)).mask(torch.tensor(True)),
         line,
-        FIXED,
     ),
     "MaskedMixture": Latent(
         lambda: dist.MaskedMixture(
@@ -658,7 +657,7 @@ LATENTS = {
         dict(df=one(4.0), covariance_matrix=one([[0.3, 0.1], [0.1, 0.4]])),
         dict(df=one(3.8), covariance_matrix=one([[0.35, 0.1], [0.1, 0.45]])),
         covariances,
-        GUIDE,
+        REFINED,
         features=entries,
     ),
     # Of finite support

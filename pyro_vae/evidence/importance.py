@@ -207,6 +207,11 @@ class ImportanceSampling(Estimator[_Part]):
 
     @property
     def needs_view(self) -> bool:
+        return self.proposal.needs_view
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the proposal is fitted to each block, and surveyed with it."""
         return self.proposal.width is not None
 
     @property
@@ -244,7 +249,7 @@ class ImportanceSampling(Estimator[_Part]):
             terms.add(tile.densities)
             with noise(block.program, seed_for(seed, "resampling"), block.place * self.num_samples + tile.draws.start):
                 reservoir.add(part.program, tile.densities, tile.latents)
-        seen = _seen(block, region, fitted, seed) if self.surveys and self.needs_view else []
+        seen = _seen(block, region, fitted, seed) if self.surveys and self.is_fitted else []
         spent = fitted.num_evaluations + self.num_samples + NUM_POINTS * (len(seen) > 0)
         return _Part(totals, terms, reservoir, torch.zeros_like(columns) + spent, seen, fitted.converged)
 
@@ -253,7 +258,7 @@ class ImportanceSampling(Estimator[_Part]):
         estimate = totals.estimate()
         num_evaluations = torch.cat([part.num_evaluations for part in parts]).cpu()
         seen = [Elsewhere.joined(each) for each in zip(*(part.seen for part in parts), strict=True)]
-        if self.surveys and not self.needs_view:
+        if self.surveys and not self.is_fitted:
             seen, num_evaluations = [_seen_of_guide(task)], num_evaluations + NUM_POINTS
         contradicted = torch.zeros_like(estimate.reliable)
         for each in seen:
@@ -270,9 +275,7 @@ class ImportanceSampling(Estimator[_Part]):
             num_evaluations,
             (f"importance sampling from {self.proposal.name}",) * task.program.num_data,
             Draws.joined([part.reservoir.draws for part in parts]),
-            GuideTerms.joined([part.terms for part in parts])
-            if isinstance(self.proposal, proposals.FromGuide)
-            else None,
+            GuideTerms.joined([part.terms for part in parts]) if self.is_of_guide else None,
             bounds,
             diagnostics,
         )

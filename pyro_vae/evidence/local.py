@@ -138,7 +138,8 @@ def _free_parameters(program: Program) -> tuple[dict[str, _Family], dict[str, di
                 f"guide: expected sites that do not depend on each other, to refine each; got parameters of {name!r} "
                 f"that moved with another draw; {INSTEAD}"
             )
-        fixed = {key: found.pop(key) for key in list(found) if _moves_support(fn, found, key)}
+        fixed = {key: value for key, value in found.items() if _moves_support(fn, found, key)}
+        found = {key: value for key, value in found.items() if key not in fixed}
         if not found:
             raise ValueError(_unrefinable(name, fn))
         constraints = fn.arg_constraints  # of the instance: a Uniform's, say, depend on its values
@@ -151,8 +152,8 @@ def _free_parameters(program: Program) -> tuple[dict[str, _Family], dict[str, di
 def _moves_support(fn: Any, parameters: dict[str, Tensor], key: str) -> bool:
     """Tell whether a parameter moves the support: to refine it would cut off a part of p(z|x)."""
     with contextlib.suppress(AttributeError):
-        moved = type(fn)(**{**parameters, key: parameters[key] + 0.125})
-        return _bounds(moved.support) != _bounds(fn.support)
+        here, moved = (type(fn)(**{**parameters, key: parameters[key] + step}) for step in (0.0, 0.125))
+        return _bounds(moved.support) != _bounds(here.support)
     return False
 
 

@@ -50,6 +50,10 @@ class Proposal(Protocol):
     def width(self) -> int | None:
         """How many data are fitted in one block; None if fitting needs no block."""
 
+    @property
+    def needs_view(self) -> bool:
+        """Whether latents must have a view as unconstrained vectors."""
+
     def fit(self, block: Block, region: Any) -> Fitted: ...
 
 
@@ -59,6 +63,7 @@ class FromGuide:
 
     name = "the guide"
     width = None
+    needs_view = False
 
     def fit(self, block: Block, region: Any) -> Fitted:
         columns = block.asked_for
@@ -76,6 +81,7 @@ class Inflated:
 
     factors: float | tuple[float, ...] = 1.2
     width = FITTED_TOGETHER
+    needs_view = True
 
     def __post_init__(self) -> None:
         if not self._factors:
@@ -118,6 +124,7 @@ class Defensive:
 
     weight: float = 0.1
     width = FITTED_TOGETHER
+    needs_view = True
 
     def __post_init__(self) -> None:
         _checks.probability("weight", self.weight)
@@ -146,6 +153,7 @@ class Laplace:
 
     name = "Laplace's Gaussian"
     width = FITTED_TOGETHER
+    needs_view = True
 
     def fit(self, block: Block, region: Region) -> Fitted:
         seen = survey(region, [region.guide])
@@ -169,6 +177,7 @@ class Local:
     num_particles: int = 8
     name = "the guide, refined for each datum"
     width = FITTED_TOGETHER
+    needs_view = False
 
     def __post_init__(self) -> None:
         _checks.whole_number("num_steps", self.num_steps)

@@ -224,9 +224,11 @@ class DrawnRegion:
 
     @property
     def guide(self) -> Component | None:
-        if not self.program.guide_has_density:
-            return None
-        return Component(lambda num: self.whole.choose(self.whole.draw(num)[0], self.columns), self.program.log_guide)
+        return self.of_guide(self.whole, self.program) if self.program.guide_has_density else None
+
+    def of_guide(self, whole: Program, program: Program) -> Component:
+        """Make a component of a guide: the whole block's, to draw from, and these columns', to evaluate."""
+        return Component(lambda num: whole.choose(whole.draw(num)[0], self.columns), program.log_guide)
 
     def widened(self, proposal: Component) -> list[Component]:
         return [proposal]

@@ -342,13 +342,16 @@ def kind_of(site: dict[str, Any]) -> str:
 
 def _data_dim(sites: list[dict[str, Any]], num_rows: int, plate: str | int | None) -> int:
     """Find the batch dimension of data that every site has: a plate over them, or a plain one."""
+    names = {frame.name for site in sites for frame in plates_of(site)}
+    if isinstance(plate, str) and plate not in names:
+        _refuse_without_plate(sites, num_rows, plate)
     dims = [_dims_of_data(site, sites, num_rows, plate) for site in sites]
     common = set.intersection(*dims)
     if len(common) > 1:
-        names = sorted({frame.name for site in sites for frame in plates_of(site) if frame.dim in common})
+        held = sorted({frame.name for site in sites for frame in plates_of(site) if frame.dim in common})
         raise ValueError(
             f"plate: expected one plate over the data; got {len(common)} that hold every site, "
-            f"{', '.join(map(repr, names))}; say which with plate=..."
+            f"{', '.join(map(repr, held))}; say which with plate=..."
         )
     if not common:
         _refuse_without_plate(sites, num_rows, plate)
@@ -362,8 +365,9 @@ def _dims_of_data(
     if isinstance(plate, int):
         return {plate}
     frames = plates_of(site)
-    found = {frame.dim for frame in frames if plate in (None, frame.name) and _size_of(frame, sites) == num_rows}
-    if found or plate is not None:
+    named = [frame for frame in frames if frame.name == plate] or frames
+    found = {frame.dim for frame in named if _size_of(frame, sites) == num_rows}
+    if found:
         return found
     shape = site["fn"].batch_shape
     plain = {dim for dim in range(-len(shape), 0) if shape[dim] == num_rows}
