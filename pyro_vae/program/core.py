@@ -264,7 +264,7 @@ class Program:
         return latents, (self._with_masks_of(latents)._log_latents(drawn),)
 
     def _log_joint(self, latents: Latents) -> tuple[Tensor, Tensor]:
-        trace = self._run(self._given(self.model, latents), _num_draws(latents), self.structure.summed)
+        trace = self._run(self.model, _num_draws(latents), self.structure.summed, latents)
         sites = dict(sample_sites(trace))
         latent = {name: site for name, site in sites.items() if name in latents}
         for name, counting in self.counting.items():
@@ -282,7 +282,7 @@ class Program:
         given = {name: value for name, value in latents.items() if name not in made}
         if self.structure.summed_in_guide:
             return (self._log_guide_summed(given),)
-        trace = self._run(self._given(self.guide, given), _num_draws(latents))
+        trace = self._run(self.guide, _num_draws(given), given=given)
         unknown = sorted(drawn_sites(trace).keys() - made)
         if unknown:
             raise ValueError(
@@ -295,7 +295,7 @@ class Program:
     def _log_drawn(self, latents: Latents) -> tuple[Tensor]:
         if self.structure.summed_in_guide:
             return (self._log_guide_summed(latents),)
-        trace = self._run(self._given(self.guide, latents), _num_draws(latents))
+        trace = self._run(self.guide, _num_draws(latents), given=latents)
         return (self._log_given({name: site for name, site in sample_sites(trace) if name in latents}),)
 
     def _draw_prior(self, num_samples: int) -> tuple[Latents, tuple[Tensor, ...]]:
@@ -329,8 +329,8 @@ class Program:
 
     def _run_of_latents(self, latents: Latents) -> poutine.Trace:
         """Run the model on given latents, no further than needed."""
-        until_drawn = _UntilDrawn(self.structure.latents)(self._given(self.model, latents))
-        return self._run(until_drawn, _num_draws(latents), self.structure.summed)
+        until_drawn = _UntilDrawn(self.structure.latents)(self.model)
+        return self._run(until_drawn, _num_draws(latents), self.structure.summed, latents)
 
     def _log_given(self, sites: dict[str, Any]) -> Tensor:
         """Return log q(z|x) of values that the guide need not have drawn."""
@@ -345,7 +345,7 @@ class Program:
 
     def _log_guide_summed(self, latents: Latents) -> Tensor:
         """Return log q(z|x), summed over the discrete latents on which the others depend."""
-        trace = self._run(self._given(self.guide, latents), _num_draws(latents), self.structure.summed_in_guide)
+        trace = self._run(self.guide, _num_draws(latents), self.structure.summed_in_guide, latents)
         return self._log_summed(trace, latents, latents.keys())
 
     def _log_summed(self, trace: poutine.Trace, latents: Latents, names: Iterable[str]) -> Tensor:
@@ -369,7 +369,7 @@ class Program:
         """
         drawn = self.guide_sites(1)
         latents = {name: site["value"] for name, site in drawn.items()}
-        trace = self._run(self._given(self.model, latents), 1, self.structure.summed)
+        trace = self._run(self.model, 1, self.structure.summed, latents)
         sites = {
             name: self._in_layout(site) for name, site in sample_sites(trace) if name not in self.structure.summed.names
         }
@@ -430,7 +430,7 @@ class Program:
         if self.structure.draws == AS_ROWS and num_samples > 1:
             rows = {name: as_rows(value, self.structure.data_axis) for name, value in latents.items()}
             return self._repeated(num_samples).model_sites(rows)
-        sites = sample_sites(self._run(self._given(self.model, latents), num_samples))
+        sites = sample_sites(self._run(self.model, num_samples, given=latents))
         return {name: self._in_layout(site) for name, site in sites}
 
     def choose(self, latents: Latents, rows: Tensor) -> Latents:
@@ -481,9 +481,6 @@ class Program:
         value = value[(None,) * (self._batch_ndim - batch_ndim)] if batch_ndim < self._batch_ndim else value
         return self.draws_first(value[(0,) * (batch_ndim - self._batch_ndim)])[0]
 
-    def _given(self, fn: Callable[..., Any], latents: Latents) -> Callable[..., Any]:
-        return poutine.condition(fn, data=latents) if self._is_side_by_side else Given(latents)(fn)
-
     def _in_layout(self, site: dict[str, Any]) -> dict[str, Any]:
         """Give the site a dimension of draws, where the program ran without."""
         return site if self._is_side_by_side else widened(site, self._batch_ndim)
@@ -491,14 +488,25 @@ class Program:
     def _drawn_sites(self, trace: poutine.Trace) -> dict[str, Any]:
         return {name: site for name, site in drawn_sites(trace).items() if name not in self.structure.summed.names}
 
-    def _run(self, fn: Callable[..., Any], num_samples: int, summed: Summed = NOTHING) -> poutine.Trace:
-        """Run with so many draws. Sites that are summed out take all their values at once."""
+    def _run(
+        self,
+        fn: Callable[..., Any],
+        num_samples: int,
+        summed: Summed = NOTHING,
+        given: Latents | None = None,
+    ) -> poutine.Trace:
+        """Run with so many draws. Sites that are summed out take all their values at once, others those that are given.
+
+        The order of handlers is that of Pyro's `TraceEnum_ELBO`.
+        """
         particle_dim = self.structure.particle_dim
         with poutine.block(), contextlib.suppress(_AllDrawn):
             if self._is_side_by_side:
                 fn = pyro.plate("_particles", num_samples, dim=particle_dim)(fn)
             if summed:  # in dimensions to the left of the draws', or in its place where there is none
                 fn = summing(fn, summed, particle_dim - self._is_side_by_side)
+            if given is not None:
+                fn = Given(given)(fn)
             tracer = poutine.trace(fn)
             tracer(*self.args, **self.kwargs)
         refuse_subsampling(tracer.trace)

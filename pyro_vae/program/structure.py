@@ -188,8 +188,8 @@ def _model_trace(
     given = guide_trace.copy()
     for name in enumerated.summed.names & given.nodes.keys():
         given.remove_node(name)
-    replayed = poutine.replay(model, trace=given)
-    return _trace(summing(replayed, enumerated.summed, enumerated.first_dim), args, kwargs)
+    with_all_values = summing(model, enumerated.summed, enumerated.first_dim)
+    return _trace(poutine.replay(with_all_values, trace=given), args, kwargs)
 
 
 def _trace(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> poutine.Trace:
