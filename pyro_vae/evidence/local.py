@@ -98,7 +98,7 @@ def refine(
     families, free = _free_parameters(program)
 
     def refined(free: dict[str, dict[str, Tensor]]) -> Program:
-        return replace(program, guide=_Refined(program.guide, families, free, program.structure.data_axis))
+        return program.with_guide(_Refined(program.guide, families, free, program.structure.data_axis))
 
     leaves = [value for each in free.values() for value in each.values()]
     optimizer = torch.optim.Adam(leaves, lr=lr)

@@ -194,6 +194,10 @@ class Program:
         """Replace the rows; which parts of the latents count stays."""
         return replace(self, args=in_place_of_rows(self.args, rows))
 
+    def with_guide(self, guide: Callable[..., Any]) -> Program:
+        """Replace the guide."""
+        return replace(self, guide=guide)
+
     def at(self, rows: Tensor) -> Program:
         """Select data by row."""
         masks = {name: each.mask for name, each in self.counting.items() if each.mask is not None}

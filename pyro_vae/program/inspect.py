@@ -31,7 +31,8 @@ from pyro_vae.program.structure import (
     name_of_latent,
     refuse_autocast,
 )
-from pyro_vae.program.whole import prior_of, with_unused_latent
+from pyro_vae.program.undivided import UndividedProgram
+from pyro_vae.program.whole import dims_of_rows, prior_of, with_rows_first, with_unused_latent
 
 __all__ = ["program_of"]
 
@@ -48,11 +49,16 @@ def program_of(
     Without a guide, the prior takes its place.
     """
     refuse_autocast()
-    args, kwargs = _arguments(args), _checks.keyword_arguments(kwargs)
-    if guide is None:
-        program = _without_guide(_Pair(model, prior_of(model), args, kwargs, plate))
-    else:
-        program = _with_guide(_Pair(model, guide, args, kwargs, plate))
+    kwargs = _checks.keyword_arguments(kwargs)
+    try:
+        program = _of_pair(model, guide, args, kwargs, plate)
+    except (TypeError, ValueError):
+        dims = None if isinstance(plate, int) else dims_of_rows(model, args, kwargs, plate)
+        if dims is None:
+            raise
+        turned = tuple(arg if dim is None else arg.movedim(dim, 0) for arg, dim in zip(args, dims, strict=True))
+        model, guide = with_rows_first(model, dims), None if guide is None else with_rows_first(guide, dims)
+        program = _of_pair(model, guide, turned, kwargs, plate)
     program.refuse_impossible_data()
     some = (
         program.at(torch.zeros(1, dtype=torch.long, device=program.device)) if program.structure.amortized else program
@@ -60,15 +66,47 @@ def program_of(
     structure = replace(
         program.structure, guide_has_density=_guide_has_density(some), can_draw_prior=_can_draw_prior(some)
     )
-    return _with_masks(replace(program, structure=structure))
+    program = _with_masks(replace(program, structure=structure))
+    return program if structure.amortized else _undivided(program)
+
+
+@torch.no_grad()
+def _undivided(program: Program) -> Program:
+    """Run the program on all rows, whichever are asked for, unless its model runs on any."""
+    found = _Densities.of(program)
+    try:
+        if all(found.has(torch.arange(first, program.num_data, 2)) for first in range(min(2, program.num_data))):
+            return program
+    except Exception:  # whatever it stumbles over on fewer rows, it has run on all of them
+        pass
+    return UndividedProgram.of(program, found.latents)
+
+
+def _of_pair(
+    model: Callable[..., Any],
+    guide: Callable[..., Any] | None,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    plate: str | int | None,
+) -> Program:
+    args = _arguments(args)
+    if guide is None:
+        return _without_guide(_Pair(model, prior_of(model), args, kwargs, plate))
+    return _with_guide(_Pair(model, guide, args, kwargs, plate))
 
 
 def _without_guide(pair: _Pair) -> Program:
-    """Draw from the prior, and sum discrete latents out where that is possible."""
+    """Draw from the prior, and sum discrete latents out; where that is not possible, draw them too, and warn."""
+    leaving_out = prior_of(pair.model, lambda fn: getattr(fn, ENUMERABLE, False))
     try:
-        return _looked_at(pair._replace(guide=prior_of(pair.model, lambda fn: getattr(fn, ENUMERABLE, False))))
-    except Exception:  # what cannot be summed out may still be drawn
-        return _looked_at(pair)
+        return _looked_at(pair._replace(guide=leaving_out))
+    except Exception as error:
+        program = _looked_at(pair)
+        _checks.warn(
+            "guide: expected discrete latents that can be summed out, as there is no guide to draw them; got "
+            f"{_first_line(error).rstrip('.')}; they are drawn from the prior."
+        )
+        return program
 
 
 def _with_guide(pair: _Pair) -> Program:

@@ -16,7 +16,7 @@ from pyro_vae import _checks
 from pyro_vae._random import seeded
 from pyro_vae.program.structure import plates_of, refusing_noisy_modules, sample_sites
 
-__all__ = ["Pair", "as_one_datum", "prior_of", "with_unused_latent"]
+__all__ = ["Pair", "as_one_datum", "dims_of_rows", "prior_of", "with_rows_first", "with_unused_latent"]
 
 DATA_SET = "_data_set"
 """The plate whose data are data sets."""
@@ -45,6 +45,51 @@ def with_unused_latent(program: Callable[..., Any], data_dim: int) -> Callable[.
         with pyro.plate(f"{UNUSED}_data", len(x), dim=data_dim):
             pyro.sample(UNUSED, Normal(0.0, 1.0))
         return program(x, *args, **kwargs)
+
+    return run
+
+
+@torch.no_grad()
+def dims_of_rows(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], plate: str | None
+) -> tuple[int | None, ...] | None:
+    """Find where the rows of each argument lie, from the plate that holds all sites, if not in the first dimension.
+
+    None if no plate has a size that each tensor has in just one dimension.
+    """
+    x = args[0] if args else None
+    if not isinstance(x, Tensor) or x.ndim < 2:
+        return None
+    try:
+        with poutine.block(), seeded(x.device, 0), refusing_noisy_modules(), pyro.validation_enabled(False):
+            trace = poutine.trace(model).get_trace(*args, **kwargs)
+    except Exception:  # a model that does not run on these arguments has no plate to tell
+        return None
+    frames = [{(frame.name, frame.size) for frame in plates_of(site)} for _, site in sample_sites(trace)]
+    for name, size in sorted(set.intersection(*frames)) if frames else ():
+        found = tuple(_dim_of_size(arg, size) for arg in args)
+        if plate in (None, name) and size != len(x) and _MISSING not in found:
+            return found
+    return None
+
+
+_MISSING = -1
+
+
+def _dim_of_size(arg: Any, size: int) -> int | None:
+    """Find the one dimension of that size; -1 if there is none or more than one, None for what is no tensor."""
+    if not isinstance(arg, Tensor) or arg.ndim == 0:
+        return None
+    dims = [dim for dim in range(arg.ndim) if arg.shape[dim] == size]
+    return dims[0] if len(dims) == 1 else _MISSING
+
+
+def with_rows_first(program: Callable[..., Any], dims: tuple[int | None, ...]) -> Callable[..., Any]:
+    """Make a program whose arguments have their rows in the first dimension."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        turned = (arg if dim is None else arg.movedim(0, dim) for arg, dim in zip(args, dims, strict=True))
+        return program(*turned, **kwargs)
 
     return run
 

@@ -178,6 +178,25 @@ def test_plates_as_they_are_written(kind):
     assert_within(evidence, dist.Normal(0.0, 2**0.5).log_prob(x))
 
 
+@pytest.mark.parametrize("plate", [None, "data"])
+def test_rows_in_another_dimension(plate):
+    """Time comes first, and lengths have one number a datum."""
+    x, shift = data().T, torch.linspace(-1, 1, 12)
+
+    def model(x, shift):
+        with pyro.plate("data", x.shape[1]):
+            z = pyro.sample("z", dist.Normal(torch.zeros(x.shape[1], 2), 1.0).to_event(1))
+            for t, loc in enumerate((z @ WEIGHT).unbind(-1)):
+                pyro.sample(f"x_{t}", dist.Normal(loc + shift, 0.5), obs=x[t])
+
+    def guide(x, shift):
+        guide_of_one_batch((x - shift).T)
+
+    evidence = pv.log_evidence(model, guide, x, shift, plate=plate)
+    assert len(evidence) == 12 and evidence.settings["amortized"]
+    assert_within(evidence, exact((x - shift).T))
+
+
 def test_weights_that_are_as_many_as_rows_are_no_rows():
     """Without plates, a vector of weights of all data could be taken for one latent of each."""
     x, y = torch.randn(5, 5), torch.randn(5)
