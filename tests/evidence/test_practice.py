@@ -163,13 +163,12 @@ def broken(cells):
 
 def far_off(cell):
     """Reliable data off by more than 6 standard errors and 0.02 nats, in words."""
+    if cell.evidence is None:
+        return []
     data = trusted([cell])
     bad = ~data.within(6.0, allowance=0.02)
-    listed = ", ".join(
-        f"{error:.3f} +- {std_error:.3f}"
-        for error, std_error in zip(data.error[bad].tolist(), data.std_error[bad].tolist(), strict=True)
-    )
-    return f"{', '.join(cell.names)}: {listed}" if listed else ""
+    pairs = zip(data.error[bad].tolist(), data.std_error[bad].tolist(), strict=True)
+    return [f"{', '.join(cell.names)}: {error:.3f} +- {std_error:.3f}" for error, std_error in pairs]
 
 
 # Tests
@@ -177,11 +176,12 @@ def far_off(cell):
 
 @pytest.mark.one_in(3)
 @pytest.mark.parametrize("suite, program", OF_EACH_PROGRAM)
-def test_each_is_evaluated_or_refused_and_no_reliable_datum_is_far_off(pooled, suite, program):
-    """With normal errors 1 run in 100,000 would fail: one of 2e-9 for each of some 5,000 data."""
+def test_each_is_evaluated_or_refused_and_few_reliable_data_are_far_off(pooled, suite, program):
+    """One in fifty, as is promised of all programs together, or a single one. Normal errors are never so far off."""
     cells = pooled(suite, program)
     assert not [f"{', '.join(cell.names)}: {cell.failed}" for cell in cells if cell.failed]
-    assert not [found for cell in cells if cell.evidence is not None and (found := far_off(cell))]
+    found = [each for cell in cells for each in far_off(cell)]
+    assert len(found) <= max(1, 0.02 * len(trusted(cells).error)), found
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -238,7 +238,7 @@ def test_a_forgotten_mask_breaks_the_laws():
     assert evidence.reliable.any()
     twin = benchmark.Cell(name, "wide", "guide", it.log_evidence, evidence)
     assert {"coverage", "off", "z-variance"} <= broken([twin])
-    assert far_off(twin)
+    assert len(far_off(twin)) > 1
 
 
 def test_a_pole_that_is_called_finite_breaks_the_laws(sound):
@@ -247,7 +247,7 @@ def test_a_pole_that_is_called_finite_breaks_the_laws(sound):
     infinite[::10] = math.inf
     twins = [replace(it, exact=it.exact + infinite) for it in sound]
     assert {"coverage", "off", "z-variance"} <= broken(twins)
-    assert any(map(far_off, twins))
+    assert sum(len(far_off(twin)) for twin in twins) > 1
 
 
 def plain_error(evidence):
@@ -278,5 +278,5 @@ def test_noise_that_data_share_breaks_the_laws(sound):
 def test_an_oracle_that_is_off_breaks_the_laws(sound, offset):
     twins = [replace(it, exact=it.exact + offset) for it in sound]
     assert {"coverage", "off", "z-variance", "independence"} <= broken(twins)
-    assert any(map(far_off, twins))
+    assert sum(len(far_off(twin)) for twin in twins) > 1
     assert ("certificate" in broken(twins)) == (offset < 0)
