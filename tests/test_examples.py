@@ -64,6 +64,12 @@ def test_evaluate_your_model(tmp_path, monkeypatch, capsys):
     assert "NOT reliable" in printed and "R-hat" in printed
     assert (tmp_path / "results" / "your_model.png").stat().st_size > 10_000
     assert len(pv.Evidence.load(tmp_path / "results" / "your_model.npz")) == 200
+    programs = re.findall(r"^(.+?) +log p\(x\) +(\S+) \+- (\S+), the truth +(\S+)$", printed, re.MULTILINE)
+    assert [name for name, *_ in programs] == ["a mixture", "a state-space model", "a regression", "eight schools"]
+    for _, *numbers in programs:
+        found, error, exact = map(float, numbers)
+        assert abs(found - exact) <= 4 * error + 0.002  # the numbers are printed with three places
+    assert (tmp_path / "results" / "your_programs.png").stat().st_size > 10_000
 
 
 COMPOSED = {

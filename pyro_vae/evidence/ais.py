@@ -63,7 +63,8 @@ def ais(
 
     Args:
         model, guide: a Pyro program and its guide, or None for the prior; with continuous latents.
-        args: what both are called with: tensors (or numpy arrays) of one row a datum, x first.
+        args: what both are called with, x first. Tensors and numpy arrays have one row a datum; all else is passed as it
+            is.
         num_temperatures: T. The variance of log w falls as 1/T once T is large.
         num_chains: K, for each datum; 2 or more.
         num_leapfrog: leapfrog steps of each transition.

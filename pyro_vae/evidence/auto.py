@@ -92,7 +92,8 @@ def log_evidence(
     Args:
         model, guide: a Pyro program and its guide, or None for the prior. Discrete latents of few joint
             values are summed; others are drawn.
-        args: what both are called with: tensors (or numpy arrays) of one row a datum, x first.
+        args: what both are called with, x first. Tensors and numpy arrays have one row a datum; all else is passed as it
+            is.
         tolerance: the standard error wanted of each datum's log p(x), nats. That of the mean over data is smaller by
             the square root of their number.
         max_evaluations: the most evaluations of log p(x, z) to spend on a datum, pilots included. Where it does not pay

@@ -108,7 +108,8 @@ def inference_gap(
     Args:
         model, guide: a Pyro program and its guide, whose sites have reparametrized distributions that do not depend on
             each other.
-        args: what both are called with: tensors (or numpy arrays) of one row a datum, x first.
+        args: what both are called with, x first. Tensors and numpy arrays have one row a datum; all else is passed as it
+            is.
         num_samples: draws for each ELBO.
         num_steps, num_particles: steps of Adam in the search, and draws in each.
         evidence: log p(x) of the same data, if it is known; `log_evidence` by default.

@@ -60,8 +60,10 @@ def importance_sampling(
 
     Args:
         model, guide: a Pyro program and its guide; `vae.model` and `vae.guide`, or any other. If the guide is None, the
-            prior takes its place.
-        args: what both are called with: tensors (or numpy arrays) of one row a datum, x first.
+            prior takes its place. Discrete latents with a list of values that the guide leaves out, or marks to be
+            enumerated, are summed out.
+        args: what both are called with, x first. Tensors and numpy arrays have one row a datum; all else is passed as it
+            is.
         num_samples: the number K of draws for each datum.
         seed: fixes the draws.
         proposal: what q is: "guide"; "inflated" or "heavy-tailed", the guide stretched (`Inflated`); "defensive", mixed
@@ -69,7 +71,7 @@ def importance_sampling(
             the guide refined for each datum (`Local`); or an object of these classes. All but the first and
             "defensive" fit the proposal with separate noise, so that the weights stay unbiased.
         bounds: the k for which to estimate L_k, beside k = 1 and K; 1, 5, 10, 50, 100, ... by default.
-        plate: the name of the plate over data; needed only where several hold all sites.
+        plate: the name of the plate over data; needed only where several could be meant.
         first_index: the place of the first datum, for data that are evaluated in parts: `x[100:200]` with
             `first_index=100` gives the same numbers as within all of x. Parts with the same place share noise, and must
             not be pooled in one error or certificate.
@@ -88,9 +90,9 @@ def importance_sampling(
         `Evidence`, with tensors `(N,)` of float64 in nats.
 
     Raises:
-        TypeError, ValueError: for a global latent, a missing or subsampled plate, a guide that misses a site or has a
-            point for a density, data that are not in rows or outside their support, modules in training mode that share
-            noise among data, weights that are NaN, counts that are not whole numbers.
+        TypeError, ValueError: for a global latent, a subsampled plate, a guide that has a point for a density or misses
+            a site whose values have no list, data that are not in rows or outside their support, modules in training
+            mode that share noise among data, weights that are NaN, counts that are not whole numbers.
 
     References:
         Burda, Grosse and Salakhutdinov (2016), Importance weighted autoencoders, section 3.

@@ -99,7 +99,8 @@ def posterior_samples(
 
     Args:
         model, guide: a Pyro program and its guide, with continuous latents.
-        args: what both are called with: tensors (or numpy arrays) of one row a datum, x first.
+        args: what both are called with, x first. Tensors and numpy arrays have one row a datum; all else is passed as it
+            is.
         num_samples: draws of each chain.
         num_chains: chains for each datum; 2 or more.
         method: "hmc", Hamiltonian Monte Carlo at p(x, z) with frozen step sizes, started where AIS ends, so that no
