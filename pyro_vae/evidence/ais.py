@@ -63,7 +63,7 @@ def ais(
 
     Args:
         model, guide: a Pyro program and its guide, or None for the prior; with continuous latents.
-        args: what both are called with, x first. Tensors and numpy arrays have one row a datum; all else is passed as it
+        args: what both are called with, x first. Tensors and arrays have one row a datum; all else is passed on as it
             is.
         num_temperatures: T. The variance of log w falls as 1/T once T is large.
         num_chains: K, for each datum; 2 or more.

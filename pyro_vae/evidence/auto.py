@@ -92,7 +92,7 @@ def log_evidence(
     Args:
         model, guide: a Pyro program and its guide, or None for the prior. Discrete latents of few joint
             values are summed; others are drawn.
-        args: what both are called with, x first. Tensors and numpy arrays have one row a datum; all else is passed as it
+        args: what both are called with, x first. Tensors and arrays have one row a datum; all else is passed on as it
             is.
         tolerance: the standard error wanted of each datum's log p(x), nats. That of the mean over data is smaller by
             the square root of their number.

@@ -108,7 +108,7 @@ def inference_gap(
     Args:
         model, guide: a Pyro program and its guide, whose sites have reparametrized distributions that do not depend on
             each other.
-        args: what both are called with, x first. Tensors and numpy arrays have one row a datum; all else is passed as it
+        args: what both are called with, x first. Tensors and arrays have one row a datum; all else is passed on as it
             is.
         num_samples: draws for each ELBO.
         num_steps, num_particles: steps of Adam in the search, and draws in each.

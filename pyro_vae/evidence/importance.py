@@ -62,7 +62,7 @@ def importance_sampling(
         model, guide: a Pyro program and its guide; `vae.model` and `vae.guide`, or any other. If the guide is None, the
             prior takes its place. Discrete latents with a list of values that the guide leaves out, or marks to be
             enumerated, are summed out.
-        args: what both are called with, x first. Tensors and numpy arrays have one row a datum; all else is passed as it
+        args: what both are called with, x first. Tensors and arrays have one row a datum; all else is passed on as it
             is.
         num_samples: the number K of draws for each datum.
         seed: fixes the draws.

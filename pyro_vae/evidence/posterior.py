@@ -99,7 +99,7 @@ def posterior_samples(
 
     Args:
         model, guide: a Pyro program and its guide, with continuous latents.
-        args: what both are called with, x first. Tensors and numpy arrays have one row a datum; all else is passed as it
+        args: what both are called with, x first. Tensors and arrays have one row a datum; all else is passed on as it
             is.
         num_samples: draws of each chain.
         num_chains: chains for each datum; 2 or more.

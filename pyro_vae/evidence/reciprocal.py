@@ -48,7 +48,7 @@ def reciprocal_importance_sampling(
 
     Args:
         model, guide: a Pyro program and its guide, with at most five continuous latent numbers a datum.
-        args: what both are called with, x first. Tensors and numpy arrays have one row a datum; all else is passed as it
+        args: what both are called with, x first. Tensors and arrays have one row a datum; all else is passed on as it
             is.
         num_samples: draws of each chain.
         num_chains: chains for each datum.
