@@ -35,7 +35,9 @@ MAX_ARRAY = 1_000_000
 """Bytes of an array of numpy's that are compared at each step."""
 
 # The functions and classes of these do not change; what a program keeps in instances of their classes does.
-FIXED_PACKAGES = {*sys.stdlib_module_names, "torch", "pyro", "numpy", "pyro_vae"} - {"__main__"}
+FIXED_PACKAGES = {*sys.stdlib_module_names, "torch", "torchvision", "pyro", "numpy", "scipy", "sklearn", "pandas"} | {
+    *("matplotlib", "mpl_toolkits", "PIL", "arviz", "tqdm", "pyro_vae"),
+} - {"__main__"}
 PLAIN = (
     *(int, float, complex, bool, str, bytes, type(None), type(Ellipsis), type(NotImplemented), range, slice),
     *(enum.Enum, np.generic, np.dtype, torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format),
