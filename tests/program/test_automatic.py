@@ -37,7 +37,7 @@ def model(x):
         pyro.sample("x", dist.Normal(loc, TRUTH.scale).to_event(1), obs=x)
 
 
-def fitted(guide, model, *args, num_steps=300):
+def fitted(guide, model, *args, num_steps=150):
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.02}), Trace_ELBO())
     for _ in range(num_steps):
         svi.step(*args)
@@ -45,6 +45,7 @@ def fitted(guide, model, *args, num_steps=300):
 
 
 @pytest.mark.filterwarnings("ignore:.*got one that runs on all")
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", OF_EACH_DATUM)
 def test_those_of_each_datum_are_taken_as_they_are(name, recwarn):
     x = TRUTH.draw(6)
@@ -55,6 +56,7 @@ def test_those_of_each_datum_are_taken_as_they_are(name, recwarn):
 
 
 @pytest.mark.filterwarnings("ignore:.*got one that runs on all")
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", OF_ALL_TOGETHER)
 def test_gaussians_take_the_place_of_those_of_all_data_together(name):
     x = TRUTH.draw(6)

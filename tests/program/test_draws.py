@@ -97,6 +97,7 @@ def test_a_guide_with_parameters_for_each_datum(estimate):
     assert_within(evidence, exact(x))
 
 
+@pytest.mark.one_in(2)
 @each
 def test_masked_latents_among_rows(estimate):
     """A second latent counts for every other datum only."""

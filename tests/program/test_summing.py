@@ -214,6 +214,7 @@ MARKED = config_enumerate(semi_supervised_guide, expand=True)
 ON_A_PUSH = [pv.importance_sampling, pv.log_evidence]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     "guide, estimate",
     [*itertools.product([semi_supervised_guide], ON_A_PUSH), *itertools.product([MARKED], [*ON_A_PUSH, pv.ais])],
