@@ -224,7 +224,8 @@ class DrawnRegion:
 
     @property
     def guide(self) -> Component | None:
-        return self.of_guide(self.whole, self.program) if self.program.guide_has_density else None
+        has_density = self.program.guide_has_density and not self.program.structure.auxiliary
+        return self.of_guide(self.whole, self.program) if has_density else None
 
     def of_guide(self, whole: Program, program: Program) -> Component:
         """Make a component of a guide: the whole block's, to draw from, and these columns', to evaluate."""

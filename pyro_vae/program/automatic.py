@@ -58,11 +58,32 @@ def gaussian_of(guide: AutoGuide, model: Callable[..., Any], args: tuple[Any, ..
         traces = [poutine.trace(drawn_by).get_trace(*args, **kwargs) for _ in range(1 if is_point else NUM_DRAWS)]
         model_trace = poutine.trace(poutine.replay(model, trace=traces[0])).get_trace(*args, **kwargs)
     latents = {name: site for name, site in sample_sites(model_trace) if not site["is_observed"] and name in traces[0]}
+    _refuse_moving_supports(model, traces[-1], args, kwargs, latents)
     sites = {
         name: _moments(site, torch.stack([trace.nodes[name]["value"] for trace in traces]), is_point)
         for name, site in latents.items()
     }
     return _guide(sites)
+
+
+def _refuse_moving_supports(
+    model: Callable[..., Any],
+    trace: poutine.Trace,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    sites: dict[str, Any],
+) -> None:
+    """Raise if a latent's support depends on another latent: there is no Gaussian for it."""
+    with poutine.block(), pyro.validation_enabled(False):
+        other = poutine.trace(poutine.replay(model, trace=trace)).get_trace(*args, **kwargs)
+    for name, site in sites.items():
+        here, there = (biject_to(each["fn"].support) for each in (site, other.nodes[name]))
+        u = here.inv(site["value"])
+        if not torch.equal(here(torch.zeros_like(u)), there(torch.zeros_like(u))):
+            raise ValueError(
+                f"guide: expected supports that do not depend on other latents, for a Gaussian in the place of an "
+                f"automatic guide; got site {name!r} with another one for another draw; write the guide by hand."
+            )
 
 
 def _moments(site: dict[str, Any], values: Tensor, is_point: bool) -> _Site:

@@ -16,7 +16,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_vae._random import seeded
-from pyro_vae.program.draws import AS_ROWS, SIDE_BY_SIDE, Given, apart, as_rows, widened
+from pyro_vae.program.draws import AS_ROWS, ONE_BY_ONE, SIDE_BY_SIDE, Fixed, Given, apart, as_rows, widened
 from pyro_vae.program.masks import Counting, elements_of, mask_of, parts_that_count
 from pyro_vae.program.structure import (
     Structure,
@@ -29,7 +29,7 @@ from pyro_vae.program.structure import (
     refuse_subsampling,
     sample_sites,
 )
-from pyro_vae.program.summing import NOTHING, Summed, log_sum, summing
+from pyro_vae.program.summing import NOTHING, Summed, at_one_value, log_sum, summing
 
 __all__ = ["GuideOfRows", "Latents", "LogDensities", "Program", "has_rows", "in_place_of_rows"]
 
@@ -95,6 +95,12 @@ def in_place_of_rows(args: tuple[Any, ...], rows: Iterable[Tensor]) -> tuple[Any
 
 def _num_draws(latents: Latents) -> int:
     return len(next(iter(latents.values())))
+
+
+def _unmasked(site: dict[str, Any]) -> Tensor:
+    """Evaluate all of a site, one number for each element of its batch."""
+    fn = elements_of(site).fn
+    return sum_rightmost(_log_prob(fn, site["value"]), site["fn"].event_dim - fn.event_dim)
 
 
 def _log_observed(site: dict[str, Any]) -> Tensor:
@@ -250,6 +256,24 @@ class Program:
         (log_p,) = self._of_each_draw(Program._log_prior, latents)
         return log_p
 
+    def densities_at_one_value(self, latents: Latents, place: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Evaluate model and guide at one value of what is summed out: among all values, and alone, `(1, N)` each."""
+        plain = replace(self, structure=replace(self.structure, draws=ONE_BY_ONE))
+        for fn, summed in ((self.model, self.structure.summed), (self.guide, self.structure.summed_in_guide)):
+            if summed:
+                among = self._run(fn, 1, summed, latents)
+                values, pickers = at_one_value(among, summed, place)
+                try:
+                    alone = plain._run(fn, 1, given=latents, fixed=values)
+                except Exception:  # written for all values at once, which are then the only meaning that it has
+                    continue
+                names = [name for name, site in sample_sites(among) if name in alone]
+                log_probs = (pickers[name](_unmasked(among.nodes[name])) for name in names)
+                yield (
+                    self._sum(each.reshape(each.shape[max(0, each.ndim - self._batch_ndim) :]) for each in log_probs),
+                    self._sum(_unmasked(alone.nodes[name]) for name in names),
+                )
+
     def parts_that_count(self, latents: Latents, event_dims: dict[str, int]) -> dict[str, Tensor]:
         """Return which parts of the latents count, `(K, ..., N, ...)`, for parts of so many dimensions."""
 
@@ -398,8 +422,10 @@ class Program:
                 yield self.at(rows).sites().observed
 
     def _observed_site(self, site: dict[str, Any]) -> ObservedSite:
-        shape = torch.broadcast_shapes(site["value"].shape, site["fn"].shape())
-        value = site["value"].expand(shape[-self._batch_ndim - site["fn"].event_dim :])
+        value, ndim = site["value"], self._batch_ndim + site["fn"].event_dim
+        value = value[(0,) * (value.ndim - ndim)]  # of the first value of what is summed out
+        shape = torch.broadcast_shapes(value.shape, site["fn"].shape()[-ndim:])
+        value = value.expand(shape)
         masks: tuple[Tensor, ...] = ()
         if elements_of(site).mask is not None:
             masks = (self._of_one_draw(mask_of(site), len(site["fn"].batch_shape)),)
@@ -498,6 +524,7 @@ class Program:
         num_samples: int,
         summed: Summed = NOTHING,
         given: Latents | None = None,
+        fixed: Latents | None = None,
     ) -> poutine.Trace:
         """Run with so many draws. Sites that are summed out take all their values at once, others those that are given.
 
@@ -509,6 +536,8 @@ class Program:
                 fn = pyro.plate("_particles", num_samples, dim=particle_dim)(fn)
             if summed:  # in dimensions to the left of the draws', or in its place where there is none
                 fn = summing(fn, summed, particle_dim - self._is_side_by_side)
+            if fixed is not None:
+                fn = Fixed(fixed)(fn)
             if given is not None:
                 fn = Given(given)(fn)
             tracer = poutine.trace(fn)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from pyro.poutine.condition_messenger import ConditionMessenger
 from torch import Tensor
 
-__all__ = ["ARRANGEMENTS", "AS_ROWS", "ONE_BY_ONE", "SIDE_BY_SIDE", "Given", "Way", "apart", "as_rows", "widened"]
+__all__ = ["AS_ROWS", "ONE_BY_ONE", "SIDE_BY_SIDE", "Fixed", "Given", "Way", "apart", "as_rows", "widened"]
 
 SIDE_BY_SIDE = "side by side"
 """Draws are a dimension to the left of all plates, as with Pyro's `vectorize_particles=True`."""
@@ -15,7 +15,6 @@ AS_ROWS = "as rows"
 """Each row is repeated for its draws: for programs that take one batch dimension and no more."""
 ONE_BY_ONE = "one by one"
 """A run for each draw: for programs that take neither."""
-ARRANGEMENTS = (SIDE_BY_SIDE, AS_ROWS, ONE_BY_ONE)
 
 
 class Way(NamedTuple):
@@ -39,6 +38,17 @@ class Given(ConditionMessenger):
             value = msg["value"]
             is_wider = value.ndim > ndim and all(size == 1 for size in value.shape[: value.ndim - ndim])
             msg["value"] = value.reshape(value.shape[value.ndim - ndim :]) if is_wider else value
+
+
+class Fixed(ConditionMessenger):
+    """Condition sites on one value for all elements of their batch."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        super()._pyro_sample(msg)
+        if msg["name"] in self.data:
+            shape = msg["fn"].shape()
+            value = msg["value"].reshape(msg["value"].shape[max(0, msg["value"].ndim - len(shape)) :])
+            msg["value"] = value.expand(shape)
 
 
 def widened(site: dict[str, Any], batch_ndim: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 import pyro
 import torch
 from pyro import poutine
+from pyro.infer import config_enumerate
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
@@ -97,16 +98,15 @@ def _of_pair(
 
 def _without_guide(pair: _Pair) -> Program:
     """Draw from the prior, and sum discrete latents out; where that is not possible, draw them too, and warn."""
-    leaving_out = prior_of(pair.model, lambda fn: getattr(fn, ENUMERABLE, False))
-    try:
-        return _looked_at(pair._replace(guide=leaving_out))
-    except Exception as error:
-        program = _looked_at(pair)
+    prior = pair.guide
+    program = _looked_at(pair._replace(guide=config_enumerate(prior)))
+    left = enumerable(program.guide_sites(1))
+    if left:
         _checks.warn(
-            "guide: expected discrete latents that can be summed out, as there is no guide to draw them; got "
-            f"{_first_line(error).rstrip('.')}; they are drawn from the prior."
+            f"guide: expected discrete latents that can be summed out, as there is no guide to draw them; got "
+            f"{', '.join(sorted(left))}, all of whose values the model does not take; they are drawn from the prior."
         )
-        return program
+    return program
 
 
 def _with_guide(pair: _Pair) -> Program:
@@ -297,8 +297,11 @@ def _on_any_rows(pair: _Pair, way: Way, size: int) -> Program:
     found = pair.on(_repeated(pair.args, size), True, way)
     _refuse_fixed_shapes(found)
     _refuse_draws_that_meet(found)
+    _refuse_values_that_meet(found)
     _refuse_place(found, and_alone=True)
     program = found.with_rows(arg for arg in pair.args if has_rows(arg))
+    if isinstance(program, ListedProgram):  # values may be others for other rows
+        program = ListedProgram.of(program)
     _refuse_place(program.at(torch.arange(min(program.num_data, LOOKED_AT_TOGETHER), device=program.device)))
     return program
 
@@ -338,6 +341,7 @@ def _on_all(pair: _Pair) -> Program:
             program = pair.on(pair.args, False, way)
             _refuse_fixed_shapes(program)
             _refuse_draws_that_meet(program)
+            _refuse_values_that_meet(program)
             return program
         except NothingToDraw:
             raise
@@ -397,6 +401,25 @@ def _refuse_place(program: Program, and_alone: bool = False) -> None:
         raise ValueError("model: got other densities of the same rows in another place, or among fewer.")
     if and_alone and not all(found.has(torch.tensor([first])) for first in firsts):
         raise ValueError("model: got other densities of the same row in a batch of one.")
+
+
+def _refuse_values_that_meet(program: Program) -> None:
+    """Raise if a value of what is summed out has another density beside the others than alone."""
+    if not program.structure.summed or isinstance(program, ListedProgram):
+        return
+    with torch.no_grad(), seeded(program.device, 0), pyro.validation_enabled(False):
+        latents, _ = program.draw(1)
+        for place in range(NUM_VALUES_LOOKED_AT):
+            if not all(_agree(among, alone) for among, alone in program.densities_at_one_value(latents, place)):
+                names = ", ".join(sorted(program.structure.summed.names))
+                raise ValueError(
+                    f"model, guide: expected values of the discrete latents {names} that have the same density beside "
+                    "others, in a dimension to the left, as alone; got another; let every function say which dimension "
+                    "it is about, counted from the right: softmax(-1), sum(-1)."
+                )
+
+
+NUM_VALUES_LOOKED_AT = 3
 
 
 def _refuse_draws_that_meet(program: Program) -> None:

@@ -6,14 +6,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pyro
+import torch
 from torch import Tensor
 
+from pyro_vae._random import seeded
 from pyro_vae.program.core import Latents, Program, Sites
 from pyro_vae.program.enumeration import for_each_datum, joint_values
 from pyro_vae.program.summing import NOTHING
 
 __all__ = ["ListedProgram"]
 
+NUM_DRAWS = 64
+MOST_ROWS = 100_000
+MOST_ROUNDS = 4
 MOST_VALUES = 100
 """Joint values of a datum's discrete latents; each is a run of the decoder."""
 
@@ -32,17 +38,36 @@ class ListedProgram(Program):
     def of(cls, program: Program) -> ListedProgram:
         """List the values, or raise an error if they are too many."""
         summed = program.structure.summed.names
-        whole = cls._whole_of(program)
-        sites = whole.sites()
-        listed = {name: site for name, site in (sites.latent | sites.observed).items() if name in summed}
-        values = joint_values(listed, program.structure.data_axis, MOST_VALUES)
-        if values is None:
-            raise ValueError(
-                f"model: expected at most {MOST_VALUES} joint values of the discrete latents of a datum, "
-                f"{', '.join(sorted(summed))}, which the guide does not draw; got more, or no list of them; draw them "
-                "in the guide."
-            )
-        return cls(program.model, program.guide, program.args, program.kwargs, program.structure, values=values)
+        whole, axis = cls._whole_of(program), program.structure.data_axis
+        sites, draws = whole.sites(), cls._several_draws(whole)
+        values = joint_values(_of(summed, sites.latent | sites.observed), axis, MOST_VALUES)
+        for _ in range(MOST_ROUNDS):
+            if values is None:
+                break
+            listed = cls._with(program, values)
+            there = whole.model_sites(listed._with_values(draws))
+            again = joint_values(_of(summed, there), axis, MOST_VALUES)
+            if again is not None and _is_same(again, values):
+                return listed
+            values = again
+        raise ValueError(
+            f"model: expected at most {MOST_VALUES} joint values of the discrete latents of a datum, "
+            f"{', '.join(sorted(summed))}, which the guide does not draw, and the same whatever the others are; got "
+            "more, or no list of them; draw them in the guide."
+        )
+
+    @classmethod
+    def _with(cls, program: Program, values: Latents) -> ListedProgram:
+        arguments = program.model, program.guide, program.args, program.kwargs
+        return cls(*arguments, program.structure, program.counting, values)
+
+    @staticmethod
+    def _several_draws(whole: Program) -> Latents:
+        """Draw the latents that the guide draws, on which the values of the others may depend."""
+        num_samples = max(1, min(NUM_DRAWS, MOST_ROWS // (MOST_VALUES * whole.num_data)))
+        with torch.no_grad(), seeded(whole.device, 0), pyro.validation_enabled(False):
+            latents, _ = whole.draw(num_samples)
+        return latents
 
     @staticmethod
     def _whole_of(program: Program) -> Program:
@@ -107,7 +132,8 @@ class ListedProgram(Program):
 
     def _with_values(self, latents: Latents) -> Latents:
         """Put each value beside each of K draws: `(K C, ..., N, ...)`."""
-        num_samples, num_values = (len(next(iter(each.values()))) for each in (latents, self.values))
+        latents = self._without_values(latents)
+        num_samples, num_values = (len(next(iter(each.values()), [None])) for each in (latents, self.values))
         repeated = {name: value.repeat_interleave(num_values, 0) for name, value in latents.items()}
         axis = self.structure.data_axis
         values = {name: for_each_datum(value, self.num_data, axis) for name, value in self.values.items()}
@@ -119,3 +145,11 @@ class ListedProgram(Program):
         """Arrange log densities `(K C, N)` as `(K, C, N)`."""
         num_values = len(next(iter(self.values.values())))
         return log_density.unflatten(0, (-1, num_values))
+
+
+def _of(names: frozenset[str], sites: dict[str, Any]) -> dict[str, Any]:
+    return {name: sites[name] for name in sorted(names)}
+
+
+def _is_same(some: Latents, others: Latents) -> bool:
+    return all(some[name].shape == others[name].shape and bool((some[name] == others[name]).all()) for name in some)

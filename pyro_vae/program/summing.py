@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import opt_einsum
@@ -14,7 +15,7 @@ from pyro.ops.rings import LogRing
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-__all__ = ["NOTHING", "Summed", "log_sum", "summing"]
+__all__ = ["NOTHING", "Summed", "at_one_value", "log_sum", "summing"]
 
 
 class Summed(NamedTuple):
@@ -54,6 +55,33 @@ class _Marked(Messenger):
 def summing(fn: Callable[..., Any], summed: Summed, first_dim: int) -> Callable[..., Any]:
     """Make a program that gives these sites all their values at once, in dimensions from `first_dim` to the left."""
     return poutine.enum(_Marked(summed)(fn), first_available_dim=first_dim)
+
+
+def at_one_value(trace: poutine.Trace, summed: Summed, place: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Select one of the values of each enumerated site, counted modulo their number.
+
+    Returns:
+        The values, and a function for each site of the run that selects its log density at them.
+    """
+    places, owners = {}, {}
+    for name in summed.names & trace.nodes.keys():
+        infer = trace.nodes[name]["infer"]
+        dim = infer["_enumerate_dim"]
+        owners[infer["_dim_to_id"][dim]] = name
+        places[name] = place % trace.nodes[name]["value"].shape[dim - trace.nodes[name]["fn"].event_dim]
+
+    def selected(value: Tensor, infer: Mapping[str, Any], event_dim: int = 0) -> Tensor:
+        for dim, identity in infer.get("_dim_to_id", {}).items():
+            if -dim <= value.ndim - event_dim and value.shape[dim - event_dim] > 1:
+                value = value.narrow(dim - event_dim, places[owners[identity]], 1)
+        return value
+
+    values = {}
+    for name in places:
+        site = trace.nodes[name]
+        values[name] = selected(site["value"], site["infer"], site["fn"].event_dim)
+    pickers = {name: partial(selected, infer=site["infer"]) for name, site in trace.nodes.items() if "infer" in site}
+    return values, pickers
 
 
 def log_sum(trace: poutine.Trace, log_probs: Mapping[str, Tensor], kept: Mapping[int, int]) -> Tensor:

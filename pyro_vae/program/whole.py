@@ -26,13 +26,9 @@ UNUSED = "_unused"
 """A latent on which nothing depends."""
 
 
-def prior_of(model: Callable[..., Any], leaves_out: Callable[[Any], bool] = lambda fn: False) -> Callable[..., Any]:
-    """Make a guide that draws from the model's prior: the model, without what it observes and what is left out."""
-
-    def hides(site: Any) -> bool:
-        return site["type"] == "sample" and (site["is_observed"] or leaves_out(site["fn"]))
-
-    return poutine.block(model, hide_fn=hides)
+def prior_of(model: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a guide that draws from the model's prior: the model, without what it observes."""
+    return poutine.block(model, hide_fn=lambda site: site["type"] == "sample" and site["is_observed"])
 
 
 def with_unused_latent(program: Callable[..., Any], data_dim: int) -> Callable[..., Any]:
