@@ -122,6 +122,30 @@ def test_masked_latents_among_rows(estimate):
     assert_within(estimate(model, guide, x, counts), torch.where(counts, with_extra, exact(x)))
 
 
+@pytest.mark.one_in(2)
+@each
+@pytest.mark.filterwarnings("ignore:.*got one that runs on all")
+def test_a_model_that_knows_how_many_rows_it_has(estimate):
+    """Estimators that look at some data longer than at others run it on all of them."""
+    x = data()
+    shift = torch.linspace(-1, 1, 12)
+
+    def model(x):
+        assert len(x) == 12
+        with pyro.plate("data", 12):
+            z = pyro.sample("z", dist.Normal(torch.zeros(12, 2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ WEIGHT + shift[:, None], 0.5).to_event(1), obs=x)
+
+    def guide(x):
+        loc, scale = posterior(x - shift[:, None])
+        with pyro.plate("data", 12):
+            pyro.sample("z", dist.Normal(loc, 1.2 * scale).to_event(1))
+
+    evidence = estimate(model, guide, x)
+    assert not evidence.settings["amortized"]
+    assert_within(evidence, exact(x - shift[:, None]))
+
+
 # Plates
 
 

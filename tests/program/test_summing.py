@@ -286,3 +286,94 @@ def test_too_many_values_to_run_each():
         ValueError, match="expected at most 100 joint values of the discrete latents of a datum, y, which"
     ):
         pv.importance_sampling(model, guide, data(5))
+
+
+# Values beside each other, of other rows, and of what no guide draws
+
+
+def soft_by_position(value):
+    return torch.softmax(value, dim=1)  # right for a matrix, and wrong with values to its left
+
+
+@pytest.mark.parametrize("guide", [nothing, None], ids=["a guide of nothing", "no guide"])
+@pytest.mark.parametrize("estimate", [pv.importance_sampling, pv.log_evidence])
+def test_a_function_that_counts_dimensions_from_the_left(estimate, guide):
+    table = data(3, 4)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            cluster = pyro.sample("cluster", dist.Categorical(WEIGHTS))
+            pyro.sample("x", dist.Categorical(soft_by_position(table[cluster])), obs=x)
+
+    x = torch.arange(9) % 4
+    exact = (WEIGHTS.log()[:, None] + table.log_softmax(-1)[:, x]).logsumexp(0)
+    assert torch.allclose(estimate(model, guide, x).log_evidence, exact)
+
+
+def test_totals_that_differ_among_rows():
+    """The largest comes late, when seven rows have been looked at."""
+    totals = torch.tensor([1.0, 1, 1, 1, 1, 1, 1, 2, 2, 5, 5, 9])
+
+    def model(x, totals):
+        with pyro.plate("data", len(x)):
+            count = pyro.sample("count", dist.Binomial(totals, torch.tensor(0.4)))
+            pyro.sample("x", dist.Normal(count, 0.7), obs=x)
+
+    def exact(value, total):
+        count = torch.arange(total + 1)
+        terms = dist.Binomial(total, torch.tensor(0.4)).log_prob(count) + dist.Normal(count, 0.7).log_prob(value)
+        return terms.logsumexp(0)
+
+    x = totals / 2 + 0.3 * data(12)
+    evidence = pv.importance_sampling(model, nothing, x, totals)
+    assert torch.allclose(evidence.log_evidence, torch.stack(list(map(exact, x, totals))))
+
+
+def test_values_that_depend_on_another_latent():
+    """Thinning: a Binomial of a Binomial is one."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            many = pyro.sample("many", dist.Binomial(torch.tensor(6.0), torch.tensor(0.25)))
+            few = pyro.sample("few", dist.Binomial(many, torch.tensor(0.7)))
+            pyro.sample("x", dist.Normal(few, 0.7), obs=x)
+
+    x, few = torch.tensor([0.0, 1, 2, 3, 4, 5, 6, 2.5, 1]), torch.arange(7.0)
+    terms = dist.Binomial(6, torch.tensor(0.175)).log_prob(few) + dist.Normal(few, 0.7).log_prob(x[:, None])
+    for guide in (nothing, None):
+        assert torch.allclose(pv.importance_sampling(model, guide, x).log_evidence, terms.logsumexp(-1))
+
+
+@pytest.mark.parametrize("rare", [0.02, 0.1, 0.3])
+def test_without_a_guide_a_rare_choice_is_part_of_the_proposal(rare):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            choice = pyro.sample("choice", dist.Bernoulli(rare))
+            z = pyro.sample("z", dist.Normal(5 * choice, 0.5))
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    x = torch.tensor([0.0, 0.2, -0.3, 5.0, 4.8, 2.5, 0.1, 5.2, 0.0])
+    both = torch.stack([dist.Normal(loc, 0.5**0.5).log_prob(x) for loc in (0.0, 5.0)])
+    exact = (torch.tensor([1 - rare, rare]).log()[:, None] + both).logsumexp(0)
+    for estimate, options in ((pv.importance_sampling, {"num_samples": 20_000}), (pv.ais, {})):
+        evidence = estimate(model, None, x, **options)
+        assert evidence.settings["summed_out"] == ["choice"]
+        assert_within(evidence, exact)
+
+
+def test_a_factor_and_data_that_depend_on_what_is_summed_out():
+    def by_factor(x):
+        with pyro.plate("data", len(x)):
+            cluster = pyro.sample("cluster", dist.Categorical(WEIGHTS))
+            pyro.factor("potential", -0.5 * (x - cluster) ** 2)
+
+    def by_difference(x):
+        with pyro.plate("data", len(x)):
+            cluster = pyro.sample("cluster", dist.Categorical(WEIGHTS))
+            pyro.sample("noise", dist.Normal(0.0, 1.0), obs=x - cluster)
+
+    x = data(5)
+    exact = (WEIGHTS.log() - 0.5 * (x[:, None] - torch.arange(3)) ** 2).logsumexp(-1)
+    assert torch.allclose(pv.importance_sampling(by_factor, nothing, x).log_evidence, exact)
+    normalised = exact - 0.5 * math.log(2 * math.pi)
+    assert torch.allclose(pv.importance_sampling(by_difference, nothing, x).log_evidence, normalised)
