@@ -4,7 +4,7 @@
 
 `--pyro` is a checkout of Pyro, whose `examples/` are used, and `--pyroved` one of PyroVED. Each program is trained for
 a few steps of Pyro's own SVI on random data, or left as it was initialised. A row for each says how it was run, log
-p(x) from 5,000 draws of its guide, and what each estimator finds: the share of its reliable data, and the largest
+p(x) from 2,000 draws of its guide, and what each estimator finds: the share of its reliable data, and the largest
 z-score of those that both call reliable. A program that ends in an error has its message in the row.
 
 Modules that only draw or download (visdom, scanpy and the like) are replaced by stand-ins.
@@ -66,14 +66,14 @@ def of_pyro(folder: Path) -> Iterator[Program]:
     for part in ("", "vae", "cvae", "scanvi", "capture_recapture"):
         sys.path.insert(0, str(folder / "examples" / part))
 
-    x = images(12, 784)
+    x = images(8, 784)
     vae = import_module("vae").VAE(z_dim=5, hidden_dim=50)
     trained(vae.model, vae.guide, x)
     yield Program("VAE", vae.model, vae.guide, (x,))
 
     ssvae = import_module("ss_vae_M2").SSVAE(z_dim=5, hidden_layers=[50])
     marked = partial(config_enumerate, default="parallel", expand=True)
-    yield Program("semi-supervised VAE, labelled", ssvae.model, ssvae.guide, (x, one_hot(12, 10)))
+    yield Program("semi-supervised VAE, labelled", ssvae.model, ssvae.guide, (x, one_hot(8, 10)))
     yield Program("semi-supervised VAE", ssvae.model, ssvae.guide, (x,))
     yield Program("semi-supervised VAE, y enumerated", ssvae.model, marked(ssvae.guide), (x,))
 
@@ -178,7 +178,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pyro", type=Path, help="a checkout of Pyro")
     parser.add_argument("--pyroved", type=Path, help="a checkout of PyroVED")
-    parser.add_argument("--num-draws", type=int, default=5_000, help="of the guide, for the reference")
+    parser.add_argument("--num-draws", type=int, default=2_000, help="of the guide, for the reference")
     options = parser.parse_args()
     for name in STAND_INS:
         if find_spec(name) is None:
