@@ -27,8 +27,15 @@ UNUSED = "_unused"
 
 
 def prior_of(model: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a guide that draws from the model's prior: the model, without what it observes."""
-    return poutine.block(model, hide_fn=lambda site: site["type"] == "sample" and site["is_observed"])
+    """Make a guide that draws from the model's prior: the model. What it observes is no part of a guide's density.
+
+    It is not hidden from handlers, for in `pyro.markov` they have to see each site.
+    """
+
+    def prior(*args: Any, **kwargs: Any) -> Any:
+        return model(*args, **kwargs)
+
+    return prior
 
 
 def with_unused_latent(program: Callable[..., Any], data_dim: int) -> Callable[..., Any]:
