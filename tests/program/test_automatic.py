@@ -45,7 +45,7 @@ def fitted(guide, model, *args, num_steps=150):
 
 
 @pytest.mark.filterwarnings("ignore:.*got one that runs on all")
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", OF_EACH_DATUM)
 def test_those_of_each_datum_are_taken_as_they_are(name, recwarn):
     x = TRUTH.draw(6)
@@ -56,7 +56,7 @@ def test_those_of_each_datum_are_taken_as_they_are(name, recwarn):
 
 
 @pytest.mark.filterwarnings("ignore:.*got one that runs on all")
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", OF_ALL_TOGETHER)
 def test_gaussians_take_the_place_of_those_of_all_data_together(name):
     x = TRUTH.draw(6)

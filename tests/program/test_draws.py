@@ -51,6 +51,7 @@ def guide_of_one_batch(x):
         pyro.sample("z", dist.Normal(loc, 1.2 * scale).to_event(1))
 
 
+@pytest.mark.one_in(3)
 @each
 def test_a_decoder_of_matrices(estimate):
     x = data()
@@ -97,7 +98,7 @@ def test_a_guide_with_parameters_for_each_datum(estimate):
     assert_within(evidence, exact(x))
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(3)
 @each
 def test_masked_latents_among_rows(estimate):
     """A second latent counts for every other datum only."""
@@ -122,7 +123,7 @@ def test_masked_latents_among_rows(estimate):
     assert_within(estimate(model, guide, x, counts), torch.where(counts, with_extra, exact(x)))
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(3)
 @each
 @pytest.mark.filterwarnings("ignore:.*got one that runs on all")
 def test_a_model_that_knows_how_many_rows_it_has(estimate):

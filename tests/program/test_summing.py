@@ -53,6 +53,7 @@ def evidence_of_clusters(x):
     return (WEIGHTS.log() + dist.Normal(LOCS, math.hypot(0.7, 0.5)).log_prob(x[:, None])).logsumexp(-1)
 
 
+@pytest.mark.one_in(3)
 @each
 def test_a_cluster_beside_a_continuous_latent(estimate):
     x = data(12)
