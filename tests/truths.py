@@ -23,6 +23,16 @@ def _has_compiler():
 
 needs_compiler = pytest.mark.skipif(not _has_compiler(), reason="no C++ compiler is installed: nothing is compiled")
 
+ESTIMATORS = {
+    "importance sampling": pv.importance_sampling,
+    "inflated": lambda *pair, **options: pv.importance_sampling(*pair, proposal="inflated", **options),
+    "laplace": lambda *pair, **options: pv.importance_sampling(*pair, proposal="laplace", **options),
+    "local": lambda *pair, **options: pv.importance_sampling(*pair, proposal="local", **options),
+    "ais": pv.ais,
+    "log_evidence": pv.log_evidence,
+}
+"""Of log p(x), for pairs with continuous latents."""
+
 
 class LinearGaussian:
     """p(z) = N(0, I), p(x|z) = N(Wz + b, scale^2 I), with its exact evidence and posterior."""

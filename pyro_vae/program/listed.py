@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -95,7 +94,9 @@ class ListedProgram(Program):
         return prior, (joint - prior).masked_fill(prior.isneginf(), 0.0)
 
     def log_guide(self, latents: Latents) -> Tensor:
-        return self._sum_in_guide(Program.log_guide, latents)
+        if not self.structure.summed_in_guide:
+            return self.whole.log_guide(latents)
+        return self._by_value(self.whole.log_guide(self._with_values(latents))).logsumexp(1)
 
     def log_drawn(self, latents: Latents) -> Tensor | None:
         try:
@@ -121,11 +122,6 @@ class ListedProgram(Program):
 
     def model_sites(self, latents: Latents) -> dict[str, Any]:
         return self._without_values(self.whole.model_sites(latents))
-
-    def _sum_in_guide(self, density: Callable[[Program, Latents], Tensor], latents: Latents) -> Tensor:
-        if not self.structure.summed_in_guide:
-            return density(self.whole, latents)
-        return self._by_value(density(self.whole, self._with_values(latents))).logsumexp(1)
 
     def _without_values(self, sites: dict[str, Any]) -> dict[str, Any]:
         return {name: site for name, site in sites.items() if name not in self.structure.summed.names}

@@ -8,19 +8,11 @@ import pytest
 import torch
 from pyro import poutine
 from torch.nn.utils.rnn import pack_padded_sequence
-from truths import assert_within
+from truths import ESTIMATORS, assert_within
 
 import pyro_vae as pv
 
 pytestmark = pytest.mark.usefixtures("float64")
-ESTIMATORS = {
-    "importance sampling": pv.importance_sampling,
-    "inflated": lambda *pair, **options: pv.importance_sampling(*pair, proposal="inflated", **options),
-    "laplace": lambda *pair, **options: pv.importance_sampling(*pair, proposal="laplace", **options),
-    "local": lambda *pair, **options: pv.importance_sampling(*pair, proposal="local", **options),
-    "ais": pv.ais,
-    "log_evidence": pv.log_evidence,
-}
 each = pytest.mark.parametrize("estimate", ESTIMATORS.values(), ids=ESTIMATORS)
 WEIGHT = torch.tensor([[0.8, -0.3, 0.5], [0.1, 0.9, -0.6]], dtype=torch.float64)
 

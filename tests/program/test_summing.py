@@ -9,19 +9,11 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import config_enumerate
-from truths import assert_within
+from truths import ESTIMATORS, assert_within
 
 import pyro_vae as pv
 
 pytestmark = pytest.mark.usefixtures("float64")
-ESTIMATORS = {
-    "importance sampling": pv.importance_sampling,
-    "inflated": lambda *pair, **options: pv.importance_sampling(*pair, proposal="inflated", **options),
-    "laplace": lambda *pair, **options: pv.importance_sampling(*pair, proposal="laplace", **options),
-    "local": lambda *pair, **options: pv.importance_sampling(*pair, proposal="local", **options),
-    "ais": pv.ais,
-    "log_evidence": pv.log_evidence,
-}
 each = pytest.mark.parametrize("estimate", ESTIMATORS.values(), ids=ESTIMATORS)
 WEIGHTS, LOCS = (torch.tensor(values, dtype=torch.float64) for values in ([0.2, 0.5, 0.3], [-2.0, 0.0, 3.0]))
 
