@@ -13,8 +13,9 @@ from torch import Tensor
 from pyro_vae import _checks
 from pyro_vae._options import refusing_unknown_options
 from pyro_vae._random import seed_for
-from pyro_vae.program.core import Latents, Program
+from pyro_vae.program.core import Program
 from pyro_vae.program.inspect import program_of
+from pyro_vae.program.runs import Latents
 from pyro_vae.program.tiles import block_width, blocks, noise, tiles
 
 __all__ = ["LatentUse", "RateDistortion", "latent_use", "rate_distortion"]

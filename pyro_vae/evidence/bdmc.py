@@ -20,10 +20,12 @@ from pyro_vae.evidence.estimator import Estimator, Found, Task, run
 from pyro_vae.evidence.result import std_error_of_mean
 from pyro_vae.evidence.summary import Row, Table, plus_minus
 from pyro_vae.evidence.survey import Region
-from pyro_vae.program.core import Latents, Program
+from pyro_vae.program.core import Program
 from pyro_vae.program.joint import joint_of
 from pyro_vae.program.masks import elements_of
-from pyro_vae.program.structure import refusing_noisy_modules, sample_sites
+from pyro_vae.program.refusals import refusing_noisy_modules
+from pyro_vae.program.runs import Latents
+from pyro_vae.program.sites import sample_sites
 from pyro_vae.program.tiles import Block, noise, refuse_nan
 
 __all__ = ["Sandwich", "bdmc"]

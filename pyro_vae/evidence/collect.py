@@ -11,7 +11,8 @@ from torch import Tensor
 from pyro_vae._random import seed_for
 from pyro_vae.evidence.result import Bound, Draws
 from pyro_vae.evidence.weights import Groups, resampled
-from pyro_vae.program.core import Latents, LogDensities, Program
+from pyro_vae.program.core import LogDensities, Program
+from pyro_vae.program.runs import Latents
 from pyro_vae.program.tiles import Noise, tiles
 
 __all__ = ["NUM_ELBO_SAMPLES", "GuideTerms", "Reservoir", "Terms", "guide_terms"]

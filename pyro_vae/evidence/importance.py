@@ -23,8 +23,9 @@ from pyro_vae.evidence.psis import MIN_SAMPLES
 from pyro_vae.evidence.result import Bound, Draws, Evidence
 from pyro_vae.evidence.survey import NUM_POINTS, Elsewhere, checked, survey
 from pyro_vae.evidence.weights import Totals
-from pyro_vae.program.core import Latents, LogDensities, Program
+from pyro_vae.program.core import LogDensities, Program
 from pyro_vae.program.joint import joint_of
+from pyro_vae.program.runs import Latents
 from pyro_vae.program.tiles import Block, Draw, Evaluate, Noise, block_width, evaluating, noise, tiles_of
 
 __all__ = ["ImportanceSampling", "importance_sampling"]

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.distributions import transform_to
 
 from pyro_vae._private import foreach_add_
-from pyro_vae.program.core import GuideOfRows, Program
+from pyro_vae.program.core import Program
 from pyro_vae.program.masks import elements_of
+from pyro_vae.program.runs import GuideOfRows
 from pyro_vae.program.tiles import kept
 
 __all__ = ["refine"]

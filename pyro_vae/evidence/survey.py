@@ -15,9 +15,10 @@ from torch import Tensor
 from pyro_vae.evidence.laplace import FullNormal, LaplaceFit, fit_laplace, moments
 from pyro_vae.evidence.result import Draws
 from pyro_vae.evidence.weights import Estimate, resampled
-from pyro_vae.program.core import Latents, Program
+from pyro_vae.program.core import Program
 from pyro_vae.program.enumeration import all_values
 from pyro_vae.program.joint import Joint, as_it_is
+from pyro_vae.program.runs import Latents
 from pyro_vae.program.tiles import Block, Draw, Noise
 from pyro_vae.program.unconstrained import Unconstrained
 

@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 from pyro_vae._private import PYRO_STACK, FakeTensor
 from pyro_vae.compile.steps import GRADIENT, UPDATE, VALUE, Call, Kind, NotCompilable, Pair, Ready
 from pyro_vae.optim import FusedAdam
-from pyro_vae.program.structure import plates_of, sample_sites
+from pyro_vae.program.sites import plates_of, sample_sites
 
 __all__ = ["LogWeights", "Objective"]
 

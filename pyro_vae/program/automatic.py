@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_vae._random import seeded
-from pyro_vae.program.structure import plates_of, refusing_noisy_modules, sample_sites
+from pyro_vae.program.refusals import refusing_noisy_modules
+from pyro_vae.program.sites import plates_of, sample_sites
 
 __all__ = ["gaussian_of"]
 

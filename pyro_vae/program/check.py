@@ -18,7 +18,8 @@ from pyro_vae._options import refusing_unknown_options
 from pyro_vae._private import tree_leaves
 from pyro_vae._random import forked_generator
 from pyro_vae.program.masks import elements_of, mask_of
-from pyro_vae.program.structure import plates_of, refuse_other_names, sample_sites
+from pyro_vae.program.refusals import refuse_other_names
+from pyro_vae.program.sites import plates_of, sample_sites
 
 __all__ = ["check_program"]
 

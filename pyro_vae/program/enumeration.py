@@ -9,9 +9,10 @@ import torch
 from pyro.distributions import BetaBinomial, Binomial
 from torch import Tensor
 
-from pyro_vae.program.core import Latents, Program
+from pyro_vae.program.core import Program
 from pyro_vae.program.draws import ONE_BY_ONE
 from pyro_vae.program.masks import elements_of
+from pyro_vae.program.runs import Latents
 
 __all__ = ["all_values", "for_each_datum", "joint_values"]
 

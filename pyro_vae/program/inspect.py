@@ -13,25 +13,26 @@ import torch
 from pyro import poutine
 from pyro.infer import config_enumerate
 from pyro.infer.autoguide import AutoGuide
-from torch import Tensor
 
 from pyro_vae import _checks
 from pyro_vae._random import seeded
 from pyro_vae.program.automatic import gaussian_of
-from pyro_vae.program.core import LOOKED_AT_TOGETHER, Latents, Program, has_rows, in_place_of_rows
+from pyro_vae.program.company import (
+    Densities,
+    refuse_company,
+    refuse_draws_that_meet,
+    refuse_fixed_shapes,
+    refuse_place,
+    refuse_values_that_meet,
+)
+from pyro_vae.program.core import Program
+from pyro_vae.program.counting import with_masks
 from pyro_vae.program.draws import AS_ROWS, ONE_BY_ONE, SIDE_BY_SIDE, Way
 from pyro_vae.program.listed import ListedProgram
-from pyro_vae.program.masks import Counting, elements_of
-from pyro_vae.program.structure import (
-    ENUMERABLE,
-    NothingToDraw,
-    drawn_sites,
-    enumerable,
-    initialise,
-    look_at,
-    name_of_latent,
-    refuse_autocast,
-)
+from pyro_vae.program.refusals import refuse_autocast
+from pyro_vae.program.runs import LOOKED_AT_TOGETHER, has_rows, in_place_of_rows
+from pyro_vae.program.sites import drawn_sites
+from pyro_vae.program.structure import ENUMERABLE, NothingToDraw, enumerable, initialise, look_at
 from pyro_vae.program.undivided import UndividedProgram
 from pyro_vae.program.whole import dims_of_rows, prior_of, with_rows_first, with_unused_latent
 
@@ -67,14 +68,14 @@ def program_of(
     structure = replace(
         program.structure, guide_has_density=_guide_has_density(some), can_draw_prior=_can_draw_prior(some)
     )
-    program = _with_masks(replace(program, structure=structure))
+    program = with_masks(replace(program, structure=structure))
     return program if structure.amortized else _undivided(program)
 
 
 @torch.no_grad()
 def _undivided(program: Program) -> Program:
     """Run the program on all rows, whichever are asked for, unless its model runs on any."""
-    found = _Densities.of(program)
+    found = Densities.of(program)
     try:
         if all(found.has(torch.arange(first, program.num_data, 2)) for first in range(min(2, program.num_data))):
             return program
@@ -138,9 +139,6 @@ def _looked_at(pair: _Pair) -> Program:
         return _looked_at(pair._replace(model=model, guide=guide))
 
 
-NUM_MASKED_DRAWS = 64  # to test that nothing that counts depends on what is masked
-
-
 @torch.no_grad()
 def _guide_has_density(program: Program) -> bool:
     with seeded(program.device, 0), pyro.validation_enabled(False):
@@ -164,78 +162,6 @@ def _can_draw_prior(program: Program) -> bool:
         except ValueError:
             return False
     return True
-
-
-@torch.no_grad()
-def _with_masks(program: Program) -> Program:
-    """Leave masked latents out of the densities, where nothing that counts depends on them."""
-    counting = _counting(program)
-    if not counting:
-        return program
-    masked = replace(program, counting=counting)
-    if not _masked_latents_matter(masked):
-        return masked
-    if any(each.mask is None for each in counting.values()):
-        return program  # the latents' own densities integrate to one, whatever depends on them
-    raise ValueError(
-        "model: expected masked latents on which nothing depends that counts; got other densities of what counts for "
-        "other values of what is masked; mask what depends on it too, or take the mask off the latent, whose prior "
-        "then counts."
-    )
-
-
-class _Masked(NamedTuple):
-    """What is masked of a latent in some draws."""
-
-    mask: Tensor
-    """Which of its parts count, in each of these draws."""
-    event_dim: int
-
-    @property
-    def by_draw(self) -> bool:
-        return bool((self.mask != self.mask[:1]).any())
-
-
-def _counting(program: Program) -> dict[str, Counting]:
-    """Find which parts of the latents count, by the model's masks."""
-    pieces = [_masked(program.at(rows)) for rows in program.rows_at_a_time()]
-    names = pieces[0].keys()
-    if any(piece.keys() != names for piece in pieces):
-        return {}
-    if any(each.by_draw for piece in pieces for each in piece.values()):
-        return {name: Counting(None, each.event_dim) for name, each in pieces[0].items()}
-    axis = program.structure.data_axis
-    return {
-        name: Counting(torch.cat([piece[name].mask[:1] for piece in pieces], axis), each.event_dim)
-        for name, each in pieces[0].items()
-    }
-
-
-def _masked(program: Program) -> dict[str, _Masked]:
-    """Find the masked latents; none if the guide draws jointly what the model draws apart."""
-    with seeded(program.device, 0), pyro.validation_enabled(False):
-        latents, _, drawn = program.sites()
-        masked = {name for name, site in latents.items() if elements_of(site).mask is not None}
-        if not masked or any(name_of_latent(site) not in latents for site in drawn.values()):
-            return {}
-        event_dims = {
-            name: max(elements_of(site).fn.event_dim for site in (latents[name], drawn[name])) for name in masked
-        }
-        draws, _ = program.draw(NUM_MASKED_DRAWS)
-        masks = program.parts_that_count(draws, event_dims)
-    return {name: _Masked(masks[name], event_dim) for name, event_dim in event_dims.items()}
-
-
-def _masked_latents_matter(program: Program) -> bool:
-    """Tell whether what counts depends on what is masked: log p(x) would then integrate over a flat density."""
-    for rows in program.rows_at_a_time():
-        some = program.at(rows)
-        with seeded(rows.device, 0), pyro.validation_enabled(False):
-            (latents, _), (others, _) = some.draw(NUM_MASKED_DRAWS), some.draw(NUM_MASKED_DRAWS)
-            before, after = some.log_joint(latents), some.log_joint(some.exchanged(latents, others))
-        if not all(map(_agree, before, after)):
-            return True
-    return False
 
 
 class _Pair(NamedTuple):
@@ -295,14 +221,14 @@ def _amortized(pair: _Pair) -> Program | str:
 def _on_any_rows(pair: _Pair, way: Way, size: int) -> Program:
     """Run the pair on so many rows, and return the program, or raise an error if rows or draws see each other."""
     found = pair.on(_repeated(pair.args, size), True, way)
-    _refuse_fixed_shapes(found)
-    _refuse_draws_that_meet(found)
-    _refuse_values_that_meet(found)
-    _refuse_place(found, and_alone=True)
+    refuse_fixed_shapes(found)
+    refuse_draws_that_meet(found)
+    refuse_values_that_meet(found)
+    refuse_place(found, and_alone=True)
     program = found.with_rows(arg for arg in pair.args if has_rows(arg))
     if isinstance(program, ListedProgram):  # values may be others for other rows
         program = ListedProgram.of(program)
-    _refuse_place(program.at(torch.arange(min(program.num_data, LOOKED_AT_TOGETHER), device=program.device)))
+    refuse_place(program.at(torch.arange(min(program.num_data, LOOKED_AT_TOGETHER), device=program.device)))
     return program
 
 
@@ -313,7 +239,7 @@ def _first_line(error: Exception) -> str:
 def _not_amortized(pair: _Pair, reason: str) -> Program:
     """Return the program, which runs on all rows together, and warn of the reason."""
     program = _on_all(pair)
-    _refuse_company(program)
+    refuse_company(program)
     _warn_of(program, reason, is_whole=isinstance(pair.plate, int))
     return replace(program, structure=replace(program.structure, not_amortized_because=reason))
 
@@ -339,9 +265,9 @@ def _on_all(pair: _Pair) -> Program:
     for way in pair.ways(SIDE_BY_SIDE, ONE_BY_ONE):
         try:
             program = pair.on(pair.args, False, way)
-            _refuse_fixed_shapes(program)
-            _refuse_draws_that_meet(program)
-            _refuse_values_that_meet(program)
+            refuse_fixed_shapes(program)
+            refuse_draws_that_meet(program)
+            refuse_values_that_meet(program)
             return program
         except NothingToDraw:
             raise
@@ -349,28 +275,6 @@ def _on_all(pair: _Pair) -> Program:
             errors[way] = error
     plain = [error for way, error in errors.items() if way.draws == ONE_BY_ONE]
     raise next((error for error in plain if "expected" in str(error)), plain[0])
-
-
-def _refuse_fixed_shapes(program: Program) -> None:
-    """Raise unless the pair runs on two draws at once, as evaluations do."""
-    expected = (2, program.num_data)
-    found: Any
-    try:
-        found = tuple(_weights_of_two_draws(program).shape)
-    except (RuntimeError, ValueError, IndexError) as error:
-        found = (str(error).splitlines() or [type(error).__name__])[0]
-    if found != expected:
-        raise ValueError(
-            f"model, guide: expected log weights of shape {expected} for 2 draws at once; got {found}; let the "
-            "functions inside accept dimensions to the left of the plate's, as Pyro's vectorize_particles=True needs."
-        )
-
-
-@torch.no_grad()
-def _weights_of_two_draws(program: Program) -> Tensor:
-    with seeded(program.device, 0), pyro.validation_enabled(False):
-        latents, guide = program.draw(2)
-        return sum(program.log_joint(latents)) - guide
 
 
 def _arguments(args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -388,106 +292,6 @@ def _arguments(args: tuple[Any, ...]) -> tuple[Any, ...]:
                 f"{len(arg)} rows; pass what is shared by the data in kwargs={{...}}."
             )
     return tuple(found)
-
-
-def _refuse_place(program: Program, and_alone: bool = False) -> None:
-    """Raise if a row's density depends on its place, on the number of rows or on others: halves must give the same.
-
-    With `and_alone`, so must a row in a batch of one.
-    """
-    firsts = range(min(2, program.num_data))
-    found = _Densities.of(program)
-    if not all(found.has(torch.arange(first, program.num_data, 2).flip(0)) for first in firsts):
-        raise ValueError("model: got other densities of the same rows in another place, or among fewer.")
-    if and_alone and not all(found.has(torch.tensor([first])) for first in firsts):
-        raise ValueError("model: got other densities of the same row in a batch of one.")
-
-
-def _refuse_values_that_meet(program: Program) -> None:
-    """Raise if a value of what is summed out has another density beside the others than alone."""
-    if not program.structure.summed or isinstance(program, ListedProgram):
-        return
-    with torch.no_grad(), seeded(program.device, 0), pyro.validation_enabled(False):
-        latents, _ = program.draw(1)
-        for place in range(NUM_VALUES_LOOKED_AT):
-            if not all(_agree(among, alone) for among, alone in program.densities_at_one_value(latents, place)):
-                names = ", ".join(sorted(program.structure.summed.names))
-                raise ValueError(
-                    f"model, guide: expected values of the discrete latents {names} that have the same density beside "
-                    "others, in a dimension to the left, as alone; got another; let every function say which dimension "
-                    "it is about, counted from the right: softmax(-1), sum(-1)."
-                )
-
-
-NUM_VALUES_LOOKED_AT = 3
-
-
-def _refuse_draws_that_meet(program: Program) -> None:
-    """Raise if a draw has another density beside others than in a run without a dimension of draws."""
-    alone, together = _two_draws(program)
-    for name, one, other in zip(("model", "model", "guide"), zip(*alone, strict=True), together, strict=True):
-        if other is not None and not _agree(torch.cat(one), other):
-            size = len(program.args[0])
-            raise ValueError(
-                f"{name}: expected the same density of a draw alone, among {size} data, as beside another, in a "
-                f"dimension to the left, of shape (2, {size}, ...); got another one; let every function say "
-                "which dimension it is about, counted from the right: Softmax(dim=-1), mean(-1); the channels of "
-                "BatchNorm1d, PReLU and GroupNorm are dimension 1, so give them rows by a reshape to (-1, channels)."
-            )
-
-
-@torch.no_grad()
-def _two_draws(program: Program) -> tuple[list[tuple[Tensor, ...]], tuple[Tensor | None, ...]]:
-    """Return log p(z), log p(x|z) and log q(z|x) of two draws: `(1, N)` each alone, and `(2, N)` side by side."""
-    alone = replace(program, structure=replace(program.structure, draws=ONE_BY_ONE))
-    with seeded(program.device, 0), pyro.validation_enabled(False):
-        drawn = [alone.draw(1) for _ in range(2)]
-        densities: list[tuple[Tensor, ...]] = [(*alone.log_joint(latents), log_q) for latents, log_q in drawn]
-        both = {name: torch.cat([latents[name] for latents, _ in drawn]) for name in drawn[0][0]}
-        together = (*program.log_joint(both), program.log_drawn(both))
-    return densities, together
-
-
-def _refuse_company(program: Program) -> None:
-    """Raise if a row's density depends on other rows or their latents: replace every second row by one of them."""
-    places, found = torch.arange(program.num_data), _Densities.of(program)
-    for first in range(min(2, program.num_data)):
-        beside_others = torch.where(places % 2 == first, places, first)
-        if not found.has(beside_others, slice(first, None, 2)):
-            raise ValueError(
-                "model: expected each datum's density to depend on its own row and latents; got others where different "
-                "data lay beside it; use no statistics of the batch, let no latent reach other data, pass what they "
-                "share in kwargs={...}, and say plate=... if the rows of x are those of another plate."
-            )
-
-
-class _Densities(NamedTuple):
-    """A draw for all rows, with its densities among all of them."""
-
-    program: Program
-    latents: Latents
-    among_all: tuple[Tensor, Tensor]
-
-    @classmethod
-    @torch.no_grad()
-    def of(cls, program: Program) -> _Densities:
-        with seeded(program.device, 0), pyro.validation_enabled(False):
-            latents, _ = program.draw(1)
-            return cls(program, latents, program.log_joint(latents))
-
-    @torch.no_grad()
-    def has(self, rows: Tensor, compared: slice = slice(None)) -> bool:
-        """Tell whether these rows, with their latents and no others, have the same densities."""
-        rows = rows.to(self.program.device)
-        with seeded(rows.device, 0), pyro.validation_enabled(False):
-            here = self.program.at(rows).log_joint(self.program.choose(self.latents, rows))
-        pairs = zip(self.among_all, here, strict=True)
-        return all(_agree(one[:, rows[compared]], other[:, compared]) for one, other in pairs)
-
-
-def _agree(one: Tensor, other: Tensor) -> bool:
-    """Tell whether densities are the same, to rounding in float32."""
-    return torch.allclose(one, other, rtol=1e-5, atol=1e-3, equal_nan=True)
 
 
 def _repeated(args: tuple[Any, ...], size: int) -> tuple[Any, ...]:

@@ -12,7 +12,8 @@ from torch.autograd.function import once_differentiable
 
 from pyro_vae import _checks
 from pyro_vae.compile.graph import compiled
-from pyro_vae.program.core import Latents, Program
+from pyro_vae.program.core import Program
+from pyro_vae.program.runs import Latents
 
 __all__ = ["Joint", "as_it_is", "joint_of"]
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from pyro_vae._random import seeded
-from pyro_vae.program.core import Latents, Program, Sites
+from pyro_vae.program.core import Program
 from pyro_vae.program.enumeration import for_each_datum, joint_values
+from pyro_vae.program.runs import Latents, Sites
 from pyro_vae.program.summing import NOTHING
 
 __all__ = ["ListedProgram"]
@@ -30,7 +31,7 @@ class ListedProgram(Program):
     For programs that do not take all values at once, in a dimension to the left. To them each value is a draw.
     """
 
-    values: Latents = field(default_factory=dict)
+    values: Latents = field(kw_only=True)
     """Each joint value that the latents of a datum can have, `(C, ..., 1, ...)`."""
 
     @classmethod
@@ -58,7 +59,7 @@ class ListedProgram(Program):
     @classmethod
     def _with(cls, program: Program, values: Latents) -> ListedProgram:
         arguments = program.model, program.guide, program.args, program.kwargs
-        return cls(*arguments, program.structure, program.counting, values)
+        return cls(*arguments, program.structure, program.counting, values=values)
 
     @staticmethod
     def _several_draws(whole: Program) -> Latents:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from pyro_vae._random import seeded, tile_seed
-from pyro_vae.program.core import Latents, LogDensities, Program
+from pyro_vae.program.core import LogDensities, Program
 from pyro_vae.program.joint import Joint, as_it_is
+from pyro_vae.program.runs import Latents
 
 __all__ = [
     "TILE_SIZE",

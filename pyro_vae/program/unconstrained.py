@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.distributions import ComposeTransform, Transform, biject_to, constraints
 
 from pyro_vae._random import seeded
-from pyro_vae.program.core import Latents, Program
+from pyro_vae.program.core import Program
 from pyro_vae.program.masks import elements_of
-from pyro_vae.program.structure import CIRCULAR, is_angle, is_circular, is_point
+from pyro_vae.program.runs import Latents
+from pyro_vae.program.sites import CIRCULAR, is_angle, is_circular, is_point
 
 __all__ = ["Unconstrained"]
 

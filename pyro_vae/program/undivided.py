@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.program.core import Latents, Program, Sites
+from pyro_vae.program.core import Program
+from pyro_vae.program.runs import Latents, Sites
 
 __all__ = ["UndividedProgram"]
 
@@ -22,9 +23,11 @@ class UndividedProgram(Program):
     on which nothing of those that were asked for depends.
     """
 
-    whole: Program = field(default=None)  # type: ignore[assignment]  # of all rows
-    columns: Tensor = field(default=None)  # type: ignore[assignment]  # which of them are asked for
-    others: Latents = field(default_factory=dict)
+    whole: Program = field(kw_only=True)
+    """The program on all rows."""
+    columns: Tensor = field(kw_only=True)
+    """Which of them are asked for."""
+    others: Latents = field(kw_only=True)
     """A draw for all rows, `(1, ..., N, ...)`."""
 
     @classmethod
@@ -32,7 +35,7 @@ class UndividedProgram(Program):
         """Ask for all rows of a program."""
         everyone = torch.arange(program.num_data, device=program.device)
         arguments = program.model, program.guide, program.args, program.kwargs, program.structure, program.counting
-        return cls(*arguments, program, everyone, others)
+        return cls(*arguments, whole=program, columns=everyone, others=others)
 
     @property
     def num_data(self) -> int:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from pyro_vae import _checks
 from pyro_vae._random import seeded
-from pyro_vae.program.structure import plates_of, refusing_noisy_modules, sample_sites
+from pyro_vae.program.refusals import refusing_noisy_modules
+from pyro_vae.program.sites import plates_of, sample_sites
 
 __all__ = ["Pair", "as_one_datum", "dims_of_rows", "prior_of", "with_rows_first", "with_unused_latent"]
 

@@ -1,0 +1,148 @@
+"""What a pair says of a draw, a value or a datum alone is what it says of it among others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_vae._random import seeded
+from pyro_vae.program.core import Program
+from pyro_vae.program.draws import ONE_BY_ONE
+from pyro_vae.program.listed import ListedProgram
+from pyro_vae.program.runs import Latents
+
+__all__ = [
+    "Densities",
+    "agree",
+    "refuse_company",
+    "refuse_draws_that_meet",
+    "refuse_fixed_shapes",
+    "refuse_place",
+    "refuse_values_that_meet",
+]
+
+
+def refuse_fixed_shapes(program: Program) -> None:
+    """Raise unless the pair runs on two draws at once, as evaluations do."""
+    expected = (2, program.num_data)
+    found: Any
+    try:
+        found = tuple(_weights_of_two_draws(program).shape)
+    except (RuntimeError, ValueError, IndexError) as error:
+        found = (str(error).splitlines() or [type(error).__name__])[0]
+    if found != expected:
+        raise ValueError(
+            f"model, guide: expected log weights of shape {expected} for 2 draws at once; got {found}; let the "
+            "functions inside accept dimensions to the left of the plate's, as Pyro's vectorize_particles=True needs."
+        )
+
+
+@torch.no_grad()
+def _weights_of_two_draws(program: Program) -> Tensor:
+    with seeded(program.device, 0), pyro.validation_enabled(False):
+        latents, guide = program.draw(2)
+        return sum(program.log_joint(latents)) - guide
+
+
+def refuse_place(program: Program, and_alone: bool = False) -> None:
+    """Raise if a row's density depends on its place, on the number of rows or on others: halves must give the same.
+
+    With `and_alone`, so must a row in a batch of one.
+    """
+    firsts = range(min(2, program.num_data))
+    found = Densities.of(program)
+    if not all(found.has(torch.arange(first, program.num_data, 2).flip(0)) for first in firsts):
+        raise ValueError("model: got other densities of the same rows in another place, or among fewer.")
+    if and_alone and not all(found.has(torch.tensor([first])) for first in firsts):
+        raise ValueError("model: got other densities of the same row in a batch of one.")
+
+
+def refuse_values_that_meet(program: Program) -> None:
+    """Raise if a value of what is summed out has another density beside the others than alone."""
+    if not program.structure.summed or isinstance(program, ListedProgram):
+        return
+    with torch.no_grad(), seeded(program.device, 0), pyro.validation_enabled(False):
+        latents, _ = program.draw(1)
+        for place in range(NUM_VALUES_LOOKED_AT):
+            if not all(agree(among, alone) for among, alone in program.densities_at_one_value(latents, place)):
+                names = ", ".join(sorted(program.structure.summed.names))
+                raise ValueError(
+                    f"model, guide: expected values of the discrete latents {names} that have the same density beside "
+                    "others, in a dimension to the left, as alone; got another; let every function say which dimension "
+                    "it is about, counted from the right: softmax(-1), sum(-1)."
+                )
+
+
+NUM_VALUES_LOOKED_AT = 3
+
+
+def refuse_draws_that_meet(program: Program) -> None:
+    """Raise if a draw has another density beside others than in a run without a dimension of draws."""
+    alone, together = _two_draws(program)
+    for name, one, other in zip(("model", "model", "guide"), zip(*alone, strict=True), together, strict=True):
+        if other is not None and not agree(torch.cat(one), other):
+            size = len(program.args[0])
+            raise ValueError(
+                f"{name}: expected the same density of a draw alone, among {size} data, as beside another, in a "
+                f"dimension to the left, of shape (2, {size}, ...); got another one; let every function say "
+                "which dimension it is about, counted from the right: Softmax(dim=-1), mean(-1); the channels of "
+                "BatchNorm1d, PReLU and GroupNorm are dimension 1, so give them rows by a reshape to (-1, channels)."
+            )
+
+
+@torch.no_grad()
+def _two_draws(program: Program) -> tuple[list[tuple[Tensor, ...]], tuple[Tensor | None, ...]]:
+    """Return log p(z), log p(x|z) and log q(z|x) of two draws: `(1, N)` each alone, and `(2, N)` side by side."""
+    alone = replace(program, structure=replace(program.structure, draws=ONE_BY_ONE))
+    with seeded(program.device, 0), pyro.validation_enabled(False):
+        drawn = [alone.draw(1) for _ in range(2)]
+        densities: list[tuple[Tensor, ...]] = [(*alone.log_joint(latents), log_q) for latents, log_q in drawn]
+        both = {name: torch.cat([latents[name] for latents, _ in drawn]) for name in drawn[0][0]}
+        together = (*program.log_joint(both), program.log_drawn(both))
+    return densities, together
+
+
+def refuse_company(program: Program) -> None:
+    """Raise if a row's density depends on other rows or their latents: replace every second row by one of them."""
+    places, found = torch.arange(program.num_data), Densities.of(program)
+    for first in range(min(2, program.num_data)):
+        beside_others = torch.where(places % 2 == first, places, first)
+        if not found.has(beside_others, slice(first, None, 2)):
+            raise ValueError(
+                "model: expected each datum's density to depend on its own row and latents; got others where different "
+                "data lay beside it; use no statistics of the batch, let no latent reach other data, pass what they "
+                "share in kwargs={...}, and say plate=... if the rows of x are those of another plate."
+            )
+
+
+class Densities(NamedTuple):
+    """A draw for all rows, with its densities among all of them."""
+
+    program: Program
+    latents: Latents
+    among_all: tuple[Tensor, Tensor]
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, program: Program) -> Densities:
+        with seeded(program.device, 0), pyro.validation_enabled(False):
+            latents, _ = program.draw(1)
+            return cls(program, latents, program.log_joint(latents))
+
+    @torch.no_grad()
+    def has(self, rows: Tensor, compared: slice = slice(None)) -> bool:
+        """Tell whether these rows, with their latents and no others, have the same densities."""
+        rows = rows.to(self.program.device)
+        with seeded(rows.device, 0), pyro.validation_enabled(False):
+            here = self.program.at(rows).log_joint(self.program.choose(self.latents, rows))
+        pairs = zip(self.among_all, here, strict=True)
+        return all(agree(one[:, rows[compared]], other[:, compared]) for one, other in pairs)
+
+
+def agree(one: Tensor, other: Tensor) -> bool:
+    """Tell whether densities are the same, to rounding in float32."""
+    return torch.allclose(one, other, rtol=1e-5, atol=1e-3, equal_nan=True)

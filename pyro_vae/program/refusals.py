@@ -1,0 +1,194 @@
+"""Why a pair, or a run of it, is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.distributions import Empirical
+from torch import Tensor, nn
+
+from pyro_vae._private import BatchNorm, Dropout
+from pyro_vae.program.masks import elements_of
+from pyro_vae.program.sites import is_point, layers_of, sample_sites
+
+__all__ = [
+    "refuse_autocast",
+    "refuse_densities_without_volume",
+    "refuse_draws_as_distributions",
+    "refuse_half_precision",
+    "refuse_impossible_data",
+    "refuse_mismatch",
+    "refuse_other_names",
+    "refuse_subsampling",
+    "refusing_noisy_modules",
+    "refusing_what_has_no_batch",
+]
+
+
+@contextmanager
+def refusing_what_has_no_batch() -> Iterator[None]:
+    """Explain the errors of Pyro's distributions that cannot be expanded or evaluated."""
+    try:
+        yield
+    except (NotImplementedError, AssertionError, IndexError) as error:
+        said = (str(error).splitlines() or [""])[0] or "no reason given"
+        raise ValueError(
+            "model, guide: expected distributions that can be drawn from and evaluated for a batch in a plate; got "
+            f"{type(error).__name__}: {said}; use another (LKJCholesky for LKJ, say), or write one with `expand`, "
+            "`sample` and `log_prob`."
+        ) from error
+
+
+def refuse_half_precision(sites: dict[str, Any]) -> None:
+    for name, site in sites.items():
+        if site["log_prob"].dtype in HALF:
+            raise ValueError(
+                f"model, guide: expected log densities in float32 or float64; got {site['log_prob'].dtype} at site "
+                f"{name!r}; call .float() on x and on the parameters."
+            )
+
+
+def refuse_mismatch(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> None:
+    refuse_other_names(model_sites, guide_sites)
+    observed = {name for name, site in model_sites.items() if site["is_observed"]}
+    for kind, found in {"latent": set(model_sites) - observed, "observed": observed}.items():
+        if not found:
+            raise ValueError(
+                f"model: expected at least one {kind} site; got none; log p(x) is the integral over latent sites of "
+                "the density of observed ones."
+            )
+
+
+def refuse_other_names(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> None:
+    """Raise unless the guide draws the model's latent sites, and nothing else."""
+    latent = {name for name, site in model_sites.items() if not site["is_observed"]}
+    drawn = {name for name, site in guide_sites.items() if not site["infer"].get("is_auxiliary")}
+    others = ", ".join(map(repr, sorted(drawn - model_sites.keys())))
+    for name in sorted(latent - drawn):
+        found = f"no site {name!r}" + (f", but {others}, which the model has not" if others else "")
+        raise ValueError(
+            f"guide: expected it to draw every latent site of the model; got {found}; add it to the guide under that "
+            "name, or, if it is data, observe it in the model with obs=..."
+        )
+    for name in sorted(drawn - latent):
+        what = "observes it" if name in model_sites else "has none"
+        raise ValueError(
+            f"guide: expected latent sites of the model alone; got site {name!r}, and the model {what}; "
+            "rename it, or take it out."
+        )
+
+
+def refuse_densities_without_volume(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> None:
+    """Refuse a point, which has no density to weigh by, unless it is the image of an auxiliary draw.
+
+    Pyro's automatic guides make such images. An auxiliary draw without one is refused too.
+    """
+    auxiliary = [name for name, site in guide_sites.items() if site["infer"].get("is_auxiliary")]
+    points = [
+        name
+        for name in guide_sites.keys() & model_sites.keys()
+        if is_point(guide_sites[name]) and not is_point(model_sites[name])
+    ]
+    if points and not auxiliary:
+        raise ValueError(
+            f"guide: expected densities; got a point (Delta) at site {points[0]!r}, whose weights mean nothing; use "
+            "a guide with a density, such as AutoNormal."
+        )
+    if auxiliary and not points:
+        raise ValueError(
+            f"guide: expected latent sites of the model alone; got the auxiliary site {auxiliary[0]!r}, over which "
+            "log q would have to be integrated; sum it out in the guide."
+        )
+
+
+def refuse_draws_as_distributions(trace: poutine.Trace) -> None:
+    for name, site in sample_sites(trace):
+        if any(isinstance(fn, Empirical) for fn in layers_of(site["fn"])):
+            raise ValueError(
+                f"model, guide: expected densities; got an Empirical at site {name!r}, which is a set of points; fit a "
+                "distribution to them, or make them a MixtureSameFamily."
+            )
+
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+def refuse_subsampling(trace: poutine.Trace) -> None:
+    """Refuse subsampling plates: their rows are not those that were asked for, or have parameters in other places."""
+    for name, site in trace.nodes.items():
+        if type(site.get("fn")).__name__ == "_Subsample" and len(site["value"]) < site["fn"].size:
+            raise ValueError(
+                "model, guide: expected plates of the rows to evaluate, and no others; got plate "
+                f"{name!r}, which takes {len(site['value'])} of {site['fn'].size}; call them without subsample_size or "
+                "num_data, and let the size of a plate of your own be an argument that is len(x) by default."
+            )
+
+
+def refuse_impossible_data(observed: dict[str, Any]) -> None:
+    """Refuse values outside the support, as Pyro's validation does: a Bernoulli has no likelihood for grey pixels."""
+    for name, site in observed.items():
+        fn, mask = elements_of(site)
+        possible = fn.support.check(site["value"])
+        if not possible.all():  # masked values are allowed, and NaN that the distribution takes for missing values
+            possible = possible | _stands_for_missing(fn, site["value"])
+            possible = possible if mask is None else possible | (~mask & _is_number(fn, site["value"]))
+        if not possible.all():
+            low, high = site["value"].min().item(), site["value"].max().item()
+            raise ValueError(
+                f"model: expected observed values in the support of their distribution, {site['fn'].support}; got "
+                f"values from {low:g} to {high:g} at site {name!r}; transform the data, or take another distribution."
+            )
+
+
+def _stands_for_missing(fn: Any, value: Tensor) -> Tensor:
+    """Find the events that hold NaN and have a density all the same, as under `NanMaskedNormal`."""
+    return _any_of_event(value.isnan(), fn.event_dim) & fn.log_prob(value).isfinite()
+
+
+def _is_number(fn: Any, value: Tensor) -> Tensor:
+    """Find the events without NaN. Gradients through NaN are lost even where it is masked."""
+    return ~_any_of_event(value.isnan(), fn.event_dim)
+
+
+def _any_of_event(value: Tensor, event_dim: int) -> Tensor:
+    return value.flatten(-event_dim).any(-1) if event_dim else value
+
+
+def refuse_autocast() -> None:
+    """Refuse autocast: half precision moves an ELBO by tenths of a nat."""
+    for device in ("cpu", "cuda"):
+        if torch.is_autocast_enabled(device):
+            raise ValueError(
+                f"model, guide: expected evaluation in full precision; got autocast to "
+                f"{torch.get_autocast_dtype(device)}; leave torch.autocast outside, or disable it inside the model."
+            )
+
+
+@contextmanager
+def refusing_noisy_modules() -> Iterator[None]:
+    """Refuse modules in half precision, and in training mode where the data of a batch share noise or statistics."""
+
+    def refuse(module: nn.Module, args: Any) -> None:
+        refuse_autocast()
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.dtype in HALF:
+                raise ValueError(
+                    f"model, guide: expected parameters in float32 or float64; got {parameter.dtype} in the {name} of "
+                    f"a {type(module).__name__}, which moves log densities by tenths of a nat; call .float() first."
+                )
+        noisy = (BatchNorm, Dropout)
+        if module.training and isinstance(module, noisy):
+            raise ValueError(
+                f"model, guide: expected modules in evaluation mode; got {type(module).__name__} in training mode, "
+                "where the data of a batch share noise; call .eval() first."
+            )
+
+    handle = nn.modules.module.register_module_forward_pre_hook(refuse)
+    try:
+        yield
+    finally:
+        handle.remove()
