@@ -129,6 +129,11 @@ def _elbo(program: Program, num_particles: int, columns: Tensor) -> Tensor:
 
 
 def _free_parameters(program: Program) -> tuple[dict[str, _Family], dict[str, dict[str, Tensor]]]:
+    if program.structure.in_turn is not None:
+        raise ValueError(
+            f"guide: expected sites of all data at once, to refine them; got those of the plate "
+            f"{program.structure.in_turn.plate!r}, which visits data in turn; {INSTEAD}"
+        )
     families, free = {}, {}
     one, other = (program.guide_sites(1) for _ in range(2))
     for name, site in one.items():

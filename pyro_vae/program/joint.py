@@ -65,7 +65,7 @@ class CompiledJoint:
         """Whether a graph was made, and runs some of the calls."""
 
     def __call__(self, program: Program, latents: Latents) -> tuple[Tensor, Tensor]:
-        if not program.structure.amortized or program.counting:
+        if not program.structure.amortized or program.counting or program.structure.in_turn:
             self._say_that_it_runs_as_it_is()
             return program.log_joint(latents)
         names = sorted(latents)  # a graph takes them in one order, whichever the guide's and the model's are
@@ -99,8 +99,8 @@ class CompiledJoint:
         if not self.has_warned:
             self.has_warned = True
             _checks.warn(
-                "compile: expected a model and a guide that run on any rows, without masked latents; got a pair that "
-                "runs on all data together, or has them; it runs as it is."
+                "compile: expected a model and a guide that run on any rows at once, without masked latents; got a "
+                "pair that runs on all data together, or visits them in turn, or has masked latents; it runs as it is."
             )
 
 

@@ -66,7 +66,7 @@ def refuse_mismatch(model_sites: dict[str, Any], guide_sites: dict[str, Any]) ->
 def refuse_other_names(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> None:
     """Raise unless the guide draws the model's latent sites, and nothing else."""
     latent = {name for name, site in model_sites.items() if not site["is_observed"]}
-    drawn = {name for name, site in guide_sites.items() if not site["infer"].get("is_auxiliary")}
+    drawn = {name for name, site in guide_sites.items() if name in latent or not site["infer"].get("is_auxiliary")}
     others = ", ".join(map(repr, sorted(drawn - model_sites.keys())))
     for name in sorted(latent - drawn):
         found = f"no site {name!r}" + (f", but {others}, which the model has not" if others else "")
@@ -77,8 +77,9 @@ def refuse_other_names(model_sites: dict[str, Any], guide_sites: dict[str, Any])
     for name in sorted(drawn - latent):
         what = "observes it" if name in model_sites else "has none"
         raise ValueError(
-            f"guide: expected latent sites of the model alone; got site {name!r}, and the model {what}; "
-            "rename it, or take it out."
+            f"guide: expected latent sites of the model alone; got site {name!r}, and the model {what}; rename it, "
+            "take it out, or, if it is noise of the guide, give it a density in the model, as a latent on which "
+            "nothing depends."
         )
 
 
@@ -87,7 +88,9 @@ def refuse_densities_without_volume(model_sites: dict[str, Any], guide_sites: di
 
     Pyro's automatic guides make such images. An auxiliary draw without one is refused too.
     """
-    auxiliary = [name for name, site in guide_sites.items() if site["infer"].get("is_auxiliary")]
+    auxiliary = [
+        name for name, site in guide_sites.items() if site["infer"].get("is_auxiliary") and name not in model_sites
+    ]
     points = [
         name
         for name in guide_sites.keys() & model_sites.keys()
@@ -101,7 +104,8 @@ def refuse_densities_without_volume(model_sites: dict[str, Any], guide_sites: di
     if auxiliary and not points:
         raise ValueError(
             f"guide: expected latent sites of the model alone; got the auxiliary site {auxiliary[0]!r}, over which "
-            "log q would have to be integrated; sum it out in the guide."
+            "log q would have to be integrated; sum it out in the guide, or give it a density in the model, as a "
+            "latent on which nothing depends."
         )
 
 

@@ -306,9 +306,24 @@ class Runs:
     ) -> poutine.Trace:
         """Run with so many draws. Sites that are summed out take all their values at once, others those that are given.
 
-        The order of handlers is that of Pyro's `TraceEnum_ELBO`.
+        Where data are visited in turn, the run has no dimension for them, and its sites are joined.
         """
-        particle_dim = self.structure.particle_dim
+        turns, particle_dim = self.structure.in_turn, self.structure.particle_dim
+        if turns is None:
+            return self._trace(fn, num_samples, particle_dim, summed, given, fixed)
+        given, fixed = (None if values is None else turns.parts_of(values) for values in (given, fixed))
+        return turns.joined(self._trace(fn, num_samples, particle_dim + 1, summed, given, fixed))
+
+    def _trace(
+        self,
+        fn: Callable[..., Any],
+        num_samples: int,
+        particle_dim: int,
+        summed: Summed,
+        given: Latents | None,
+        fixed: Latents | None,
+    ) -> poutine.Trace:
+        """Trace a run, with handlers in the order of Pyro's `TraceEnum_ELBO`."""
         with poutine.block(), contextlib.suppress(_AllDrawn):
             if self._is_side_by_side:
                 fn = pyro.plate("_particles", num_samples, dim=particle_dim)(fn)

@@ -14,6 +14,7 @@ from pyro.util import check_site_shape
 from pyro_vae._random import seeded
 from pyro_vae.program.data_plate import dim_of_data
 from pyro_vae.program.draws import SIDE_BY_SIDE, Way
+from pyro_vae.program.in_turn import InTurn
 from pyro_vae.program.refusals import (
     refuse_densities_without_volume,
     refuse_draws_as_distributions,
@@ -58,6 +59,8 @@ class Structure:
     """Whether the latents can be drawn from the model."""
     not_amortized_because: str = ""
     """What went wrong on other numbers of rows."""
+    in_turn: InTurn | None = None
+    """How the sites of each datum make those of all, for programs that visit data one after the other."""
 
     @property
     def data_axis(self) -> int:
@@ -100,6 +103,11 @@ def look_at(
             for trace in (guide_trace, model_trace):
                 refuse_subsampling(trace)
                 refuse_draws_as_distributions(trace)
+            turns, summed = _in_turn((guide_trace, model_trace), len(args[0]), plate), enumerated.summed
+            if turns is not None:
+                summed = _summed_in_turn(turns, enumerated, model_trace)
+                guide_trace, model_trace = turns.joined(guide_trace), turns.joined(model_trace)
+            for trace in (guide_trace, model_trace):
                 with refusing_what_has_no_batch():
                     trace.compute_log_prob()
     guide_sites, model_sites = drawn_sites(guide_trace), dict(sample_sites(model_trace))
@@ -110,7 +118,6 @@ def look_at(
     for site in sites:
         if data_dim in [frame.dim for frame in plates_of(site)]:
             check_site_shape(site, -deepest)
-    summed = enumerated.summed
     with_draws = {name: site for name, site in model_sites.items() if name not in summed.names}
     drawn = {name: site for name, site in guide_sites.items() if name not in summed.names}
     if summed and all(site["is_observed"] for site in with_draws.values()):
@@ -127,7 +134,29 @@ def look_at(
         summed=summed,
         summed_in_guide=summed.only(guide_sites),
         auxiliary=frozenset(drawn) - latents,
+        in_turn=turns,
     )
+
+
+def _in_turn(traces: tuple[poutine.Trace, ...], num_rows: int, plate: str | int | None) -> InTurn | None:
+    """Find a plate that visits data in turn, where there is no dimension of data."""
+    sites = [site for trace in traces for _, site in sample_sites(trace)]
+    if isinstance(plate, int) or all(frame.vectorized for site in sites for frame in site["cond_indep_stack"]):
+        return None
+    try:
+        dim_of_data(sites, num_rows, plate)
+    except ValueError:
+        return InTurn.of(traces, num_rows, plate)
+    return None
+
+
+def _summed_in_turn(turns: InTurn, enumerated: _Enumerated, model_trace: poutine.Trace) -> Summed:
+    """Name what is summed out, each of whose values has to be a draw."""
+    if enumerated.summed and enumerated.first_dim is not None:
+        raise ValueError("model: expected one value at a time of discrete latents of data that are visited in turn.")
+    sites = dict(sample_sites(model_trace))
+    names = {name: turns.name_of_all(sites[name]) for name in enumerated.summed.names}
+    return Summed(*(frozenset(names[name] for name in part) for part in enumerated.summed))
 
 
 class _Enumerated(NamedTuple):
