@@ -31,16 +31,27 @@ __all__ = [
 
 @contextmanager
 def refusing_what_has_no_batch() -> Iterator[None]:
-    """Explain the errors of Pyro's distributions that cannot be expanded or evaluated."""
+    """Explain the errors of Pyro's runs: distributions that cannot be expanded or evaluated, and other dimensions."""
     try:
         yield
     except (NotImplementedError, AssertionError, IndexError) as error:
-        said = (str(error).splitlines() or [""])[0] or "no reason given"
+        said = (str(error).splitlines() or [""])[0].rstrip(".") or "no reason given"
         raise ValueError(
             "model, guide: expected distributions that can be drawn from and evaluated for a batch in a plate; got "
             f"{type(error).__name__}: {said}; use another (LKJCholesky for LKJ, say), or write one with `expand`, "
             "`sample` and `log_prob`."
         ) from error
+    except (TypeError, ValueError) as error:
+        said, *shapes = str(error).split("\nTrace Shapes:")
+        if said.startswith("Shape mismatch inside plate"):
+            raise ValueError(
+                f"model, guide: expected sites whose batch dimensions are those of plates; got a {said[0].lower()}"
+                f"{said[1:]}; declare dimensions of one datum by .to_event(1), or by a plate of their own."
+            ) from error
+        if shapes:  # which a trace adds to all errors of a run
+            kind = ValueError if isinstance(error, ValueError) else TypeError
+            raise kind(said) from error
+        raise
 
 
 def refuse_half_precision(sites: dict[str, Any]) -> None:
