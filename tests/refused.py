@@ -180,6 +180,16 @@ def _():
     return model, guide
 
 
+@case("draws of latents that are summed out", pv.posterior_samples)
+def _():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            cluster = pyro.sample("cluster", dist.Bernoulli(0.3))
+            pyro.sample("x", dist.Normal(cluster, 1.0), obs=x)
+
+    return model, None
+
+
 @case("a distribution that cannot be expanded to a batch")
 def _():
     def model(x):

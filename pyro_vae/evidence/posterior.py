@@ -20,6 +20,7 @@ from pyro_vae.evidence.importance import ImportanceSampling
 from pyro_vae.evidence.result import Draws, Observed
 from pyro_vae.evidence.survey import Region
 from pyro_vae.program.tiles import Block, blocks, noise, refuse_nan
+from pyro_vae.program.whole import UNUSED
 
 __all__ = ["Posterior", "chain_diagnostics", "chains", "posterior_samples"]
 
@@ -116,7 +117,7 @@ def posterior_samples(
         `Posterior`.
 
     Raises:
-        TypeError, ValueError: as `ais`.
+        TypeError, ValueError: as `ais`; where all latents are discrete and summed out.
 
     References:
         Vehtari, Gelman, Simpson, Carpenter and Bürkner (2021), Rank-normalization, folding, and localization: an
@@ -130,6 +131,12 @@ def posterior_samples(
     task = Task.of(
         model, guide, args, kwargs, plate=plate, seed=seed, first_index=first_index, num_posterior_draws=num_draws
     )
+    if task.program.structure.latents == {UNUSED}:
+        raise ValueError(
+            f"model: expected latents that can be drawn; got {', '.join(task.settings['summed_out'])}, which are "
+            "summed out, and no others; draw them with pyro.infer.infer_discrete(model, first_available_dim=..., "
+            "temperature=1), which is exact."
+        )
     guide_latents = _guide_latents(task, num_draws)
     if method == "importance":
         return _by_importance(task, num_chains, num_proposals, guide_latents)

@@ -17,7 +17,7 @@ from pyro_vae._random import seeded
 from pyro_vae.program.refusals import refusing_noisy_modules
 from pyro_vae.program.sites import plates_of, sample_sites
 
-__all__ = ["Pair", "as_one_datum", "dims_of_rows", "prior_of", "with_rows_first", "with_unused_latent"]
+__all__ = ["UNUSED", "Pair", "as_one_datum", "dims_of_rows", "prior_of", "with_rows_first", "with_unused_latent"]
 
 DATA_SET = "_data_set"
 """The plate whose data are data sets."""
