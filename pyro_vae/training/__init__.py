@@ -1,6 +1,19 @@
 """Training."""
 
+from pyro_vae.training.callbacks import CSV, Callback, JSONLines, Progress, ProgressBar, TensorBoard
+from pyro_vae.training.early_stopping import EarlyStopping
 from pyro_vae.training.fit import fit
 from pyro_vae.training.history import DivergedError, History
 
-__all__ = ["DivergedError", "History", "fit"]
+__all__ = [
+    "CSV",
+    "Callback",
+    "DivergedError",
+    "EarlyStopping",
+    "History",
+    "JSONLines",
+    "Progress",
+    "ProgressBar",
+    "TensorBoard",
+    "fit",
+]

@@ -3,52 +3,57 @@
 from __future__ import annotations
 
 import copy
-import math
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
+from os import PathLike
 from typing import Any, Literal, NamedTuple
 
-import torch
 from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
-from pyro.optim import PyroLRScheduler, PyroOptim
-from torch import Tensor
-from tqdm.auto import tqdm
 
 from pyro_vae import _checks
 from pyro_vae._private import BatchNorm
 from pyro_vae._random import forked_generator
-from pyro_vae.data.dataset import Dataset, from_tensor
-from pyro_vae.diagnostics import rate_distortion
 from pyro_vae.objectives.base import Objective
 from pyro_vae.objectives.compiled import CompiledTrace_ELBO, CompiledTraceMeanField_ELBO
-from pyro_vae.optim import FusedAdam
+from pyro_vae.training.batches import Batches, batches_of
+from pyro_vae.training.callbacks import Callback, ProgressBar
+from pyro_vae.training.config import config_of
+from pyro_vae.training.early_stopping import EarlyStopping
 from pyro_vae.training.history import History
+from pyro_vae.training.kl_weight import KLWeight
+from pyro_vae.training.loop import Loop, Schedule
+from pyro_vae.training.optimizers import as_pyro, learning_rate
+from pyro_vae.training.run import Run
 from pyro_vae.training.stepper import Stepper
+from pyro_vae.training.trainee import Trainee
 from pyro_vae.vae import VAE
 
 __all__ = ["fit"]
 
 COMPILED = {Trace_ELBO: CompiledTrace_ELBO, TraceMeanField_ELBO: CompiledTraceMeanField_ELBO}
 
-NUM_EVALUATED = 1000
-"""Training data to evaluate rate and distortion on, where there are no validation data."""
-DRAWN_TOGETHER = 1_000_000
-"""The most numbers in batches that are drawn together; a single batch may have more."""
 WORTH_COMPILING = 5000
 """Steps, a few times as many as repay the seconds of compiling on two CPU cores (benchmarks/training.py)."""
 
 
 def fit(
-    vae: VAE,
-    data: Dataset | Tensor,
+    program: VAE | tuple[Callable[..., Any], Callable[..., Any]],
+    data: Any,
     *,
     objective: ELBO | None = None,
-    optim: PyroOptim | None = None,
+    optim: Any = None,
+    schedule: Callable[[int], float] | None = None,
+    clip_grad_norm: float | None = None,
+    kl_warmup: float | None = None,
     num_epochs: int = 20,
     batch_size: int = 100,
+    drop_last: bool = False,
     seed: int = 0,
-    validation: Dataset | Tensor | None = None,
+    validation: Any = None,
+    early_stopping: EarlyStopping | int | None = None,
     compile: bool | Literal["auto"] = "auto",
+    callbacks: Sequence[Callback] = (),
+    run: str | PathLike[str] | None = None,
+    resume: bool | Literal["auto"] = False,
     progress: bool = True,
 ) -> History:
     r"""Maximise the ELBO by stochastic gradients, with Pyro's `SVI`.
@@ -58,30 +63,50 @@ def fit(
     was. The modules end in evaluation mode.
 
     Args:
-        vae: the VAE to train.
-        data: a `pyro_vae.data.Dataset`, or a tensor or numpy array `(N, ...)`.
+        program: a VAE, or a pair (model, guide) of functions or modules, which are called with a batch.
+        data: a `pyro_vae.data.Dataset`; a tensor or numpy array `(N, ...)`; a tuple `(x, *context)` of these, with
+            labels or covariates, each of N rows; a torch `Dataset`, of data or tuples; or a `DataLoader`, whose batches
+            are taken as they come.
         objective: a `pv.objectives.Objective`, or a Pyro ELBO with a single loss, such as `RenyiELBO` or a subclass of
-            your own; `TraceMeanField_ELBO()` by default.
-        optim: one of Pyro's optimizers; `FusedAdam({"lr": 1e-3})` by default. A learning-rate schedule
+            your own; by default `TraceMeanField_ELBO()` for a VAE, and `Trace_ELBO()` for a pair.
+        optim: one of Pyro's optimizers, or a torch optimizer's class, alone or with options,
+            `functools.partial(torch.optim.AdamW, lr=1e-3)`; `FusedAdam({"lr": 1e-3})` by default. A schedule of its own
             (`pyro.optim.CosineAnnealingLR` and the like, `FusedAdam(..., lr_scheduler=...)`) takes a step after each
             epoch.
-        num_epochs, batch_size: whole numbers; the last batch of an epoch may be smaller.
+        schedule: a function from the step, counted from 0, to a factor of the learning rate:
+            `lambda step: min(1.0, (step + 1) / 1000)` warms up.
+        clip_grad_norm: the largest norm of the gradient of all parameters together, to which a larger one is scaled, as
+            by `torch.nn.utils.clip_grad_norm_`. Steps are then not compiled into one graph.
+        kl_warmup: epochs over which the weight of the KL term grows from 0 to 1, in equal steps; 0.5 is half an epoch.
+            `train_elbo` is that of weight 1 all the same: of the epochs concerned, on the data of `rate` and
+            `distortion`.
+        num_epochs, batch_size: whole numbers.
+        drop_last: leave out the last batch of an epoch where it is smaller.
         seed: fixes the order, the binarization and the draws of z.
         validation: data of the same kind, on which the ELBO is evaluated after each epoch.
+        early_stopping: an `EarlyStopping`, or its patience in epochs; needs `validation`. The parameters end as those
+            of the best epoch.
         compile: whether a `Trace_ELBO` or `TraceMeanField_ELBO` runs as `CompiledTrace_ELBO` or
             `CompiledTraceMeanField_ELBO`; with `FusedAdam` a step is then one graph. `"auto"` compiles these two, and a
             `pv.objectives.Objective` of your own, from 5,000 steps on. The numbers are the same to rounding.
             `History.execution` says how the steps ran.
+        callbacks: each a `pv.training.Callback`: `JSONLines(path)`, `CSV(path)`, `TensorBoard(folder)`, or your own.
+        run: a folder to keep the run in: its configuration, and a checkpoint after each epoch, or less often where
+            writing one takes more than 2 % of the time. A SIGTERM or Ctrl-C ends training after the step, with a
+            checkpoint. `pv.load(run)` reads it.
+        resume: True to go on with the run in that folder; "auto" to do so if there is one. What is resumed continues
+            as if it had never stopped, to the bit on the same machine.
         progress: show a bar with the ELBO of training and validation.
 
     Returns:
         `History`, nats per datum.
 
     Raises:
-        TypeError, ValueError: for impossible data or numbers, and for a batch of one datum where a BatchNorm needs
-            more, before any parameter changes.
+        TypeError, ValueError: for impossible data or numbers, for a folder that holds another run, and for a batch of
+            one datum where a BatchNorm needs more, before any parameter changes.
         DivergedError: (a ValueError) for a loss, gradient or parameter that is NaN or infinite; it names the step. The
             parameters are then the last that had a finite loss, or, if compiled, those of at most 100 steps before.
+        SystemExit: with code 143, after a SIGTERM; KeyboardInterrupt after Ctrl-C.
 
     Examples:
         >>> import pyro_vae as pv
@@ -95,37 +120,70 @@ def fit(
         >>> history.train_elbo[1] > history.train_elbo[0]
         True
     """
+    trainee = Trainee.of(program)
     num_epochs = _checks.whole_number("num_epochs", num_epochs)
     batch_size = _checks.whole_number("batch_size", batch_size)
     seed = _checks.seed(seed)
-    objective = TraceMeanField_ELBO() if objective is None else objective
-    optim = FusedAdam({"lr": 1e-3}) if optim is None else optim
-    _refuse_strangers(vae, objective, optim)
-    device = next(vae.parameters()).device
-    train = _as_dataset("data", data, vae).to(device)
-    held_out = None if validation is None else _as_dataset("validation", validation, vae).to(device)
-    train_x = vae.check(train.x, "data")
-    evaluated = train_x[:NUM_EVALUATED] if held_out is None else vae.check(held_out.x, "validation")
-    execution = _execution(compile, objective, num_epochs * math.ceil(len(train) / batch_size))
-    objective, history = execution.objective, History()
-    with forked_generator(device), tqdm(total=num_epochs, disable=not progress, unit="epoch") as bar:
-        _rehearse(vae, objective, train)
-        if 1 in (batch_size, len(train) % batch_size):
-            _rehearse_a_batch_of_one(vae, objective, train, batch_size)
-        torch.manual_seed(seed)
-        stepper = Stepper(vae, objective, optim, history)
-        for _ in range(num_epochs):
-            started = time.perf_counter()
-            train_elbo = _epoch(vae, stepper, train, batch_size)
-            seconds = time.perf_counter() - started
-            if isinstance(optim, (PyroLRScheduler, FusedAdam)):
-                optim.step()
-            terms = stepper.guarded(lambda: rate_distortion(vae.model, vae.guide, evaluated))
-            history.add(train_elbo, terms, seconds, is_validation=held_out is not None)
-            bar.set_postfix_str(_latest(history))
-            bar.update()
-    history.execution = execution.how(vae)
+    objective = _objective(objective, trainee)
+    optim = as_pyro(optim)
+    early_stopping = _early_stopping(early_stopping, validation)
+    clip_grad_norm = None if clip_grad_norm is None else _checks.positive("clip_grad_norm", clip_grad_norm)
+    rates = None if schedule is None else Schedule(schedule, learning_rate(optim))
+    _refuse_nothing_to_train(trainee)
+    device = trainee.device
+    train = batches_of("data", data, trainee.vae, device, batch_size, drop_last, seed)
+    held_out = None
+    if validation is not None:
+        held_out = batches_of("validation", validation, trainee.vae, device, batch_size, False, seed)
+    execution = _execution(compile, objective, num_epochs * train.num_batches)
+    weight = _kl_weight(kl_warmup, train, device)
+    history = History()
+    bars = [ProgressBar()] if progress else []
+    with forked_generator(device):
+        _rehearse(trainee, execution.objective, train, batch_size)
+        stepper = Stepper(trainee, execution.objective, optim, history, clip_grad_norm, weight)
+        settings = {
+            "objective": objective,
+            "optim": optim,
+            "num_epochs": num_epochs,
+            "batch_size": batch_size,
+            "drop_last": drop_last,
+            "seed": seed,
+            "kl_warmup": kl_warmup,
+            "clip_grad_norm": clip_grad_norm,
+            "early_stopping": early_stopping,
+            "compile": compile,
+        }
+        folder = None if run is None else Run(run, config_of(trainee, data, validation, settings), resume)
+        loop = Loop(
+            trainee, stepper, train, held_out, num_epochs, early_stopping, rates, weight, folder, [*callbacks, *bars]
+        )
+        loop.run(seed)
+    history.execution = execution.how(stepper)
     return history
+
+
+def _objective(objective: Any, trainee: Trainee) -> ELBO:
+    if objective is None:
+        return Trace_ELBO() if trainee.vae is None else TraceMeanField_ELBO()
+    if not isinstance(objective, ELBO):
+        raise TypeError(f"objective: expected an instance of ELBO; got {objective!r}; make one.")
+    return objective
+
+
+def _early_stopping(early_stopping: Any, validation: Any) -> EarlyStopping | None:
+    if early_stopping is None:
+        return None
+    if validation is None:
+        raise ValueError("early_stopping: expected validation data to stop by; got none; pass validation=...")
+    return early_stopping if isinstance(early_stopping, EarlyStopping) else EarlyStopping(early_stopping)
+
+
+def _kl_weight(kl_warmup: Any, train: Batches, device: Any) -> KLWeight | None:
+    if kl_warmup is None:
+        return None
+    epochs = _checks.positive("kl_warmup", kl_warmup)
+    return KLWeight(max(1, round(epochs * train.num_batches)), device)
 
 
 class _Execution(NamedTuple):
@@ -134,11 +192,11 @@ class _Execution(NamedTuple):
     objective: ELBO
     why_as_it_is: str = ""
 
-    def how(self, vae: VAE) -> str:
+    def how(self, stepper: Stepper) -> str:
         """Say how the steps ran."""
         if self.why_as_it_is or not isinstance(self.objective, Objective):
             return f"as it is: {self.why_as_it_is}"
-        return self.objective.execution(vae.model, vae.guide)
+        return self.objective.execution(stepper.model, stepper.guide)
 
 
 def _execution(compile: bool | Literal["auto"], objective: ELBO, num_steps: int) -> _Execution:
@@ -176,92 +234,56 @@ def _as_it_is(objective: ELBO) -> ELBO:
     return chosen
 
 
-def _rehearse(vae: VAE, objective: ELBO, train: Dataset) -> None:
-    """Take the loss of one datum, before anything trains.
+def _rehearse(trainee: Trainee, objective: ELBO, train: Batches, batch_size: int) -> None:
+    """Take a loss before anything trains: of one datum, or for a pair, which may know its batch, of the first batch.
 
-    It shows whether the objective has a single loss. Also, a vectorised ELBO draws random numbers at its first call, to
-    look at the plates.
+    It shows whether the objective has a single loss, and which parameters there are. Also, a vectorised ELBO draws
+    random numbers at its first call, to look at the plates.
     """
-    vae.eval()
-    x = train.batch(torch.zeros(1, dtype=torch.long, device=train.device))
-    loss = objective.loss_and_grads(vae.model, vae.guide, x)
-    vae.zero_grad()
+    trainee.train(False)
+    batch = train.first() if trainee.vae is None else train.one()
+    loss = trainee.note_parameters(lambda: objective.loss_and_grads(trainee.model, trainee.guide, *batch))
+    trainee.zero_grad()
     if not isinstance(loss, (float, int)):
         raise TypeError(
             f"objective: expected an ELBO with one loss; got {type(objective).__name__}, which has {loss!r}."
         )
+    if not trainee.parameters():
+        raise ValueError(
+            "program: expected parameters to train; got none that requires a gradient; register modules by "
+            "pyro.module, and unfreeze them by requires_grad_(True)."
+        )
+    if 1 in (batch_size, train.num_data % batch_size):
+        _rehearse_a_batch_of_one(trainee, objective, train, batch_size)
 
 
-def _rehearse_a_batch_of_one(vae: VAE, objective: ELBO, train: Dataset, batch_size: int) -> None:
+def _rehearse_a_batch_of_one(trainee: Trainee, objective: ELBO, train: Batches, batch_size: int) -> None:
     """Take its loss in training mode, where a BatchNorm over rows alone cannot normalise one datum."""
-    if not any(isinstance(module, BatchNorm) for module in vae.modules()):
+    modules = [each for module in trainee.modules.values() for each in module.modules()]
+    if not any(isinstance(module, BatchNorm) for module in modules):
         return
-    buffers = [(buffer, buffer.clone()) for buffer in vae.buffers()]
-    x = train.batch(torch.zeros(1, dtype=torch.long, device=train.device))
-    vae.train()
+    buffers = [(buffer, buffer.clone()) for buffer in trainee.tensors().values() if not buffer.requires_grad]
+    trainee.train()
     try:
-        objective.loss_and_grads(vae.model, vae.guide, x)
+        objective.loss_and_grads(trainee.model, trainee.guide, *train.one())
     except ValueError as error:
-        if not str(error).startswith("Expected more than 1 value per channel"):
+        if "Expected more than 1 value per channel" not in str(error):
             raise
-        last = "the last batch" if len(train) > 1 < batch_size else "each batch"
+        last = "the last batch" if train.num_data > 1 < batch_size else "each batch"
         raise ValueError(
             "batch_size: expected at least two data in each batch, for BatchNorm in training mode; got one datum in "
-            f"{last}, of {len(train)} data and batch_size={batch_size}; take another batch_size, drop a row, or "
-            "replace BatchNorm by GroupNorm or LayerNorm."
+            f"{last}, of {train.num_data} data and batch_size={batch_size}; take another batch_size, pass "
+            "drop_last=True, or replace BatchNorm by GroupNorm or LayerNorm."
         ) from error
     finally:
-        vae.eval()
-        vae.zero_grad()
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
+        trainee.train(False)
+        trainee.zero_grad()
+        for buffer, before in buffers:
+            buffer.data.copy_(before)
 
 
-def _epoch(vae: VAE, stepper: Stepper, train: Dataset, batch_size: int) -> float:
-    """Make one pass over the data in a new order; return the mean ELBO per datum."""
-    order = torch.randperm(len(train)).to(train.device)
-    vae.train()
-    try:
-        losses = [stepper.step(x) for x in _batches(train, order, batch_size)]
-        stepper.check()
-        return -sum(map(float, losses)) / len(train)
-    finally:
-        vae.eval()
-
-
-def _batches(train: Dataset, order: Tensor, batch_size: int) -> Iterator[Tensor]:
-    """Yield the data in an order; several batches are drawn together, which is faster than one by one."""
-    num_together = max(1, DRAWN_TOGETHER // max(1, batch_size * train.x[0].numel()))
-    for rows in order.split(num_together * batch_size):
-        yield from train.batch(rows).split(batch_size)
-
-
-def _as_dataset(name: str, data: Any, vae: VAE) -> Dataset:
-    return data if isinstance(data, Dataset) else from_tensor(vae.check(data, name))
-
-
-def _refuse_strangers(vae: Any, objective: Any, optim: Any) -> None:
-    for name, value, expected in (("vae", vae, VAE), ("objective", objective, ELBO), ("optim", optim, PyroOptim)):
-        if not isinstance(value, expected):
-            raise TypeError(f"{name}: expected an instance of {expected.__name__}; got {value!r}; make one.")
-    if vae.model.datum.context_shapes:
+def _refuse_nothing_to_train(trainee: Trainee) -> None:
+    if trainee.vae is not None and not trainee.parameters():
         raise ValueError(
-            "vae: expected one without context, for which there are no further arguments to train with; got "
-            f"context_shapes={vae.model.datum.context_shapes}; train it by pyro.infer.SVI."
+            "program: expected parameters to train; got none that requires a gradient; call vae.requires_grad_(True)."
         )
-    if not any(parameter.requires_grad for parameter in vae.parameters()):
-        raise ValueError(
-            "vae: expected parameters to train; got none that requires a gradient; call vae.requires_grad_(True)."
-        )
-    if getattr(optim, "pt_scheduler_constructor", None) is torch.optim.lr_scheduler.ReduceLROnPlateau:
-        raise TypeError(
-            "optim: expected a schedule of epochs alone; got ReduceLROnPlateau; use CosineAnnealingLR, say."
-        )
-    if isinstance(optim.pt_optim_args, dict) and "lr" in optim.pt_optim_args:
-        _checks.positive("optim: lr, the learning rate", optim.pt_optim_args["lr"])
-
-
-def _latest(history: History) -> str:
-    validation = f", validation {history.validation_elbo[-1]:.2f}" if history.validation_elbo else ""
-    return f"ELBO: train {history.train_elbo[-1]:.2f}{validation} nats"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 
-from pyro_vae.diagnostics import RateDistortion
-
 __all__ = ["DivergedError", "History"]
 
 
@@ -18,7 +16,7 @@ class History:
         validation_elbo: on the validation data after the epoch, one draw for each datum and the same noise each time;
             empty without validation data.
         rate, distortion: the two terms of the ELBO after the epoch, on the validation data or, without them, on the
-            first 1,000 training data.
+            first 1,000 training data; empty for a program that has no ELBO for each datum.
         seconds: time of the epoch's steps.
         execution: whether the steps were compiled or run as they are, and why.
     """
@@ -30,18 +28,19 @@ class History:
     seconds: list[float] = field(default_factory=list)
     execution: str = ""
 
-    def add(self, train_elbo: float, terms: RateDistortion, seconds: float, is_validation: bool) -> None:
-        """Add one epoch."""
-        self.train_elbo.append(train_elbo)
-        self.rate.append(terms.rate.mean().item())
-        self.distortion.append(terms.distortion.mean().item())
-        self.seconds.append(seconds)
-        if is_validation:
-            self.validation_elbo.append(terms.elbo.mean().item())
+    def add(self, **values: float) -> None:
+        """Add one epoch: a number for each column that has one."""
+        for name, value in values.items():
+            getattr(self, name).append(value)
 
     def as_dict(self) -> dict[str, list[float]]:
         """Return all columns, for JSON or a data frame."""
         return {name: column for name, column in asdict(self).items() if name != "execution"}
+
+    def row(self, epoch: int) -> dict[str, float]:
+        """Return what is known of an epoch, counted from 0; its number counts from 1."""
+        columns = {name: column[epoch] for name, column in self.as_dict().items() if column}
+        return {"epoch": epoch + 1, **columns}
 
     def __len__(self) -> int:
         return len(self.train_elbo)

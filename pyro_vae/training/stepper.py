@@ -17,7 +17,8 @@ from pyro_vae._private import validate_sample_code
 from pyro_vae.objectives.base import Objective
 from pyro_vae.optim import FusedAdam
 from pyro_vae.training.history import DivergedError, History
-from pyro_vae.vae.vae import VAE
+from pyro_vae.training.kl_weight import KLWeight
+from pyro_vae.training.trainee import Trainee
 
 __all__ = ["Stepper"]
 
@@ -33,25 +34,47 @@ class Stepper:
     that none waits for its loss.
     """
 
-    def __init__(self, vae: VAE, objective: ELBO, optim: PyroOptim, history: History) -> None:
-        self.vae, self.objective, self.optim, self.history = vae, objective, optim, history
-        self.svi = SVI(vae.model, vae.guide, optim, loss=objective.loss, loss_and_grads=self._loss_and_grads)
+    def __init__(
+        self,
+        trainee: Trainee,
+        objective: ELBO,
+        optim: PyroOptim,
+        history: History,
+        clip_grad_norm: float | None = None,
+        weight: KLWeight | None = None,
+    ) -> None:
+        self.trainee, self.objective, self.optim, self.history = trainee, objective, optim, history
+        self.clip_grad_norm = clip_grad_norm
+        self.model: Any = trainee.model if weight is None else weight.applied_to(trainee.model)
+        self.guide: Any = trainee.guide if weight is None else weight.applied_to(trainee.guide)
+        self.svi = SVI(self.model, self.guide, optim, loss=objective.loss, loss_and_grads=self._loss_and_grads)
         self.num_steps = 0
         self.waiting: list[Tensor] = []
-        self.state = [*vae.parameters(), *vae.buffers()]
+        self.state = list(trainee.tensors().values())
         self.last_good = [tensor.detach().clone() for tensor in self.state]
 
-    def step(self, x: Tensor) -> float | Tensor:
+    def step(self, *args: Any) -> float | Tensor:
         """Take one step; return the loss."""
-        loss = self._compiled_step(x)
+        loss = self._compiled_step(args)
         if loss is None:
             self.check()
-            return float(self.svi.step(x))
+            return float(self.svi.step(*args))
         self.num_steps += 1
         self.waiting.append(loss)
         if len(self.waiting) == CHECKED_TOGETHER:
             self.check()
         return loss
+
+    def rehearse(self, run: Callable[[], Any]) -> None:
+        """Take steps that do not count; the optimizer's state is for the caller to restore."""
+        before, num_steps = [tensor.detach().clone() for tensor in self.state], self.num_steps
+        try:
+            run()
+        finally:
+            self.waiting = []
+            self._copy(before, self.state)
+            self._copy(before, self.last_good)
+            self.num_steps = num_steps
 
     def check(self) -> None:
         """Check the losses of the compiled steps since the last check, and the state that they led to."""
@@ -78,24 +101,28 @@ class Stepper:
             error.add_note(f"pyro_vae.fit met this {self._place()}.")
             raise
 
-    def _compiled_step(self, x: Tensor) -> Tensor | None:
-        if isinstance(self.objective, Objective) and type(self.optim) is FusedAdam:
-            return self.objective.update(self.vae.model, self.vae.guide, self.optim, x)
+    def _compiled_step(self, args: tuple[Any, ...]) -> Tensor | None:
+        clips = self.clip_grad_norm is not None
+        if isinstance(self.objective, Objective) and type(self.optim) is FusedAdam and not clips:
+            return self.objective.update(self.model, self.guide, self.optim, *args)
         return None
 
-    def _loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], x: Tensor) -> float:
+    def _loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any) -> float:
         self.num_steps += 1
-        loss: float = self.guarded(lambda: self.objective.loss_and_grads(model, guide, x))
+        loss: float = self.guarded(lambda: self.objective.loss_and_grads(model, guide, *args))
         if not math.isfinite(loss):
             raise self._stopped(f"a loss of {loss}")
         self._copy(self.state, self.last_good)
-        if not math.isfinite(sum(p.grad.sum() for p in self.vae.parameters() if p.grad is not None)):
+        trained = [tensor for tensor in self.state if tensor.grad is not None]
+        if not math.isfinite(sum(tensor.grad.sum() for tensor in trained if tensor.grad is not None)):
             raise self._stopped("a gradient of NaN or infinity")
+        if self.clip_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(trained, self.clip_grad_norm)
         return loss
 
     def _stopped(self, found: str, kept: str = "the last that had a finite loss") -> DivergedError:
         self._copy(self.last_good, self.state)
-        self.vae.zero_grad()
+        self.trainee.zero_grad()
         return DivergedError(
             f"objective: expected finite numbers; got {found} {self._place()}; the parameters are {kept}: lower the "
             "learning rate, or bound the scale of the likelihood.",

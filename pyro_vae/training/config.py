@@ -1,0 +1,64 @@
+"""What a run was started with, as JSON."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from pyro.infer import ELBO
+from pyro.optim import PyroOptim
+from torch import Tensor
+
+from pyro_vae.data.dataset import Dataset
+from pyro_vae.training.trainee import Trainee
+
+__all__ = ["config_of"]
+
+
+def config_of(trainee: Trainee, data: Any, validation: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    """Describe the program, the data and all settings."""
+    shapes = {name: list(tensor.shape) for name, tensor in trainee.tensors().items()}
+    return {
+        "program": "VAE" if trainee.vae is not None else [_name_of(trainee.model), _name_of(trainee.guide)],
+        "parameters": shapes,
+        "data": _described(data),
+        "validation": _described(validation),
+        **{name: _described(value) for name, value in settings.items()},
+        "versions": {"torch": torch.__version__, "pyro": pyro.__version__},
+    }
+
+
+def _described(value: Any) -> Any:
+    """Describe a value, so that another has another description."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Dataset):
+        return value.provenance.as_dict()
+    if isinstance(value, (Tensor, np.ndarray)):
+        tensor = torch.as_tensor(value).detach().cpu().contiguous()
+        return {"shape": list(tensor.shape), "sha256": hashlib.sha256(tensor.numpy().tobytes()).hexdigest()}
+    if isinstance(value, (tuple, list)):
+        return [_described(each) for each in value]
+    return _described_by_kind(value)
+
+
+def _described_by_kind(value: Any) -> dict[str, Any]:
+    if isinstance(value, PyroOptim):
+        return {"optimizer": _name_of(value.pt_optim_constructor), "options": _options(value.pt_optim_args)}
+    if isinstance(value, ELBO):
+        return {"objective": type(value).__name__, "num_particles": value.num_particles}
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    return {"type": type(value).__name__, "length": len(value) if hasattr(value, "__len__") else None}
+
+
+def _options(options: Any) -> Any:
+    return {key: _described(value) for key, value in options.items()} if isinstance(options, dict) else "a function"
+
+
+def _name_of(program: Any) -> str:
+    return str(getattr(program, "__qualname__", type(program).__qualname__))

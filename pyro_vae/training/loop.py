@@ -1,0 +1,291 @@
+"""The loop over epochs: steps, validation, checkpoints, and signals to stop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_vae import _checks
+from pyro_vae._random import seeded
+from pyro_vae.diagnostics import rate_distortion
+from pyro_vae.training import optimizers
+from pyro_vae.training.batches import Batch, Batches
+from pyro_vae.training.callbacks import Callback, Progress
+from pyro_vae.training.checkpoint import Checkpoint
+from pyro_vae.training.early_stopping import EarlyStopping
+from pyro_vae.training.kl_weight import KLWeight
+from pyro_vae.training.run import Run
+from pyro_vae.training.stepper import Stepper
+from pyro_vae.training.trainee import Trainee
+
+__all__ = ["Loop", "Schedule"]
+
+NUM_EVALUATED = 1000
+"""Training data to evaluate rate and distortion on, where there are no validation data."""
+CALLS_UNTIL_A_GRAPH = 2
+"""Calls of one shape after which a step is a graph: the first runs eagerly, the second compiles."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A factor of the learning rate, by step."""
+
+    factor: Callable[[int], float]
+    base: float
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 0."""
+        factor = self.factor(step)
+        if not isinstance(factor, (int, float)) or not 0 <= factor < float("inf"):
+            raise ValueError(
+                f"schedule: expected a factor of the learning rate, 0 or more, for each step; got {factor!r} for step "
+                f"{step}; return such a number."
+            )
+        return self.base * factor
+
+
+@dataclass
+class _Place:
+    """Where in training the next step is."""
+
+    epoch: int = 0
+    batch: int = 0
+    loss: float = 0.0
+    """Sum of the epoch's losses until here."""
+    seconds: float = 0.0
+    """Time of the epoch's steps until here."""
+
+
+class Loop:
+    """Trains epoch by epoch, from the start or from a run's last checkpoint."""
+
+    def __init__(
+        self,
+        trainee: Trainee,
+        stepper: Stepper,
+        train: Batches,
+        validation: Batches | None,
+        num_epochs: int,
+        early_stopping: EarlyStopping | None,
+        schedule: Schedule | None,
+        weight: KLWeight | None,
+        run: Run | None,
+        callbacks: Sequence[Callback],
+    ) -> None:
+        self.trainee, self.stepper, self.train, self.validation = trainee, stepper, train, validation
+        self.num_epochs, self.early_stopping, self.schedule, self.weight = num_epochs, early_stopping, schedule, weight
+        self.folder, self.callbacks = run, callbacks
+        self.history = stepper.history
+        self.place = _Place()
+        self.best: dict[str, Tensor] | None = None
+        self.progress = Progress(self.history, num_epochs, train.num_batches)
+        self.evaluated = (
+            train.evaluated(NUM_EVALUATED) if validation is None else validation.evaluated(validation.num_data)
+        )
+
+    def run(self, seed: int) -> None:
+        """Train until the last epoch."""
+        torch.manual_seed(seed)
+        try:
+            self._resume()
+            with _stopping_by_signals(self.folder is not None) as asked:
+                self._tell(lambda callback: callback.on_start(self.progress))
+                try:
+                    while self.place.epoch < self.num_epochs and not self._is_over():
+                        self._epoch(asked)
+                finally:
+                    self.trainee.train(False)
+                    self._tell(lambda callback: callback.on_end(self.progress))
+            self._end()
+        finally:
+            if self.folder is not None:
+                self.folder.close()
+
+    def _is_over(self) -> bool:
+        return self.early_stopping is not None and self.early_stopping.is_over(self.history.validation_elbo)
+
+    def _epoch(self, asked: dict[str, int]) -> None:
+        """Take the steps of an epoch, or the rest of one, evaluate, and keep what was reached."""
+        place, started = self.place, time.perf_counter()
+        self.trainee.train()
+        losses: list[Any] = []
+        for batch in self.train.epoch(place.epoch, place.batch):
+            losses.append(self._step(batch))
+            place.batch += 1
+            if asked and place.batch < self.train.num_batches:
+                self._stop(asked, losses, started)
+        self.stepper.check()
+        self.trainee.train(False)
+        place.loss += sum(map(float, losses))
+        place.seconds += time.perf_counter() - started
+        self._evaluate()
+        self.place = _Place(epoch=place.epoch + 1)
+        if isinstance(self.stepper.optim, pyro.optim.PyroLRScheduler) or hasattr(self.stepper.optim, "schedulers"):
+            self.stepper.optim.step()
+        if self.folder is not None and (asked or self.folder.is_due):
+            self._save()
+        self._tell(lambda callback: callback.on_epoch(self.progress))
+        _leave(asked)
+
+    def _step(self, batch: Batch) -> Any:
+        if self.schedule is not None:
+            optimizers.set_learning_rate(self.stepper.optim, self.schedule.rate(self.progress.num_steps))
+        if self.weight is not None:
+            self.weight.set(self.progress.num_steps + 1)
+        loss = self.stepper.step(*batch)
+        self.progress.num_steps += 1
+        self._tell(lambda callback: callback.on_step(self.progress, loss))
+        return loss
+
+    def _stop(self, asked: dict[str, int], losses: list[Any], started: float) -> None:
+        """Keep what was reached in the middle of an epoch, and end."""
+        self.stepper.check()
+        self.place.loss += sum(map(float, losses))
+        self.place.seconds += time.perf_counter() - started
+        self._save()
+        _leave(asked)
+
+    def _evaluate(self) -> None:
+        """Add the epoch to the history."""
+        place, values = self.place, {}
+        terms = None if self.evaluated is None else self._terms(self.evaluated)
+        if terms is not None:
+            values = {"rate": terms.rate.mean().item(), "distortion": terms.distortion.mean().item()}
+        if self.validation is not None:
+            elbo = self._elbo(self.validation) if terms is None else terms.elbo.mean().item()
+            values["validation_elbo"] = elbo
+        train_elbo = -place.loss / self.train.num_data
+        if self.weight is not None and self.progress.num_steps - self.train.num_batches < self.weight.num_steps:
+            train_elbo = -sum(values[name] for name in ("rate", "distortion")) if terms is not None else train_elbo
+        self.history.add(train_elbo=train_elbo, seconds=place.seconds, **values)
+        elbos = self.history.validation_elbo
+        keeper = self.early_stopping or EarlyStopping()
+        if elbos and keeper.best_of(elbos) == len(elbos) - 1:
+            self.best = {name: tensor.detach().clone() for name, tensor in self.trainee.tensors().items()}
+
+    def _terms(self, batch: Batch) -> Any:
+        """Return rate and distortion; None for a pair that has no ELBO for each datum."""
+        model, guide = self.trainee.model, self.trainee.guide
+        if self.trainee.vae is not None:
+            return self.stepper.guarded(lambda: rate_distortion(model, guide, *batch))
+        try:
+            return rate_distortion(model, guide, *batch)
+        except (TypeError, ValueError):
+            self.evaluated = None
+            _checks.warn(
+                "program: expected a pair with an ELBO for each datum; got one without; rate and distortion are left "
+                "out of the history, and the ELBO of validation is minus its loss per datum."
+            )
+            return None
+
+    @torch.no_grad()
+    def _elbo(self, batches: Batches) -> float:
+        """Return minus the loss per datum, with the same noise each time."""
+        with seeded(self.trainee.device, 0):
+            objective, pair = self.stepper.objective, (self.trainee.model, self.trainee.guide)
+            total = sum(float(objective.loss(*pair, *batch)) for batch in batches.epoch(0))
+        return -total / batches.num_data
+
+    def _end(self) -> None:
+        """Write the last checkpoint, and go back to the best parameters if that was asked for."""
+        if self.folder is not None:
+            self._save()
+        if self.early_stopping is not None and self.best is not None:
+            self.trainee.load(self.best, "early_stopping")
+
+    def _name_of(self, param: Tensor) -> str:
+        names = {id(tensor): name for name, tensor in self.trainee.tensors().items()}
+        return names[id(param)]
+
+    def _save(self) -> None:
+        assert self.folder is not None
+        training = {
+            "place": asdict(self.place),
+            "num_steps": self.progress.num_steps,
+            "history": self.history.as_dict(),
+            "optimizer": optimizers.state_of(self.stepper.optim, self._name_of),
+            "generator": torch.get_rng_state(),
+        }
+        if self.trainee.device.type == "cuda":
+            training["generator_of_device"] = torch.cuda.get_rng_state(self.trainee.device)
+        name = f"step-{self.progress.num_steps:09d}"
+        self.folder.save(Checkpoint(self.trainee.tensors(), training, self.best), name)
+
+    def _resume(self) -> None:
+        """Go on from the last checkpoint, if there is one."""
+        checkpoint = None if self.folder is None else self.folder.last()
+        if checkpoint is None:
+            return
+        training = checkpoint.training
+        self.place = _Place(**training["place"])
+        self.progress.num_steps = self.stepper.num_steps = training["num_steps"]
+        for name, column in training["history"].items():
+            getattr(self.history, name).extend(column)
+        self.best = checkpoint.best
+        self.trainee.load(checkpoint.weights, "run")
+        self.stepper.rehearse(self._run_until_compiled)
+        optimizers.restore(self.stepper.optim, training["optimizer"], self._name_of)
+        torch.set_rng_state(training["generator"])
+        if "generator_of_device" in training:
+            torch.cuda.set_rng_state(training["generator_of_device"], self.trainee.device)
+
+    def _run_until_compiled(self) -> None:
+        """Take as many steps of each shape as were taken, until it was a graph: eager steps differ in their last digits."""
+        counts: dict[Any, int] = {}
+        self.trainee.train()
+        for epoch in range(min(self.place.epoch + 1, CALLS_UNTIL_A_GRAPH)):
+            last = self.train.num_batches if epoch < self.place.epoch else self.place.batch
+            for batch in self._first_and_last(epoch, last):
+                key = tuple(getattr(value, "shape", None) for value in batch)
+                counts[key] = counts.get(key, 0) + 1
+                if counts[key] <= CALLS_UNTIL_A_GRAPH:
+                    self.stepper.step(*batch)
+        self.trainee.train(False)
+
+    def _first_and_last(self, epoch: int, num_batches: int) -> Iterator[Batch]:
+        """Yield the first batches of an epoch, and the last, which may be smaller."""
+        batches = self.train.epoch(epoch)
+        for _, batch in zip(range(min(num_batches, CALLS_UNTIL_A_GRAPH)), batches, strict=False):
+            yield batch
+        if num_batches == self.train.num_batches > CALLS_UNTIL_A_GRAPH:
+            yield from self.train.epoch(epoch, self.train.num_batches - 1)
+
+    def _tell(self, moment: Callable[[Callback], None]) -> None:
+        for callback in self.callbacks:
+            moment(callback)
+
+
+@contextmanager
+def _stopping_by_signals(is_kept: bool) -> Iterator[dict[str, int]]:
+    """Note SIGTERM and SIGINT instead of obeying them, until the step is done and kept."""
+    asked: dict[str, int] = {}
+    if not is_kept or threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def note(number: int, frame: Any) -> None:
+        asked["signal"] = number
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _leave(asked: dict[str, int]) -> None:
+    """End as the signal asks, now that all is kept."""
+    if asked.get("signal") == signal.SIGINT:
+        raise KeyboardInterrupt
+    if asked:
+        raise SystemExit(128 + asked["signal"])
