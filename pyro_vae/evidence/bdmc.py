@@ -16,10 +16,10 @@ from pyro_vae import _checks
 from pyro_vae._options import refusing_unknown_options
 from pyro_vae._random import seed_for, seeded
 from pyro_vae.evidence.annealing import Annealing, anneal, annealed, block_size
+from pyro_vae.evidence.bounds import std_error_of_mean
 from pyro_vae.evidence.estimator import Estimator, Found, Task, run
-from pyro_vae.evidence.result import std_error_of_mean
+from pyro_vae.evidence.region import Region
 from pyro_vae.evidence.summary import Row, Table, plus_minus
-from pyro_vae.evidence.survey import Region
 from pyro_vae.program.core import Latents, Program
 from pyro_vae.program.joint import joint_of
 from pyro_vae.program.masks import elements_of

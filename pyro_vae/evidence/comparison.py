@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_vae.evidence.result import Evidence, std_error_of_mean
+from pyro_vae.evidence.bounds import std_error_of_mean
+from pyro_vae.evidence.result import Evidence
 
 __all__ = ["Comparison", "compare"]
 

@@ -14,11 +14,12 @@ from pyro_vae import _checks
 from pyro_vae._options import refusing_unknown_options
 from pyro_vae._random import seed_for
 from pyro_vae.evidence import hmc, storage
-from pyro_vae.evidence.annealing import Annealing, anneal, block_size, draws_of, end_positions
+from pyro_vae.evidence.annealing import Annealing, anneal, block_size, end_positions
+from pyro_vae.evidence.draws import Draws, draws_of
 from pyro_vae.evidence.estimator import Task, evaluate
 from pyro_vae.evidence.importance import ImportanceSampling
-from pyro_vae.evidence.result import Draws, Observed
-from pyro_vae.evidence.survey import Region
+from pyro_vae.evidence.observed import Observed
+from pyro_vae.evidence.region import Region
 from pyro_vae.program.tiles import Block, blocks, noise, refuse_nan
 
 __all__ = ["Posterior", "chain_diagnostics", "chains", "posterior_samples"]
