@@ -80,11 +80,11 @@ class Cascade:
         modes = self._find_modes(columns, region)
         laplace = modes.laplace(columns)
         drawn = self._draw(columns, laplace, LAPLACE_PILOT, seed_for(self.seed, "Laplace pilot"))
-        pilot, component = drawn.totals.estimate(), laplace.fitted.component
+        found, component = drawn.totals.estimate(), laplace.fitted.component
         around = self._survey(columns, component, laplace.name).against(component)
-        missed = self._missed_by(columns, modes, pilot, around).to(columns.device)
+        missed = self._missed_by(columns, modes, found, around).to(columns.device)
         self._spend_the_rest(columns[missed], modes.both)
-        needed = self.budget.num_draws(pilot, LAPLACE_PILOT, around).to(columns.device)[~missed]
+        needed = self.budget.num_draws(found, LAPLACE_PILOT, around).to(columns.device)[~missed]
         left = self._sample(columns[~missed], needed, modes.laplace)
         most = self.budget.affordable_temperatures(self.spent[left] + self.budget.annealing_pilot)
         can_anneal = self._for_all(most >= FEWEST_TEMPERATURES)
@@ -107,11 +107,11 @@ class Cascade:
         if len(columns):
             self._sample(columns, rounded_down(self._unspent(columns)), source)
 
-    def _missed_by(self, columns: Tensor, modes: Modes, pilot: Estimate, around: Elsewhere) -> Tensor:
+    def _missed_by(self, columns: Tensor, modes: Modes, found: Estimate, around: Elsewhere) -> Tensor:
         """Tell for which data Laplace's Gaussian, and annealing from it, would miss what other draws found."""
         rows = self._rows(columns)
-        missed = _is_above(self.pilot.at(rows), pilot, DOUBT) | self.elsewhere.at(rows).contradicts(pilot)
-        return (missed | around.contradicts(pilot) | modes.are_many(columns)) & self.budget.amortized
+        missed = _is_above(self.pilot.at(rows), found, DOUBT) | self.elsewhere.at(rows).contradicts(found)
+        return (missed | around.contradicts(found) | modes.are_many(columns)) & self.budget.amortized
 
     def _rows(self, columns: Tensor) -> Tensor:
         """Return the places of these columns among all that were asked for."""

@@ -150,7 +150,6 @@ def _by_hmc(task: Task, annealing: Annealing, num_samples: int, guide_latents: d
     )
     draws = Draws.joined(parts)
     assert draws is not None
-    acceptance = torch.cat(acceptances)
     rhat, ess = chain_diagnostics(torch.cat(us, dim=2))
     return Posterior(
         _by_chain(draws.latents, num_chains),
@@ -159,7 +158,7 @@ def _by_hmc(task: Task, annealing: Annealing, num_samples: int, guide_latents: d
         draws.log_likelihood.unflatten(0, (num_chains, -1)),
         rhat,
         ess,
-        acceptance,
+        torch.cat(acceptances),
         Observed.of(task.program),
         "HMC, started by AIS",
         torch.cat(spent),
