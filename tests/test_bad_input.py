@@ -259,6 +259,10 @@ def with_nan():
     return vae.model, vae.guide
 
 
+def speechless(num_data):
+    raise RuntimeError
+
+
 def discrete():
     def model(x):
         with pyro.plate("data", len(x)):
@@ -476,6 +480,11 @@ OTHERS = {
         "expected observed values in the support|expected values in the likelihood's support",
     ),
     "NaN parameters, for data": (lambda: pv.bdmc(*with_nan(), num_data=3), ValueError, "look for NaN"),
+    "a model that fails without a word": (
+        lambda: pv.bdmc(speechless, None, num_data=3),
+        ValueError,
+        "expected one that data can be drawn from; got ; look for NaN",
+    ),
     "a class for a proposal": (
         lambda: pv.importance_sampling(*pair(), BINARY, proposal=pv.proposals.Laplace),
         TypeError,

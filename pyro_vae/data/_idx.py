@@ -52,8 +52,8 @@ def _download(data_dir: str | Path, name: str) -> str | None:
     with tempfile.TemporaryDirectory() as folder:
         try:
             getattr(torchvision.datasets, name)(folder, download=True)
-        except (RuntimeError, OSError):
-            return "their download failed (is there a network?)"
+        except (RuntimeError, OSError) as error:  # torchvision's own, and those of the network and the disk
+            return f"their download failed ({error}; is there a network?)"
         raw = Path(data_dir) / name / "raw"
         raw.mkdir(parents=True, exist_ok=True)
         for file in (Path(folder) / name / "raw").glob("*-ubyte"):

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from pyro_vae._options import refusing_unknown_options
 from pyro_vae.evidence.annealing import (
-    START_NAMES,
     Annealing,
     Prepared,
     Trajectory,
@@ -20,9 +19,13 @@ from pyro_vae.evidence.annealing import (
     block_size,
     end_draws,
 )
+from pyro_vae.evidence.bounds import Bound
+from pyro_vae.evidence.draws import Draws
+from pyro_vae.evidence.elsewhere import Elsewhere
 from pyro_vae.evidence.estimator import Estimator, Found, Task, evaluate
-from pyro_vae.evidence.result import Bound, Draws, Evidence
-from pyro_vae.evidence.survey import Elsewhere, Region
+from pyro_vae.evidence.path import START_NAMES
+from pyro_vae.evidence.region import Region
+from pyro_vae.evidence.result import Evidence
 from pyro_vae.program.core import Program
 from pyro_vae.program.joint import joint_of
 from pyro_vae.program.tiles import Block, noise, refuse_nan

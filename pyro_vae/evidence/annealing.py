@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,73 +12,32 @@ from torch import Tensor
 from pyro_vae import _checks
 from pyro_vae._random import seed_for
 from pyro_vae.evidence import hmc
-from pyro_vae.evidence.hmc import Metric, State
-from pyro_vae.evidence.laplace import FullNormal, NormalMixture, moments
-from pyro_vae.evidence.result import Draws
-from pyro_vae.evidence.survey import NUM_POINTS, Elsewhere, Region, find_modes, survey
+from pyro_vae.evidence.draws import Draws, draws_of
+from pyro_vae.evidence.elsewhere import Elsewhere
+from pyro_vae.evidence.path import STARTS, Path, path_from
+from pyro_vae.evidence.pilot import PILOT_CHAINS, PILOT_TEMPERATURES, SCHEDULES, Pilot, pilot, schedule_of
+from pyro_vae.evidence.region import Region
+from pyro_vae.evidence.survey import NUM_POINTS, find_modes, survey
 from pyro_vae.evidence.weights import Estimate, estimate, resampled
 from pyro_vae.program.core import Program
-from pyro_vae.program.joint import joint_of
 from pyro_vae.program.tiles import Block, Noise, noise, tile_size
 from pyro_vae.program.unconstrained import Unconstrained
 
 __all__ = [
-    "PILOT_CHAINS",
-    "PILOT_TEMPERATURES",
-    "SCHEDULES",
-    "STARTS",
-    "START_NAMES",
     "Annealing",
-    "Path",
     "Prepared",
     "Settings",
     "Trajectory",
     "anneal",
     "annealed",
     "block_size",
-    "draws_of",
     "end_draws",
     "end_positions",
-    "laplace_path",
-    "path_from",
-    "pilot",
 ]
 
-
-START_NAMES = {"laplace": "Laplace's Gaussian", "guide": "the guide", "prior": "the prior"}
-STARTS = tuple(START_NAMES)
-SCHEDULES = ("adaptive", "linear", "sigmoid")
-TARGET_ACCEPTANCE = 0.8
-PILOT_TEMPERATURES = 20
-PILOT_CHAINS = 8
-NUM_DRAWS = 64  # from the start, to measure its width
 LARGEST_VARIANCE = 4.0
 """Of log weights that are taken for normal; one weight counts then for all."""
 RELIABLE_SHARE = 0.75  # of the number of chains, which the effective sample size must exceed
-
-
-@dataclass(frozen=True)
-class Path:
-    """The geometric path $f_0^{1 - \\beta} f_1^\\beta$ from a density that can be drawn from to p(x, u)."""
-
-    view: Unconstrained
-    draw: Callable[[int], Tensor]
-    evaluate: hmc.Evaluate
-    start_precision: Tensor | None
-    """Diagonal precision of the start, `(N, D)`; None where the start is Laplace's Gaussian: the metric is constant."""
-    gaussian: FullNormal
-    """Laplace's Gaussian at the posterior's main mode."""
-
-    def metric(self, beta: Tensor) -> Metric:
-        """Return L at $\\beta$ `(N,)`: L L^T is the inverse of the weighted mean of both precisions."""
-        if self.start_precision is None:
-            return self.gaussian
-        end = torch.cholesky_inverse(self.gaussian.scale_tril)
-        precision = (1 - beta)[:, None, None] * self.start_precision.diag_embed() + beta[:, None, None] * end
-        factor, failed = torch.linalg.cholesky_ex(precision)
-        identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
-        scale = torch.linalg.solve_triangular(factor, identity, upper=False).mT
-        return FullNormal(self.gaussian.loc, scale.where(failed[:, None, None] == 0, self.gaussian.scale_tril))
 
 
 class Settings(NamedTuple):
@@ -98,40 +56,9 @@ class Trajectory(NamedTuple):
 
     log_weights: Tensor
     """`(K, N)`."""
-    state: State
+    state: hmc.State
     acceptance: Tensor
     """The mean over chains and temperatures, `(N,)`."""
-
-
-def path_from(start: str, region: Region, gaussians: NormalMixture) -> Path:
-    """Build the path from "laplace", "guide" or "prior"; its metric ends at that of Laplace's Gaussian."""
-    view, main = region.view, gaussians.main
-    if start == "laplace":
-        return laplace_path(region, gaussians)
-    if start == "guide":
-
-        def from_guide(u: Tensor) -> tuple[Tensor, Tensor]:
-            return view.log_guide(u), torch.stack(region.log_joint(u)).sum(0)
-
-        precision = 1 / moments(region.draw_guide(NUM_DRAWS))[1]
-        return Path(view, region.draw_guide, hmc.evaluating(from_guide), precision, main)
-
-    def from_prior(u: Tensor) -> tuple[Tensor, Tensor]:
-        prior, likelihood = region.log_joint(u)
-        return prior, prior + likelihood
-
-    precision = 1 / moments(region.draw_prior(NUM_DRAWS))[1]
-    return Path(view, region.draw_prior, hmc.evaluating(from_prior), precision, main)
-
-
-def laplace_path(region: Region, gaussians: NormalMixture) -> Path:
-    """Build the path from Laplace's Gaussian, or from a mixture of several."""
-
-    def from_laplace(u: Tensor) -> tuple[Tensor, Tensor]:
-        return gaussians.log_prob(u), torch.stack(region.log_joint(u)).sum(0)
-
-    component = region.gaussian(gaussians)
-    return Path(region.view, component.draw, hmc.evaluating(from_laplace), None, gaussians.main)
 
 
 def anneal(path: Path, noise: Noise, settings: Settings, start: Tensor | None = None) -> Trajectory:
@@ -143,7 +70,7 @@ def anneal(path: Path, noise: Noise, settings: Settings, start: Tensor | None = 
     betas, step_sizes, num_chains, num_leapfrog = settings
     backwards = start is not None
     u = path.draw(num_chains) if start is None else start
-    state, inside = _begin(path, u)
+    state, inside = path.begin(u)
     log_weights = torch.where(inside, 0.0, -torch.inf)
     acceptance = torch.zeros_like(betas[0])
     order = range(1, len(betas)) if not backwards else range(len(betas) - 1, 0, -1)
@@ -158,97 +85,6 @@ def anneal(path: Path, noise: Noise, settings: Settings, start: Tensor | None = 
             )
             acceptance = acceptance + accepted.mean(0) / (len(betas) - 2)
     return Trajectory(log_weights, state, acceptance)
-
-
-class Pilot(NamedTuple):
-    """The record of a pilot run: each datum's step size and spread at each temperature."""
-
-    betas: Tensor
-    """`(P + 1, N)`."""
-    log_sizes: Tensor
-    """`(P, N)`."""
-    spreads: Tensor
-    """The standard deviation over chains of log f_1 - log f_0 before each transition, `(P, N)`."""
-    log_weights: Tensor
-    """`(K, N)`; no estimate of log p(x), for the step sizes were still adapting."""
-
-    def at(self, rows: Tensor) -> Pilot:
-        """Select rows by index."""
-        return Pilot(*(each[:, rows] for each in self))
-
-    def settings(self, annealing: Annealing) -> Settings:
-        """Return frozen settings for a measured run."""
-        num_temperatures, schedule = annealing.num_temperatures, annealing.schedule
-        if schedule == "adaptive":
-            betas = _equal_speed(self.spreads, self.betas, num_temperatures)
-        else:
-            betas = _schedule(schedule, num_temperatures, self.betas.shape[1], self.betas.device)
-        sizes = _interpolated(betas, self.betas[1:], _smoothed(self.log_sizes)).exp()
-        return Settings(betas, sizes, annealing.num_chains, annealing.num_leapfrog)
-
-
-def pilot(path: Path, noise: Noise, num_temperatures: int, num_chains: int, num_leapfrog: int) -> Pilot:
-    """Find step sizes: after each transition, adapt each datum's by how far its acceptance is from 0.8.
-
-    Trajectories are at most a quarter turn long: beyond that, those of a Gaussian come back.
-    """
-    longest = math.log(min(1.5, math.pi / 2 / num_leapfrog))
-    betas = _schedule("linear", num_temperatures, len(path.gaussian.loc), path.gaussian.loc.device)
-    state = _begin(path, path.draw(num_chains))[0]
-    log_size = torch.full_like(betas[0], min(longest, math.log(0.5)))
-    log_weights, sizes, spreads = torch.zeros_like(state.log_end), [], []
-    for t in range(1, len(betas)):
-        difference = (state.log_end - state.log_start).nan_to_num(nan=-1e10, neginf=-1e10)
-        log_weights = log_weights + (betas[t] - betas[t - 1]) * difference
-        spreads.append(difference.std(0))
-        state, accepted = hmc.step(
-            state, path.evaluate, noise, path.metric(betas[t]), betas[t], log_size.exp(), num_leapfrog
-        )
-        log_size = (log_size + accepted.mean(0) - TARGET_ACCEPTANCE).clamp(-8, longest)
-        sizes.append(log_size)
-    return Pilot(betas, torch.stack(sizes), torch.stack(spreads), log_weights)
-
-
-def _begin(path: Path, u: Tensor) -> tuple[State, Tensor]:
-    """Evaluate the chains at u, and tell which lie in the prior's support; the others get weight zero."""
-    inside = u.isfinite().all(-1)
-    return path.evaluate(u.where(inside[..., None], 0.0)), inside
-
-
-def _schedule(name: str, num_temperatures: int, num_data: int, device: torch.device) -> Tensor:
-    t = torch.linspace(0, 1, num_temperatures + 1, dtype=torch.float64, device=device)
-    if name == "sigmoid":
-        curve = torch.sigmoid(4 * (2 * t - 1))
-        t = (curve - curve[0]) / (curve[-1] - curve[0])
-    return t[:, None].expand(-1, num_data)
-
-
-def _equal_speed(spreads: Tensor, betas: Tensor, num_temperatures: int) -> Tensor:
-    """Choose temperatures of equal spread: cut the integral of the log weights' spread into equal parts.
-
-    Spreads are those before each of the pilot's transitions, `(T, N)`, raised to at least a fifth of their mean.
-    """
-    speed = _smoothed(spreads)
-    speed = torch.maximum(speed, 0.2 * speed.mean(0)).clamp(min=1e-12)
-    length = torch.cat([torch.zeros_like(speed[:1]), (speed * betas.diff(dim=0)).cumsum(0)])
-    length = length / length[-1]
-    targets = torch.linspace(0, 1, num_temperatures + 1, dtype=betas.dtype, device=betas.device)
-    found = _interpolated(targets[:, None].expand(-1, betas.shape[1]), length, betas)
-    found[0], found[-1] = 0.0, 1.0
-    return found
-
-
-def _smoothed(values: Tensor) -> Tensor:
-    """Take the moving mean over five neighbours along the first dimension."""
-    padded = torch.cat([values[:1], values[:1], values, values[-1:], values[-1:]])
-    return padded.unfold(0, 5, 1).mean(-1)
-
-
-def _interpolated(at: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Interpolate each column of y over x linearly at each of `at`; constant beyond the ends."""
-    right = torch.searchsorted(x.T.contiguous(), at.T.contiguous()).T.clamp(1, len(x) - 1)
-    x0, x1, y0, y1 = x.gather(0, right - 1), x.gather(0, right), y.gather(0, right - 1), y.gather(0, right)
-    return y0 + (y1 - y0) * ((at - x0) / (x1 - x0).clamp(min=1e-300)).clamp(0, 1)
 
 
 def annealed(log_weights: Tensor) -> Estimate:
@@ -309,10 +145,16 @@ class Annealing:
         num_evaluations = NUM_POINTS + fit.num_evaluations + self.num_pilot_evaluations + self.num_evaluations
         return Prepared(path, region.noise, settings, seen.against(None), fit.converged, num_evaluations)
 
+    def settings_from(self, seen: Pilot) -> Settings:
+        """Return frozen settings for a measured run, from what a pilot run saw."""
+        return Settings(*seen.frozen(self.num_temperatures, self.schedule), self.num_chains, self.num_leapfrog)
+
     def _settings(self, path: Path, numbers: Noise) -> Settings:
         if self.num_temperatures > 1:
-            return pilot(path, numbers, self.num_pilot_temperatures, PILOT_CHAINS, self.num_leapfrog).settings(self)
-        betas = _schedule("linear", 1, len(numbers.columns), numbers.columns.device)  # no transition
+            return self.settings_from(
+                pilot(path, numbers, self.num_pilot_temperatures, PILOT_CHAINS, self.num_leapfrog)
+            )
+        betas = schedule_of("linear", 1, len(numbers.columns), numbers.columns.device)  # no transition
         return Settings(betas, torch.ones_like(betas), self.num_chains, self.num_leapfrog)
 
 
@@ -344,11 +186,3 @@ def end_positions(trajectory: Trajectory, noise: Noise, num_draws: int) -> Tenso
     """Return u `(S, N, D)` of such draws."""
     index = resampled(trajectory.log_weights, noise.uniform(num_draws))
     return trajectory.state.position[index, torch.arange(index.shape[1], device=index.device)]
-
-
-def draws_of(view: Unconstrained, u: Tensor) -> Draws:
-    """Return the latents of u `(S, N, D)`, with their densities."""
-    latents, _ = view.unpack(u)
-    prior, likelihood = joint_of(tile_size(view.program))(view.program, latents)
-    values = {name: view.program.draws_first(value).cpu() for name, value in latents.items()}
-    return Draws(values, prior.cpu(), likelihood.cpu())

@@ -16,10 +16,10 @@ from pyro_vae import _checks
 from pyro_vae._options import refusing_unknown_options
 from pyro_vae._random import seed_for, seeded
 from pyro_vae.evidence.annealing import Annealing, anneal, annealed, block_size
+from pyro_vae.evidence.bounds import std_error_of_mean
 from pyro_vae.evidence.estimator import Estimator, Found, Task, run
-from pyro_vae.evidence.result import std_error_of_mean
+from pyro_vae.evidence.region import Region
 from pyro_vae.evidence.summary import Row, Table, plus_minus
-from pyro_vae.evidence.survey import Region
 from pyro_vae.program.core import Program
 from pyro_vae.program.joint import joint_of
 from pyro_vae.program.masks import elements_of
@@ -217,24 +217,7 @@ def _simulate(
     rows = tuple(torch.as_tensor(arg) for arg in args)
     device = rows[0].device if rows else torch.get_default_device()
     with poutine.block(), seeded(device, seed % 2**32), refusing_noisy_modules(), pyro.validation_enabled(False):
-        try:
-            trace = poutine.trace(poutine.uncondition(model)).get_trace(*rows, **kwargs, **size)
-        except TypeError as error:
-            if rows:
-                raise TypeError(
-                    f"model: expected it to run on args and kwargs as they are given; got {error}; pass what it takes, "
-                    "with kwargs={...} for what is given by name."
-                ) from error
-            raise TypeError(
-                f"args: expected rows as the model takes them, to make data like them; got none, and "
-                f"model(num_data=...) does not run ({error}); pass x."
-            ) from error
-        except RuntimeError as error:  # torch's samplers raise it for NaN
-            raise ValueError(
-                f"model: expected one that data can be drawn from; got {str(error).splitlines()[0]}; look for NaN "
-                "among the parameters."
-            ) from error
-    sites = dict(sample_sites(trace))
+        sites = dict(sample_sites(_unconditioned(model, rows, {**kwargs, **size})))
     # Without rows nothing is observed: the last site, drawn given all before it, is x.
     observed = [name for name, site in sites.items() if site["infer"].get("was_observed")] or [list(sites)[-1]]
     if len(observed) != 1:
@@ -251,6 +234,27 @@ def _simulate(
     latents = {name: site["value"] for name, site in sites.items() if name not in observed}
     made = torch.stack([_unscaled(site, name in latents) for name, site in sites.items()]).sum()
     return latents, x.reshape(rows[0].shape) if rows else x, made
+
+
+def _unconditioned(model: Callable[..., Any], rows: tuple[Tensor, ...], kwargs: dict[str, Any]) -> Any:
+    """Run the model so that it draws what it observes; return the trace."""
+    try:
+        return poutine.trace(poutine.uncondition(model)).get_trace(*rows, **kwargs)
+    except TypeError as error:
+        if rows:
+            raise TypeError(
+                f"model: expected it to run on args and kwargs as they are given; got {error}; pass what it takes, "
+                "with kwargs={...} for what is given by name."
+            ) from error
+        raise TypeError(
+            f"args: expected rows as the model takes them, to make data like them; got none, and "
+            f"model(num_data=...) does not run ({error}); pass x."
+        ) from error
+    except RuntimeError as error:  # torch's samplers raise it for NaN
+        first_line = str(error).partition("\n")[0]
+        raise ValueError(
+            f"model: expected one that data can be drawn from; got {first_line}; look for NaN among the parameters."
+        ) from error
 
 
 def _unscaled(site: dict[str, Any], is_latent: bool) -> Tensor:

@@ -1,4 +1,4 @@
-"""Collect the ELBO with its halves, and draws from the posterior, tile by tile."""
+"""Reduce draws tile by tile: to log p(x), to the ELBO with its halves, and to draws from the posterior."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from pyro_vae._random import seed_for
-from pyro_vae.evidence.result import Bound, Draws
-from pyro_vae.evidence.weights import Groups, resampled
+from pyro_vae.evidence.bounds import Bound, Groups
+from pyro_vae.evidence.draws import Reservoir
+from pyro_vae.evidence.weights import Totals
 from pyro_vae.program.core import LogDensities, Program
-from pyro_vae.program.runs import Latents
-from pyro_vae.program.tiles import Noise, tiles
+from pyro_vae.program.tiles import Block, Evaluate, Noise, noise, tiles, tiles_of
 
-__all__ = ["NUM_ELBO_SAMPLES", "GuideTerms", "Reservoir", "Terms", "guide_terms"]
+__all__ = ["NUM_ELBO_SAMPLES", "Collected", "GuideTerms", "Terms", "collected", "guide_terms"]
 
 
 NUM_ELBO_SAMPLES = 100  # from the guide, where it is not the proposal
@@ -62,41 +62,29 @@ def guide_terms(program: Program, num_samples: int, seed: int, first_index: int 
     return GuideTerms.joined(list(parts.values()))
 
 
-class Reservoir:
-    """Draws from the posterior, resampled by weight in one pass over the proposal's draws.
+class Collected(NamedTuple):
+    """What is kept of the draws for some columns of a block."""
 
-    Each of S slots holds one of the draws seen so far, with probability in proportion to its weight.
-    """
-
-    def __init__(self, num_draws: int, noise: Noise) -> None:
-        self.num_draws, self.noise = num_draws, noise
-        self.log_sum: Tensor | None = None
-
-    def add(self, program: Program, densities: LogDensities, latents: Latents) -> None:
-        if not self.num_draws:
-            return
-        weight = densities.weight
-        index = resampled(weight, self.noise.uniform(self.num_draws))
-        log_sum = weight.logsumexp(0)
-        values = {name: _rows(program.draws_first(value), index) for name, value in latents.items()}
-        prior, likelihood = _rows(densities.prior, index), _rows(densities.likelihood, index)
-        if self.log_sum is None:
-            self.log_sum, self.values, self.prior, self.likelihood = log_sum, values, prior, likelihood
-            return
-        self.log_sum = torch.logaddexp(self.log_sum, log_sum)
-        taken = self.noise.uniform(self.num_draws) < (log_sum - self.log_sum).exp()
-        self.values = {name: _where(taken, value, self.values[name]) for name, value in values.items()}
-        self.prior, self.likelihood = _where(taken, prior, self.prior), _where(taken, likelihood, self.likelihood)
-
-    @property
-    def draws(self) -> Draws | None:
-        return Draws(self.values, self.prior, self.likelihood) if self.num_draws else None
+    totals: Totals
+    terms: GuideTerms
+    """The ELBO of what was drawn from."""
+    reservoir: Reservoir
 
 
-def _rows(value: Tensor, index: Tensor) -> Tensor:
-    """Select draws by index `(S, N)` for each datum, from `(K, N, ...)`."""
-    return value[index, torch.arange(index.shape[1], device=index.device)]
-
-
-def _where(condition: Tensor, one: Tensor, other: Tensor) -> Tensor:
-    return torch.where(condition.reshape(*condition.shape, *(1,) * (one.ndim - 2)), one, other)
+def collected(
+    part: Block,
+    evaluate: Evaluate,
+    num_samples: int,
+    seed: int,
+    numbers: Noise,
+    num_posterior_draws: int = 0,
+    ks: tuple[int, ...] = (),
+) -> Collected:
+    """Draw and keep sums; `numbers` is the noise of the columns of which the part of a block consists."""
+    kept = Collected(Totals(num_samples, ks), GuideTerms(), Reservoir(num_posterior_draws, numbers))
+    for tile in tiles_of(part, evaluate, num_samples, seed, numbers.width):
+        kept.totals.add(tile.densities.weight)
+        kept.terms.add(tile.densities)
+        with noise(part.program, seed_for(seed, "resampling"), part.place * num_samples + tile.draws.start):
+            kept.reservoir.add(part.program, tile.densities, tile.latents)
+    return kept

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_vae.evidence.result import Evidence, std_error_of_mean
+from pyro_vae.evidence.bounds import std_error_of_mean
+from pyro_vae.evidence.result import Evidence
 
 __all__ = ["Comparison", "compare"]
 
@@ -77,18 +79,30 @@ def compare(a: Evidence, b: Evidence) -> Comparison:
         >>> compare(narrow, wide).mean > 0
         True
     """
-    for name, value in (("a", a), ("b", b)):
-        if not isinstance(value, Evidence):
-            raise TypeError(f"{name}: expected Evidence; got {type(value).__name__}; pass what an estimator returned.")
-        if not value.is_bound:
-            raise ValueError(
-                f"{name}: expected an estimate that is unbiased in p(x); got {value.method[0]}; use log_evidence."
-            )
-        if value.observed.kind == "factor":
-            raise ValueError(
-                f"{name}: expected evidence of data that can be compared; got a likelihood that is a pyro.factor, "
-                "which shows none; write it as a distribution with obs=x."
-            )
+    _refuse_unfit("a", a)
+    _refuse_unfit("b", b)
+    _refuse_other_data(a, b)
+    error = (a.std_error.square() + b.std_error.square()).sqrt()
+    unreliable = ~(a.reliable & b.reliable)
+    difference = torch.where(a.log_evidence == b.log_evidence, 0.0, a.log_evidence - b.log_evidence)  # both may be -inf
+    return Comparison(difference, error, int(unreliable.sum()))
+
+
+def _refuse_unfit(name: str, value: Any) -> None:
+    if not isinstance(value, Evidence):
+        raise TypeError(f"{name}: expected Evidence; got {type(value).__name__}; pass what an estimator returned.")
+    if not value.is_bound:
+        raise ValueError(
+            f"{name}: expected an estimate that is unbiased in p(x); got {value.method[0]}; use log_evidence."
+        )
+    if value.observed.kind == "factor":
+        raise ValueError(
+            f"{name}: expected evidence of data that can be compared; got a likelihood that is a pyro.factor, "
+            "which shows none; write it as a distribution with obs=x."
+        )
+
+
+def _refuse_other_data(a: Evidence, b: Evidence) -> None:
     one, other = a.observed, b.observed
     if one.kind != other.kind:
         raise ValueError(
@@ -101,7 +115,3 @@ def compare(a: Evidence, b: Evidence) -> Comparison:
             f"{one.num_dims} numbers, {len(b)} of {other.num_dims}): other data, another order or "
             "another binarization; evaluate both models on one tensor."
         )
-    error = (a.std_error.square() + b.std_error.square()).sqrt()
-    unreliable = ~(a.reliable & b.reliable)
-    difference = torch.where(a.log_evidence == b.log_evidence, 0.0, a.log_evidence - b.log_evidence)  # both may be -inf
-    return Comparison(difference, error, int(unreliable.sum()))

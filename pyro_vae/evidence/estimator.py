@@ -12,9 +12,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_vae import _checks
+from pyro_vae.evidence.bounds import Bound
 from pyro_vae.evidence.collect import NUM_ELBO_SAMPLES, Terms, guide_terms
-from pyro_vae.evidence.result import Bound, Draws, Evidence, Observed
-from pyro_vae.evidence.survey import region_of
+from pyro_vae.evidence.draws import Draws
+from pyro_vae.evidence.observed import Observed
+from pyro_vae.evidence.region import region_of
+from pyro_vae.evidence.result import Evidence
 from pyro_vae.evidence.weights import Estimate
 from pyro_vae.program.core import Program
 from pyro_vae.program.inspect import program_of

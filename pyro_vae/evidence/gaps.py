@@ -13,10 +13,12 @@ from pyro_vae._options import refusing_unknown_options
 from pyro_vae._random import seed_for
 from pyro_vae.evidence.annealing import block_size
 from pyro_vae.evidence.auto import Auto
+from pyro_vae.evidence.bounds import Bound, std_error_of_mean
 from pyro_vae.evidence.collect import GuideTerms
 from pyro_vae.evidence.estimator import Task, evaluate
 from pyro_vae.evidence.local import refine
-from pyro_vae.evidence.result import Bound, Evidence, Observed, std_error_of_mean
+from pyro_vae.evidence.observed import Observed
+from pyro_vae.evidence.result import Evidence
 from pyro_vae.evidence.summary import Row, Table, plus_minus
 from pyro_vae.program.tiles import Block, Draw, blocks, evaluating, kept, noise, tiles_of
 

@@ -14,19 +14,21 @@ from torch import Tensor
 from pyro_vae import _checks
 from pyro_vae._options import refusing_unknown_options
 from pyro_vae._random import seed_for
-from pyro_vae.compile.graph import compiled
 from pyro_vae.evidence import proposals
-from pyro_vae.evidence.collect import GuideTerms, Reservoir
+from pyro_vae.evidence.bounds import Bound
+from pyro_vae.evidence.collect import Collected, GuideTerms, collected
+from pyro_vae.evidence.draws import Draws
+from pyro_vae.evidence.elsewhere import Elsewhere, checked
 from pyro_vae.evidence.estimator import Estimator, Found, Task, evaluate
+from pyro_vae.evidence.guide_graph import GuideAndModel
 from pyro_vae.evidence.proposals import Fitted, Proposal
 from pyro_vae.evidence.psis import MIN_SAMPLES
-from pyro_vae.evidence.result import Bound, Draws, Evidence
-from pyro_vae.evidence.survey import NUM_POINTS, Elsewhere, checked, survey
-from pyro_vae.evidence.weights import Totals
-from pyro_vae.program.core import LogDensities, Program
+from pyro_vae.evidence.result import Evidence
+from pyro_vae.evidence.survey import NUM_POINTS, survey
+from pyro_vae.evidence.weights import Estimate, Totals
+from pyro_vae.program.core import Program
 from pyro_vae.program.joint import joint_of
-from pyro_vae.program.runs import Latents
-from pyro_vae.program.tiles import Block, Draw, Evaluate, Noise, block_width, evaluating, noise, tiles_of
+from pyro_vae.program.tiles import Block, Noise, block_width, evaluating, noise
 
 __all__ = ["ImportanceSampling", "importance_sampling"]
 
@@ -115,7 +117,7 @@ def importance_sampling(
     estimator = ImportanceSampling.of(num_samples, proposal, bounds)
     densities = joint_of(chunk_size, compile and not estimator.is_of_guide)
     if compile and estimator.is_of_guide and chunk_size is None:
-        estimator = replace(estimator, graph=_GuideAndModel())
+        estimator = replace(estimator, graph=GuideAndModel())
     task = Task.of(
         model, guide, args, kwargs, plate=plate, seed=seed, first_index=first_index,
         num_posterior_draws=num_posterior_draws, joint=joint, densities=densities, progress=progress,
@@ -133,50 +135,10 @@ def _bounds_to_estimate(bounds: Iterable[int] | None, num_samples: int) -> tuple
     return tuple(sorted(ks))
 
 
-class _GuideAndModel:
-    """Draw from the guide and evaluate the draws as one graph of the first tile's size; other tiles run eagerly.
-
-    It saves the cost of Pyro's handlers in the guide, and the repeated rows of `CompiledJoint`.
-    """
-
-    is_compiled = False
-
-    def __init__(self) -> None:
-        self.num_samples: int | None = None
-
-    def __call__(self, program: Program, draw: Draw) -> Evaluate:
-        if program.counting:  # the masks of the latents differ from block to block
-            return evaluating(program, draw, joint_of(compile=True))
-        as_it_is = evaluating(program, draw)
-
-        def evaluate(num_samples: int) -> tuple[Latents, LogDensities]:
-            if self.num_samples is None:
-                self._compile(program, num_samples)
-            if num_samples != self.num_samples:
-                return as_it_is(num_samples)
-            *latents, prior, likelihood, guide = self.run(*program.rows)
-            return dict(zip(self.names, latents, strict=True)), LogDensities(prior, likelihood, guide)
-
-        return evaluate
-
-    def _compile(self, program: Program, num_samples: int) -> None:
-        def run(*args: Tensor) -> tuple[Tensor, ...]:
-            on_these = program.with_rows(args)
-            latents, densities = evaluating(on_these, on_these.draw)(num_samples)
-            self.names = tuple(latents)
-            return (*latents.values(), *densities)
-
-        self.num_samples = num_samples
-        self.run = compiled(run, *program.rows)
-        self.is_compiled = self.run is not run
-
-
 class _Part(NamedTuple):
-    """What is kept of the draws for one block."""
+    """What was found for one block."""
 
-    totals: Totals
-    terms: GuideTerms
-    reservoir: Reservoir
+    kept: Collected
     num_evaluations: Tensor
     seen: list[Elsewhere]
     converged: Tensor | None
@@ -190,7 +152,7 @@ class ImportanceSampling(Estimator[_Part]):
     proposal: Proposal
     ks: tuple[int, ...]
     """The k of the bounds to estimate."""
-    graph: _GuideAndModel | None = None
+    graph: GuideAndModel | None = None
     """Draws and evaluates in blocks of whole size, if guide and model are compiled together."""
 
     @classmethod
@@ -242,46 +204,57 @@ class ImportanceSampling(Estimator[_Part]):
         with noise(block.program, seed_for(seed, f"proposal {self.proposal.name}"), block.place):
             fitted = self.proposal.fit(block, region)
         part = block.part(columns)._replace(program=fitted.program)
-        totals, terms = Totals(self.num_samples, self.ks), GuideTerms()
-        reservoir = Reservoir(task.num_posterior_draws, Noise(block.program.num_data, columns))
         is_whole = len(columns) == block.program.num_data  # a graph has the size of a whole block
         evaluator = self.graph if self.graph is not None and is_whole else partial(evaluating, joint=task.densities)
-        evaluate = evaluator(part.program, fitted.draw)
-        for tile in tiles_of(part, evaluate, self.num_samples, seed, block.program.num_data):
-            totals.add(tile.densities.weight)
-            terms.add(tile.densities)
-            with noise(block.program, seed_for(seed, "resampling"), block.place * self.num_samples + tile.draws.start):
-                reservoir.add(part.program, tile.densities, tile.latents)
+        numbers = Noise(block.program.num_data, columns)
+        kept = collected(
+            part,
+            evaluator(part.program, fitted.draw),
+            self.num_samples,
+            seed,
+            numbers,
+            task.num_posterior_draws,
+            self.ks,
+        )
         seen = _seen(block, region, fitted, seed) if self.surveys and self.is_fitted else []
         spent = fitted.num_evaluations + self.num_samples + NUM_POINTS * (len(seen) > 0)
-        return _Part(totals, terms, reservoir, torch.zeros_like(columns) + spent, seen, fitted.converged)
+        return _Part(kept, torch.zeros_like(columns) + spent, seen, fitted.converged)
 
     def found(self, parts: list[_Part], task: Task) -> Found:
-        totals = Totals.joined([part.totals for part in parts])
-        estimate = totals.estimate()
+        kept = [part.kept for part in parts]
+        estimate = Totals.joined([each.totals for each in kept]).estimate()
         num_evaluations = torch.cat([part.num_evaluations for part in parts]).cpu()
         seen = [Elsewhere.joined(each) for each in zip(*(part.seen for part in parts), strict=True)]
         if self.surveys and not self.is_fitted:
             seen, num_evaluations = [_seen_of_guide(task)], num_evaluations + NUM_POINTS
-        contradicted = torch.zeros_like(estimate.reliable)
-        for each in seen:
-            contradicted = contradicted | each.contradicts(estimate)
-            estimate = checked(estimate, self.num_samples, each)
+        estimate, contradicted = _judged(estimate, self.num_samples, seen)
         diagnostics = {"contradicted": contradicted} if seen else {}
         if parts[0].converged is not None:
             diagnostics["converged"] = torch.cat([part.converged for part in parts if part.converged is not None]).cpu()
-        pairs = torch.cat([part.totals.bounds() for part in parts], -1)
-        bounds = {k: Bound(k, *pair) for k, pair in zip(self.ks, pairs, strict=True)}
-        bounds[self.num_samples] = Bound(self.num_samples, estimate.log_evidence, estimate.std_error)
         return Found(
             estimate,
             num_evaluations,
             (f"importance sampling from {self.proposal.name}",) * task.program.num_data,
-            Draws.joined([part.reservoir.draws for part in parts]),
-            GuideTerms.joined([part.terms for part in parts]) if self.is_of_guide else None,
-            bounds,
+            Draws.joined([each.reservoir.draws for each in kept]),
+            GuideTerms.joined([each.terms for each in kept]) if self.is_of_guide else None,
+            self._bounds(kept, estimate),
             diagnostics,
         )
+
+    def _bounds(self, kept: list[Collected], estimate: Estimate) -> dict[int, Bound]:
+        pairs = torch.cat([each.totals.bounds() for each in kept], -1)
+        bounds = {k: Bound(k, *pair) for k, pair in zip(self.ks, pairs, strict=True)}
+        of_all = Bound(self.num_samples, estimate.log_evidence, estimate.std_error)
+        return bounds | {self.num_samples: of_all}
+
+
+def _judged(estimate: Estimate, num_samples: int, seen: list[Elsewhere]) -> tuple[Estimate, Tensor]:
+    """Correct an estimate by what draws from elsewhere show, and tell which data they contradict."""
+    contradicted = torch.zeros_like(estimate.reliable)
+    for each in seen:
+        contradicted = contradicted | each.contradicts(estimate)
+        estimate = checked(estimate, num_samples, each)
+    return estimate, contradicted
 
 
 def _seen(block: Block, region: Any, fitted: Fitted, seed: int) -> list[Elsewhere]:

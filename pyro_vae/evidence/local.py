@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -157,10 +156,8 @@ def _free_parameters(program: Program) -> tuple[dict[str, _Family], dict[str, di
 
 def _moves_support(fn: Any, parameters: dict[str, Tensor], key: str) -> bool:
     """Tell whether a parameter moves the support: to refine it would cut off a part of p(z|x)."""
-    with contextlib.suppress(AttributeError):
-        here, moved = (type(fn)(**{**parameters, key: parameters[key] + step}) for step in (0.0, 0.125))
-        return _bounds(moved.support) != _bounds(here.support)
-    return False
+    here, moved = (type(fn)(**{**parameters, key: parameters[key] + step}) for step in (0.0, 0.125))
+    return _bounds(moved.support) != _bounds(here.support)
 
 
 def _bounds(support: Any) -> list[Any]:

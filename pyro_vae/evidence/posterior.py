@@ -14,11 +14,12 @@ from pyro_vae import _checks
 from pyro_vae._options import refusing_unknown_options
 from pyro_vae._random import seed_for
 from pyro_vae.evidence import hmc, storage
-from pyro_vae.evidence.annealing import Annealing, anneal, block_size, draws_of, end_positions
+from pyro_vae.evidence.annealing import Annealing, anneal, block_size, end_positions
+from pyro_vae.evidence.draws import Draws, draws_of
 from pyro_vae.evidence.estimator import Task, evaluate
 from pyro_vae.evidence.importance import ImportanceSampling
-from pyro_vae.evidence.result import Draws, Observed
-from pyro_vae.evidence.survey import Region
+from pyro_vae.evidence.observed import Observed
+from pyro_vae.evidence.region import Region
 from pyro_vae.program.tiles import Block, blocks, noise, refuse_nan
 from pyro_vae.program.whole import UNUSED
 
@@ -156,7 +157,6 @@ def _by_hmc(task: Task, annealing: Annealing, num_samples: int, guide_latents: d
     )
     draws = Draws.joined(parts)
     assert draws is not None
-    acceptance = torch.cat(acceptances)
     rhat, ess = chain_diagnostics(torch.cat(us, dim=2))
     return Posterior(
         _by_chain(draws.latents, num_chains),
@@ -165,7 +165,7 @@ def _by_hmc(task: Task, annealing: Annealing, num_samples: int, guide_latents: d
         draws.log_likelihood.unflatten(0, (num_chains, -1)),
         rhat,
         ess,
-        acceptance,
+        torch.cat(acceptances),
         Observed.of(task.program),
         "HMC, started by AIS",
         torch.cat(spent),

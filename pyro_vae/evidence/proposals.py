@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from pyro_vae import _checks
-from pyro_vae.evidence.laplace import moments
+from pyro_vae.evidence.gaussians import moments
 from pyro_vae.evidence.local import refine
-from pyro_vae.evidence.survey import NUM_POINTS, Component, Region, Survey, find_modes, survey
+from pyro_vae.evidence.region import NUM_MOMENT_DRAWS, Component, Region
+from pyro_vae.evidence.survey import NUM_POINTS, Survey, find_modes, survey
 from pyro_vae.program.core import Program
 from pyro_vae.program.tiles import Block, Draw, kept
 
@@ -21,7 +22,6 @@ __all__ = ["Defensive", "Fitted", "FromGuide", "Inflated", "Laplace", "Local", "
 
 
 FITTED_TOGETHER = 128  # data
-NUM_DRAWS = 64  # from the guide, to find its mean
 
 
 class Fitted(NamedTuple):
@@ -38,6 +38,11 @@ class Fitted(NamedTuple):
     """The survey of the posterior that the search made."""
     converged: Tensor | None = None
     """Whether the search converged, `(N,)`."""
+
+    @classmethod
+    def to(cls, component: Component, region: Region) -> Fitted:
+        """Make a proposal of a density over u."""
+        return cls(region.drawing(component), region.view.program, component)
 
 
 class Proposal(Protocol):
@@ -66,9 +71,13 @@ class FromGuide:
     needs_view = False
 
     def fit(self, block: Block, region: Any) -> Fitted:
-        columns = block.asked_for
-        component = region.guide if block.program.guide_has_density else None
-        return Fitted(kept(block.program, block.program.draw, columns), block.program.at(columns), component)
+        return guide_of(block.program, region, block.asked_for)
+
+
+def guide_of(program: Program, region: Any, columns: Tensor) -> Fitted:
+    """Make a proposal of the guide as it is, for some columns of a block's program."""
+    component = region.guide if program.guide_has_density else None
+    return Fitted(kept(program, program.draw, columns), program.at(columns), component)
 
 
 @dataclass(frozen=True)
@@ -98,7 +107,7 @@ class Inflated:
         return f"the guide, stretched by {', '.join(f'{factor:g}' for factor in self._factors)}"
 
     def fit(self, block: Block, region: Region) -> Fitted:
-        centre, _ = moments(region.draw_guide(NUM_DRAWS))
+        centre, _ = moments(region.draw_guide(NUM_MOMENT_DRAWS))
         factors = torch.tensor(self._factors, dtype=torch.float64, device=centre.device)
 
         def draw(num_samples: int) -> Tensor:
@@ -110,8 +119,7 @@ class Inflated:
             each = [region.view.log_guide(centre + (u - centre) / c) - region.view.dim * c.log() for c in factors]
             return torch.stack(each).logsumexp(0) - math.log(len(factors))
 
-        proposal = Component(draw, log_prob)
-        return Fitted(region.drawing(proposal), region.view.program, proposal)
+        return Fitted.to(Component(draw, log_prob), region)
 
 
 @dataclass(frozen=True)
@@ -143,8 +151,7 @@ class Defensive:
             prior = region.log_prior(u) + math.log(self.weight)
             return torch.logaddexp(prior, region.view.log_guide(u) + math.log1p(-self.weight))
 
-        proposal = Component(draw, log_prob)
-        return Fitted(region.drawing(proposal), region.view.program, proposal)
+        return Fitted.to(Component(draw, log_prob), region)
 
 
 @dataclass(frozen=True)
@@ -158,15 +165,9 @@ class Laplace:
     def fit(self, block: Block, region: Region) -> Fitted:
         seen = survey(region, [region.guide])
         found = find_modes(region, seen)
-        proposal = region.gaussian(found.gaussians)
-        return Fitted(
-            region.drawing(proposal),
-            region.view.program,
-            proposal,
-            NUM_POINTS + found.num_evaluations,
-            seen=seen,
-            converged=found.converged,
-        )
+        fitted = Fitted.to(region.gaussian(found.gaussians), region)
+        spent = NUM_POINTS + found.num_evaluations
+        return fitted._replace(num_evaluations=spent, seen=seen, converged=found.converged)
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from pyro_vae import _checks
 from pyro_vae._options import refusing_unknown_options
 from pyro_vae.evidence.annealing import Annealing, block_size
 from pyro_vae.evidence.estimator import Estimator, Found, Task, evaluate
-from pyro_vae.evidence.laplace import FullNormal
+from pyro_vae.evidence.gaussians import FullNormal
 from pyro_vae.evidence.posterior import chain_diagnostics, chains
+from pyro_vae.evidence.region import Region
 from pyro_vae.evidence.result import Evidence
-from pyro_vae.evidence.survey import Region
 from pyro_vae.evidence.weights import Estimate, estimate
 from pyro_vae.program.core import Program
 from pyro_vae.program.tiles import Block

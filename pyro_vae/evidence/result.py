@@ -2,137 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pyro_vae import _checks
 from pyro_vae.evidence import storage
+from pyro_vae.evidence.bounds import Bound, std_error_of_mean
+from pyro_vae.evidence.draws import Draws
+from pyro_vae.evidence.observed import Observed, bits_of_levels
 from pyro_vae.evidence.summary import how, table_of
-from pyro_vae.program.core import Program
 
-__all__ = ["Bound", "Draws", "Evidence", "Observed", "std_error_of_mean"]
-
-PER_DATUM = (
-    "log_evidence",
-    "std_error",
-    "ess",
-    "khat",
-    "reliable",
-    "jackknife",
-    "num_evaluations",
-    "rate",
-    "distortion",
-)
-OBSERVED = ("fingerprint", "num_dims", "is_masked", "kind")
-
-
-@dataclass(frozen=True, repr=False)
-class Bound:
-    r"""The importance-weighted bound $L_k = E \log \frac{1}{k} \sum_{i \le k} w_i$ for each datum, nats.
-
-    Attributes:
-        k: the number of draws in each average.
-        value: the mean over groups of k draws, `(N,)` float64.
-        std_error: its standard error, `(N,)` float64; NaN where unknown.
-    """
-
-    k: int
-    value: Tensor
-    std_error: Tensor
-
-    @property
-    def mean(self) -> float:
-        """The mean over data."""
-        return self.value.mean().item()
-
-    @property
-    def mean_std_error(self) -> float:
-        """The Monte Carlo standard error of `mean`."""
-        return std_error_of_mean(self.std_error)
-
-    def __repr__(self) -> str:
-        return f"Bound(k={self.k}, mean={self.mean:.3f} +- {self.mean_std_error:.3f} nats, {len(self.value)} data)"
-
-
-@dataclass(frozen=True)
-class Observed:
-    """What was evaluated: enough to tell whether two evaluations are of the same data.
-
-    Attributes:
-        values: the value of each observed site, `(N, ...)`.
-        fingerprint: sha256 of the observed values in float64, and of their masks.
-        num_dims: how many observed numbers a datum has.
-        is_masked: whether a mask leaves some of them out.
-        kind: "probability" of discrete values, "density" of continuous ones, "mixed"; or "factor" where the likelihood
-            is a `pyro.factor`, whose data cannot be seen.
-    """
-
-    values: dict[str, Tensor]
-    fingerprint: str
-    num_dims: int
-    is_masked: bool
-    kind: str
-
-    @classmethod
-    def of(cls, program: Program) -> Observed:
-        """Record the data that a program is called on."""
-        with torch.no_grad():
-            values = program.observed_values()
-        digest = hashlib.sha256()
-        for _, site in sorted(values.items()):
-            for tensor in (site.value, *site.masks):
-                digest.update(f"{len(tensor)} {tensor.numel()}".encode())
-                digest.update(tensor.double().cpu().contiguous().numpy().tobytes())
-        num_dims = sum(site.value.numel() // len(site.value) for site in values.values())
-        kinds = {site.kind for site in values.values()}
-        kind = "factor" if "factor" in kinds else kinds.pop() if len(kinds) == 1 else "mixed"
-        kept = {name: site.value.detach().cpu() for name, site in values.items()}
-        is_masked = any(not mask.all() for site in values.values() for mask in site.masks)
-        return cls(kept, digest.hexdigest(), num_dims, is_masked, kind)
-
-
-@dataclass(frozen=True)
-class Draws:
-    """S draws from the posterior p(z|x) for each of N data, with equal weights.
-
-    Attributes:
-        latents: for each latent site, `(S, N, ...)`.
-        log_prior: log p(z), `(S, N)`, nats.
-        log_likelihood: log p(x|z), `(S, N)`, nats.
-    """
-
-    latents: dict[str, Tensor]
-    log_prior: Tensor
-    log_likelihood: Tensor
-
-    @classmethod
-    def joined(cls, parts: Sequence[Draws | None], columns: Sequence[Any] | None = None) -> Draws | None:
-        """Join draws along the data, taking some columns of each part, or all."""
-        columns = columns or [slice(None)] * len(parts)
-        known = [(draws, each) for draws, each in zip(parts, columns, strict=True) if draws is not None]
-        if not known:
-            return None
-        first = known[0][0]
-
-        def cat(of_draws: Callable[[Draws], Tensor]) -> Tensor:
-            return torch.cat([of_draws(draws)[:, each].cpu() for draws, each in known], dim=1)
-
-        return cls(
-            {
-                name: torch.cat([draws.latents[name][:, each].cpu() for draws, each in known], 1)
-                for name in first.latents
-            },
-            cat(lambda draws: draws.log_prior),
-            cat(lambda draws: draws.log_likelihood),
-        )
+__all__ = ["Evidence"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -264,30 +149,8 @@ class Evidence:
             ValueError: for continuous data without `num_levels`, whose density depends on their unit, or outside of
                 [0, 1]; for masked data, and a likelihood by `pyro.factor`.
         """
-        if self.observed.kind == "factor":
-            raise ValueError("model: expected observed sites with values; got pyro.factor, whose data have no size.")
-        if self.observed.is_masked:
-            raise ValueError("model: expected data all of which count; got masks, so that each datum has its own size.")
-        if self.observed.kind == "probability" and num_levels is not None:
-            raise ValueError("num_levels: expected None for discrete data, whose log p(x) needs no unit; leave it out.")
-        if self.observed.kind != "probability" and num_levels is None:
-            raise ValueError(
-                "num_levels: expected the number of levels for continuous data; got None; pass 256 for dequantized "
-                "8-bit pixels scaled to [0, 1]. A density of other data has no bits."
-            )
-        if num_levels is not None:
-            self._refuse_other_units()
-        offset = math.log2(_checks.whole_number("num_levels", num_levels)) if num_levels is not None else 0.0
-        return -self.log_evidence / (self.observed.num_dims * math.log(2)) + offset
-
-    def _refuse_other_units(self) -> None:
-        for name, value in self.observed.values.items():
-            low, high = value.min().item(), value.max().item()
-            if low < 0 or high > 1:
-                raise ValueError(
-                    f"x: expected data scaled to [0, 1], whose levels are 1 / num_levels apart; got values from "
-                    f"{low:g} to {high:g} at site {name!r}; evaluate scaled data: a density depends on the unit."
-                )
+        of_levels = bits_of_levels(self.observed, num_levels)
+        return -self.log_evidence / (self.observed.num_dims * math.log(2)) + of_levels
 
     @property
     def bits_back(self) -> Tensor:
@@ -338,50 +201,12 @@ class Evidence:
 
     def save(self, path: str | Path) -> None:
         """Write all of it into one `.npz` file of plain arrays and JSON: nothing in it is pickled."""
-        tensors: dict[str, Tensor] = {name: getattr(self, name) for name in PER_DATUM}
-        bounds: dict[Any, Bound] = {**self.all_bounds, "elbo": self.guide_elbo}
-        for k, bound in bounds.items():
-            tensors |= {f"bounds/{k}/value": bound.value, f"bounds/{k}/std_error": bound.std_error}
-        tensors |= {f"observed/{name}": value for name, value in self.observed.values.items()}
-        tensors |= {f"diagnostics/{name}": value for name, value in self.diagnostics.items()}
-        if self.draws is not None:
-            tensors |= {f"latents/{name}": value for name, value in self.draws.latents.items()}
-            tensors |= {"log_prior": self.draws.log_prior, "log_likelihood": self.draws.log_likelihood}
-        record = {name: getattr(self, name) for name in ("num_samples", "seed", "method", "settings", "is_bound")}
-        record |= {name: getattr(self.observed, name) for name in OBSERVED}
-        storage.write(path, tensors, record)
+        storage.save(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> Evidence:
         """Read what `save` wrote. Loading runs no code from the file."""
-        tensors, record = storage.read(path)
-        missing = {*PER_DATUM, "bounds/elbo/value", "bounds/elbo/std_error"} - set(tensors)
-        if missing:
-            raise ValueError(f"path: expected a file that save wrote; got {str(path)!r} without {min(missing)!r}.")
-
-        def under(prefix: str) -> dict[str, Tensor]:
-            return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-        def bound(k: str) -> Bound:
-            return Bound(
-                1 if k == "elbo" else int(k), *(tensors[f"bounds/{k}/{part}"] for part in ("value", "std_error"))
-            )
-
-        ks = sorted({int(name.split("/")[0]) for name in under("bounds/") if not name.startswith("elbo")})
-        latents = under("latents/")
-        return cls(
-            **{name: tensors[name] for name in PER_DATUM},
-            num_samples=record["num_samples"],
-            seed=record["seed"],
-            method=tuple(record["method"]),
-            all_bounds={k: bound(str(k)) for k in ks},
-            observed=Observed(under("observed/"), *(record[name] for name in OBSERVED)),
-            guide_elbo=bound("elbo"),
-            is_bound=record["is_bound"],
-            draws=Draws(latents, tensors["log_prior"], tensors["log_likelihood"]) if latents else None,
-            settings=record["settings"],
-            diagnostics=under("diagnostics/"),
-        )
+        return cls(**storage.fields_from(path))
 
     def to_arviz(self) -> Any:
         """Convert to arviz's own object, an InferenceData (arviz 0.x) or a DataTree (1.x), which `to_netcdf` writes.
@@ -397,7 +222,7 @@ class Evidence:
             raise ValueError(
                 "draws: expected draws from the posterior; got none; evaluate with num_posterior_draws=16."
             )
-        constant = {name: getattr(self, name) for name in PER_DATUM} | {"elbo": self.elbo}
+        constant = {name: getattr(self, name) for name in storage.PER_DATUM} | {"elbo": self.elbo}
         constant |= {name: value for name, value in self.diagnostics.items() if value.shape == self.ess.shape}
         latents = {name: value[None] for name, value in self.draws.latents.items()}
         log_prior, log_likelihood = self.draws.log_prior[None], self.draws.log_likelihood[None]
@@ -415,8 +240,3 @@ class Evidence:
 
 def _or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def std_error_of_mean(std_error: Tensor) -> float:
-    """Return the standard error of the mean over data with independent noise."""
-    return std_error.square().sum().sqrt().item() / len(std_error)

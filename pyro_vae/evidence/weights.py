@@ -8,9 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_vae.evidence.bounds import Groups
 from pyro_vae.evidence.psis import MIN_SAMPLES, khat_of_top, khat_threshold, tail_length
 
-__all__ = ["Estimate", "Groups", "Totals", "estimate", "resampled"]
+__all__ = ["Estimate", "Totals", "estimate", "resampled"]
 
 
 MAX_WAITING = 65_536
@@ -128,55 +129,3 @@ def resampled(log_weights: Tensor, uniform: Tensor) -> Tensor:
     cumulative = log_weights.softmax(0).nan_to_num(nan=1.0).cumsum(0)
     targets = uniform * cumulative[-1]
     return torch.searchsorted(cumulative.T.contiguous(), targets.T.contiguous()).clamp(max=len(log_weights) - 1).T
-
-
-class Groups:
-    """Mean and variance over groups of k draws of log(sum w / k)."""
-
-    def __init__(self, k: int) -> None:
-        self.k = k
-        self.num_groups = 0
-        self.num_open = 0  # draws in the group that is not yet full, and the log of their sum
-        self.open = torch.tensor(-math.inf, dtype=torch.float64)
-
-    def add(self, log_weight: Tensor) -> None:
-        """Add log weights `(draws, data)`; a group may go on in the next call."""
-        head = -self.num_open % self.k
-        full = max(0, len(log_weight) - head) // self.k
-        tail = head + full * self.k
-        self._extend(log_weight[:head])
-        if full:
-            groups = log_weight[head:tail].unflatten(0, (full, self.k))
-            self._close(groups.logsumexp(1) if self.k > 1 else groups[:, 0])
-        self._extend(log_weight[tail:])
-
-    def _extend(self, log_weight: Tensor) -> None:
-        if not len(log_weight):
-            return
-        log_sum = log_weight.logsumexp(0)
-        self.open = torch.logaddexp(self.open, log_sum) if self.num_open else log_sum
-        self.num_open += len(log_weight)
-        if self.num_open == self.k:
-            self._close(self.open[None])
-            self.num_open = 0
-
-    def _close(self, log_sums: Tensor) -> None:
-        values = log_sums - math.log(self.k)
-        if not self.num_groups:
-            # Sums are relative to the first value, so that equal weights have a variance of exactly zero.
-            self.origin = values[0].nan_to_num(neginf=0.0)
-            self.sum = self.sum_of_squares = torch.zeros_like(self.origin)
-        self.num_groups += len(values)
-        self.sum = self.sum + (values - self.origin).sum(0)
-        self.sum_of_squares = self.sum_of_squares + (values - self.origin).square().sum(0)
-
-    @property
-    def mean(self) -> Tensor:
-        return self.origin + self.sum / self.num_groups
-
-    @property
-    def std_error(self) -> Tensor:
-        if self.num_groups < 2:
-            return torch.full_like(self.origin, math.nan)
-        squares = (self.sum_of_squares - self.sum.square() / self.num_groups).clamp(min=0)
-        return (squares / (self.num_groups - 1) / self.num_groups).sqrt()

@@ -239,7 +239,10 @@ class Loop:
             torch.cuda.set_rng_state(training["generator_of_device"], self.trainee.device)
 
     def _run_until_compiled(self) -> None:
-        """Take as many steps of each shape as were taken, until it was a graph: eager steps differ in their last digits."""
+        """Take as many steps of each shape as were taken, until it is a graph.
+
+        An eager step differs from a compiled one in its last digits.
+        """
         counts: dict[Any, int] = {}
         self.trainee.train()
         for epoch in range(min(self.place.epoch + 1, CALLS_UNTIL_A_GRAPH)):

@@ -93,7 +93,7 @@ class Stepper:
         """Raise `DivergedError` for an error that comes from NaN or infinity; add a note of the place to all others."""
         try:
             return compute()
-        except Exception as error:
+        except Exception as error:  # a user's program may raise anything; none is kept from the user
             if not torch.stack([tensor.isfinite().all() for tensor in self.state]).all():
                 raise self._stopped("parameters of NaN or infinity") from error
             if _refuses_infinity(error):

@@ -22,9 +22,11 @@ from truths import (
 
 import pyro_vae as pv
 from pyro_vae.evidence import hmc
-from pyro_vae.evidence.annealing import path_from
-from pyro_vae.evidence.laplace import FullNormal
-from pyro_vae.evidence.survey import Region, find_modes, survey
+from pyro_vae.evidence.cascade import Cascade
+from pyro_vae.evidence.gaussians import FullNormal
+from pyro_vae.evidence.path import path_from
+from pyro_vae.evidence.region import Region
+from pyro_vae.evidence.survey import find_modes, survey
 from pyro_vae.program import tiles
 from pyro_vae.program.core import Program
 from pyro_vae.program.inspect import program_of
@@ -340,9 +342,7 @@ def test_a_mixture_for_a_prior(start):
 
 
 def test_what_the_guide_contradicts_is_flagged(monkeypatch):
-    monkeypatch.setattr(
-        sys.modules["pyro_vae.evidence.auto"]._Job, "_missed_by", lambda job, columns, pilot, around: columns < 0
-    )
+    monkeypatch.setattr(Cascade, "_missed_by", lambda cascade, columns, *_: columns < 0)
     model, guide, x, exact = many_modes(0.1)
     evidence = pv.log_evidence(model, guide, x)
     low = evidence.log_evidence < exact - 0.7

@@ -70,6 +70,21 @@ def test_files_that_are_none_of_ours(tmp_path):
     np.savez(tmp_path / "pickle.npz", record=np.array([{"a": 1}], dtype=object))
     with pytest.raises(ValueError, match="path: expected a file that save wrote"):
         pv.Evidence.load(tmp_path / "pickle.npz")
+    with open(tmp_path / "one_array.npz", "wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(ValueError, match="path: expected a file that save wrote"):
+        pv.Evidence.load(tmp_path / "one_array.npz")
+
+
+def test_a_file_whose_record_lacks_something(pair, tmp_path):
+    EVALUATIONS["importance sampling"](*pair).save(tmp_path / "evidence.npz")
+    with np.load(tmp_path / "evidence.npz") as file:
+        arrays = dict(file)
+    record = json.loads(str(arrays["record"]))
+    del record["seed"]
+    np.savez(tmp_path / "evidence.npz", **{**arrays, "record": np.array(json.dumps(record))})
+    with pytest.raises(ValueError, match="path: expected a file that save wrote; got .* without 'seed'"):
+        pv.Evidence.load(tmp_path / "evidence.npz")
 
 
 GROUPS = {"posterior", "log_likelihood", "sample_stats", "observed_data", "constant_data"}

@@ -12,7 +12,8 @@ from torch import nn
 from truths import draws_of, needs_compiler, small_vae
 
 import pyro_vae as pv
-from pyro_vae.training.fit import WORTH_COMPILING, _batches, _execution
+from pyro_vae.training.batches import batches_of
+from pyro_vae.training.fit import WORTH_COMPILING, _execution
 
 
 @pytest.fixture
@@ -51,14 +52,20 @@ def test_history(digits):
     assert "3 epochs" in repr(alone) and "validation" in repr(history)
 
 
-@pytest.mark.parametrize("num_together", [1, 250, 10**6])
-def test_batches_come_in_the_order(num_together, monkeypatch):
-    monkeypatch.setattr(sys.modules["pyro_vae.training.fit"], "DRAWN_TOGETHER", num_together)
-    x = torch.arange(46.0).view(23, 2)
-    order = torch.randperm(23)
-    batches = [*_batches(pv.data.from_tensor(x), order, 5)]
-    assert [len(batch) for batch in batches] == [5, 5, 5, 5, 3]
-    assert torch.equal(torch.cat(batches), x[order])
+@pytest.mark.parametrize("first", [0, 3])
+@pytest.mark.parametrize("num_together", [1, 25, 10**6])
+def test_batches_of_an_epoch(num_together, first, monkeypatch):
+    """Each datum once, in an order of the epoch's own; from any batch on, the rest is the same."""
+    monkeypatch.setattr(sys.modules["pyro_vae.training.batches"], "DRAWN_TOGETHER", num_together)
+    x, y = torch.arange(46.0).view(23, 2), torch.arange(23)
+    batches = batches_of("data", (x, y), None, torch.device("cpu"), 5, False, 0)
+    epochs = [[*batches.epoch(epoch)] for epoch in (0, 1)]
+    assert [len(batch) for batch, _ in epochs[0]] == [5, 5, 5, 5, 3]
+    orders = [torch.cat([labels for _, labels in epoch]) for epoch in epochs]
+    assert torch.equal(orders[0].sort().values, y) and not torch.equal(*orders)
+    assert all(torch.equal(rows, x[labels]) for rows, labels in epochs[0])
+    rest = [labels for _, labels in batches.epoch(0, first)]
+    assert torch.equal(torch.cat(rest), orders[0][5 * first :])
 
 
 def test_each_datum_is_seen_once_an_epoch(digits):

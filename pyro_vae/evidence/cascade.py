@@ -1,0 +1,209 @@
+"""The estimators of `log_evidence`, tried on the data of one block from the cheapest to the dearest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_vae._random import seed_for
+from pyro_vae.evidence.annealing import Annealing, anneal, annealed, end_draws
+from pyro_vae.evidence.budget import (
+    FEWEST_TEMPERATURES,
+    GUIDE_PILOT,
+    LAPLACE_PILOT,
+    NUM_CHAINS,
+    NUM_LEAPFROG,
+    Budget,
+    rounded_down,
+)
+from pyro_vae.evidence.collect import Collected, collected
+from pyro_vae.evidence.draws import Draws
+from pyro_vae.evidence.elsewhere import Elsewhere, checked
+from pyro_vae.evidence.pilot import PILOT_CHAINS, PILOT_TEMPERATURES, Pilot, pilot
+from pyro_vae.evidence.region import Component, Region
+from pyro_vae.evidence.sources import Modes, Source, guide_at
+from pyro_vae.evidence.survey import Survey, find_modes, survey
+from pyro_vae.evidence.weights import Estimate
+from pyro_vae.program.tiles import Block, Noise, evaluating, noise, refuse_nan
+
+__all__ = ["Cascade", "Result"]
+
+DOUBT = 2.0  # standard errors by which the guide may exceed Laplace's Gaussians before both are drawn from
+
+
+class Result(NamedTuple):
+    """What one estimator found for some columns of a block."""
+
+    columns: Tensor
+    estimate: Estimate
+    contradicted: Tensor
+    method: str
+    num_evaluations: Tensor
+    draws: Draws | None
+
+
+@dataclass
+class Cascade:
+    """The data of one block; each leaves once an estimator is found for it."""
+
+    block: Block
+    region: Any
+    budget: Budget
+    seed: int
+    results: list[Result] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Find a result for each datum that was asked for."""
+        everyone = self.block.asked_for
+        self.spent = torch.zeros(self.width, dtype=torch.int64, device=everyone.device)
+        guide = self._guide(everyone)
+        drawn = self._draw(everyone, guide, GUIDE_PILOT, seed_for(self.seed, "guide pilot"))
+        self.pilot, self.terms = drawn.totals.estimate(), drawn.terms
+        self.seen = self._survey(everyone, self.region.guide, guide.name)
+        self.elsewhere = self.seen.against(guide.fitted.component)
+        if self.seen.is_everything:
+            return self._sum_up(everyone)
+        needed = self.budget.num_draws(self.pilot, GUIDE_PILOT, self.elsewhere).to(everyone.device)
+        left = self._sample(everyone, needed, self._guide)
+        if not len(left):
+            return None
+        if isinstance(self.region, Region) and self.budget.can_find_modes(self.region.view.dim):
+            return self._go_on_from_modes(left, self.region)
+        self._sample(left, self._unspent(left), self._guide)
+        return None
+
+    def _go_on_from_modes(self, columns: Tensor, region: Region) -> None:
+        modes = self._find_modes(columns, region)
+        laplace = modes.laplace(columns)
+        drawn = self._draw(columns, laplace, LAPLACE_PILOT, seed_for(self.seed, "Laplace pilot"))
+        found, component = drawn.totals.estimate(), laplace.fitted.component
+        around = self._survey(columns, component, laplace.name).against(component)
+        missed = self._missed_by(columns, modes, found, around).to(columns.device)
+        self._spend_the_rest(columns[missed], modes.both)
+        needed = self.budget.num_draws(found, LAPLACE_PILOT, around).to(columns.device)[~missed]
+        left = self._sample(columns[~missed], needed, modes.laplace)
+        most = self.budget.affordable_temperatures(self.spent[left] + self.budget.annealing_pilot)
+        can_anneal = self._for_all(most >= FEWEST_TEMPERATURES)
+        self._spend_the_rest(left[~can_anneal], modes.laplace)
+        if can_anneal.any():
+            self._anneal(left[can_anneal], modes)
+
+    def _for_all(self, possible: Tensor) -> Tensor:
+        return possible if self.budget.amortized else possible.all().expand_as(possible)
+
+    def _unspent(self, columns: Tensor) -> Tensor:
+        return self.budget.max_evaluations - self.spent[columns]
+
+    def _spend_the_rest(self, columns: Tensor, source: Callable[[Tensor], Source]) -> None:
+        """Spend the rest on draws, where they miss the tolerance and nothing better is affordable.
+
+        The search for modes costs each datum another number: rounded, few numbers are left, and data are drawn for
+        together.
+        """
+        if len(columns):
+            self._sample(columns, rounded_down(self._unspent(columns)), source)
+
+    def _missed_by(self, columns: Tensor, modes: Modes, found: Estimate, around: Elsewhere) -> Tensor:
+        """Tell for which data Laplace's Gaussian, and annealing from it, would miss what other draws found."""
+        rows = self._rows(columns)
+        missed = _is_above(self.pilot.at(rows), found, DOUBT) | self.elsewhere.at(rows).contradicts(found)
+        return (missed | around.contradicts(found) | modes.are_many(columns)) & self.budget.amortized
+
+    def _rows(self, columns: Tensor) -> Tensor:
+        """Return the places of these columns among all that were asked for."""
+        return columns.cpu() - self.block.columns.start
+
+    @property
+    def width(self) -> int:
+        return self.block.program.num_data
+
+    def _guide(self, columns: Tensor) -> Source:
+        return guide_at(self.block.program, self.region, columns)
+
+    def _find_modes(self, columns: Tensor, region: Region) -> Modes:
+        """Find Laplace's Gaussians of these columns."""
+        with noise(self.block.program, seed_for(self.seed, "where to start"), self.block.place):
+            fit = find_modes(region.at(columns), self.seen.at(columns - self.block.columns.start))
+        self.spent[columns] += fit.num_evaluations
+        return Modes(self.block.program, region, fit.gaussians.spread(columns, self.width))
+
+    def _draw(self, columns: Tensor, source: Source, number: int, seed: int, num_posterior_draws: int = 0) -> Collected:
+        part = self.block.part(columns)._replace(program=source.fitted.program)
+        evaluate = evaluating(part.program, source.fitted.draw, self.region.joint)
+        self.spent[columns] += number
+        return collected(part, evaluate, number, seed, Noise(self.width, columns), num_posterior_draws)
+
+    def _survey(self, columns: Tensor, component: Component | None, name: str) -> Survey:
+        with noise(self.block.program, seed_for(self.seed, f"survey about {name}"), self.block.place):
+            seen = survey(self.region.at(columns), [component])
+        self.spent[columns] += seen.num_places
+        return seen
+
+    def _sample(self, columns: Tensor, needed: Tensor, source: Callable[[Tensor], Source]) -> Tensor:
+        """Run importance sampling for the data that can afford it, and return the columns of the others."""
+        affordable = self._for_all(self.spent[columns] + needed <= self.budget.max_evaluations)
+        for number in map(int, needed[affordable].unique().tolist()):
+            chosen = columns[affordable & (needed == number)]
+            here = source(chosen)
+            # The number is part of the seed: a tile's place depends on it, so with one seed for all, tiles of different
+            # numbers could share noise.
+            seed = seed_for(self.seed, f"measured, {number} from {here.name}")
+            drawn = self._draw(chosen, here, number, seed, self.budget.num_posterior_draws)
+            found = checked(drawn.totals.estimate(), number, self._seen_of(here, chosen))
+            self._keep(chosen, found, f"importance sampling from {here.name}", drawn.reservoir.draws)
+        return columns[~affordable]
+
+    def _seen_of(self, source: Source, columns: Tensor) -> Elsewhere:
+        """Judge a source by the draws about the guide."""
+        if source.is_guide:
+            return self.elsewhere.at(self._rows(columns))
+        return self.seen.at(columns - self.block.columns.start).against(source.fitted.component)
+
+    def _sum_up(self, columns: Tensor) -> None:
+        """Sum over all values of discrete latents."""
+        log_joint = self.seen.log_joint
+        exact = log_joint.logsumexp(0).cpu()
+        zero, number = torch.zeros_like(exact), self.seen.num_places
+        found = Estimate(exact, zero, zero + number, zero, torch.ones_like(exact, dtype=torch.bool), exact)
+        with noise(self.block.program, seed_for(self.seed, "resampling"), self.block.place):
+            draws = self.region.resampled(self.seen.places, log_joint, self.budget.num_posterior_draws)
+        self._keep(columns, found, "a sum over all values", draws)
+
+    def _anneal(self, columns: Tensor, modes: Modes) -> None:
+        """Run AIS for the data that are left, with as many temperatures as a pilot run finds necessary."""
+        path, numbers = modes.path(columns)
+        with noise(path.view.program, seed_for(self.seed, "pilot"), self.block.place):
+            seen = pilot(path, numbers, PILOT_TEMPERATURES, PILOT_CHAINS, NUM_LEAPFROG)
+        self.spent[columns] += self.budget.annealing_pilot
+        most = self.budget.affordable_temperatures(self.spent[columns])
+        needed = self.budget.num_temperatures(seen.log_weights, most)
+        for number in map(int, needed.unique().tolist()):
+            these = needed == number
+            self._measure_chains(columns[these], modes, seen.at(these), number)
+
+    def _measure_chains(self, columns: Tensor, modes: Modes, seen: Pilot, num_temperatures: int) -> None:
+        path, numbers = modes.path(columns)
+        annealing = Annealing("laplace", num_temperatures, NUM_CHAINS, NUM_LEAPFROG)
+        num_draws = self.budget.num_posterior_draws
+        with noise(path.view.program, seed_for(self.seed, f"measured, AIS, {num_temperatures}"), self.block.place):
+            trajectory = anneal(path, numbers, annealing.settings_from(seen))
+            draws = end_draws(path.view, trajectory, numbers, num_draws)
+        refuse_nan(trajectory.log_weights, self.block.part(columns).rows)
+        self.spent[columns] += annealing.num_evaluations + num_draws
+        self._keep(columns, annealed(trajectory.log_weights), "AIS from Laplace's Gaussian", draws)
+
+    def _keep(self, columns: Tensor, found: Estimate, method: str, draws: Draws | None) -> None:
+        rows = self._rows(columns)
+        contradicted = _is_above(self.pilot.at(rows), found) | self.elsewhere.at(rows).contradicts(found)
+        found = found._replace(reliable=found.reliable & ~contradicted)
+        self.results.append(Result(columns.cpu(), found, contradicted, method, self.spent[columns].cpu(), draws))
+
+
+def _is_above(pilot: Estimate, found: Estimate, num_errors: float = 4.0) -> Tensor:
+    """Tell whether the guide's pilot run found significantly more than another, which then missed a mode."""
+    error = (pilot.std_error.square() + found.std_error.square()).sqrt().nan_to_num()
+    return pilot.log_evidence > found.log_evidence + num_errors * error + 0.01

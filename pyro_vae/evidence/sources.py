@@ -1,0 +1,69 @@
+"""What the data of one block can be drawn from: the guide, Laplace's Gaussians, and a mixture of both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from pyro_vae.evidence.gaussians import NormalMixture
+from pyro_vae.evidence.path import Path, laplace_path
+from pyro_vae.evidence.proposals import Fitted, FromGuide, Laplace, guide_of
+from pyro_vae.evidence.region import Region
+from pyro_vae.program.core import Program
+from pyro_vae.program.tiles import Noise
+
+__all__ = ["Modes", "Source", "guide_at"]
+
+MANY_MODES = 4  # found modes, beside which there may be others
+
+
+class Source(NamedTuple):
+    """A source of draws for some columns of a block."""
+
+    name: str
+    fitted: Fitted
+
+    @property
+    def is_guide(self) -> bool:
+        return self.name == FromGuide.name
+
+
+def guide_at(program: Program, region: Any, columns: Tensor) -> Source:
+    """Return the guide as a source, for some columns of a block's program."""
+    return Source(FromGuide.name, guide_of(program, region.at(columns), columns))
+
+
+@dataclass(frozen=True)
+class Modes:
+    """Laplace's Gaussians of a block's data, and what they can be used for."""
+
+    program: Program
+    """The block's."""
+    region: Region
+    gaussians: NormalMixture
+    """At their places in the block."""
+
+    def laplace(self, columns: Tensor) -> Source:
+        """Return the Gaussians as a source."""
+        region = self.region.at(columns)
+        return Source(Laplace.name, Fitted.to(region.gaussian(self.gaussians.at(columns)), region))
+
+    def both(self, columns: Tensor) -> Source:
+        """Mix the guide and Laplace's Gaussian in equal parts; take the guide alone if its density is not known."""
+        guide, laplace = guide_at(self.program, self.region, columns), self.laplace(columns)
+        if guide.fitted.component is None or laplace.fitted.component is None:
+            return guide
+        region = self.region.at(columns)
+        mixture = region.half_and_half(guide.fitted.component, laplace.fitted.component)
+        return Source(f"{guide.name} and {laplace.name}", Fitted.to(mixture, region))
+
+    def path(self, columns: Tensor) -> tuple[Path, Noise]:
+        """Return the path of annealing from them, and its noise."""
+        region = self.region.at(columns)
+        return laplace_path(region, self.gaussians.at(columns)), region.noise
+
+    def are_many(self, columns: Tensor) -> Tensor:
+        """Tell for which data so many modes were found that there may be others."""
+        return self.gaussians.log_shares[:, columns].isfinite().sum(0).cpu() >= MANY_MODES
