@@ -36,8 +36,12 @@ class Checkpoint:
     """The weights with the best validation ELBO."""
 
 
-def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint under a temporary name, and give it its own when all of it lies on the disk."""
+def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> str:
+    """Write a checkpoint under a temporary name, and give it its own when all of it lies on the disk.
+
+    Returns:
+        sha256 of its manifest, which has that of each file.
+    """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -52,29 +56,35 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
             for name, content in files.items()
         }
         versions = {"torch": torch.__version__, "pyro": pyro.__version__}
-        manifest = {"format": FORMAT, "files": entries, "versions": versions}
-        _write(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
+        manifest = json.dumps({"format": FORMAT, "files": entries, "versions": versions}, indent=1).encode()
+        _write(temporary / MANIFEST, manifest)
         _sync(temporary)
         if folder.exists():  # of a run that was killed before it could point to it
             shutil.rmtree(folder)
         temporary.rename(folder)
         _sync(folder.parent)
+        return hashlib.sha256(manifest).hexdigest()
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
-def read_checkpoint(folder: Path) -> Checkpoint:
-    """Read a checkpoint.
+def read_checkpoint(folder: Path, sha256: str) -> Checkpoint:
+    """Read a checkpoint whose manifest has this sha256.
 
     Raises:
-        ValueError: unless each file is what the manifest says, to the byte.
+        ValueError: for another manifest, or unless each file is what the manifest says, to the byte.
     """
     manifest = read_json(folder / MANIFEST)
     if manifest.get("format") != FORMAT:
         raise ValueError(
             f"{folder / MANIFEST}: expected format {FORMAT}; got {manifest.get('format')!r}; read it with the version "
             "of pyro_vae that wrote it."
+        )
+    found = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+    if found != sha256:
+        raise ValueError(
+            f"{folder / MANIFEST}: expected sha256 {sha256[:12]}, as when it was written; got {found[:12]}; {RESTORE}."
         )
     entries = manifest.get("files")
     if not isinstance(entries, dict) or not {WEIGHTS, TRAINING} <= entries.keys() <= {WEIGHTS, TRAINING, BEST}:

@@ -105,7 +105,8 @@ def restore(optim: PyroOptim, states: dict[str, Any], name_of: Callable[[Tensor]
         else:
             _restore_tensors(optimizer.state[param], saved["state"])
         if saved is not None:
-            optimizer.param_groups[0].update(saved["group"])
+            group = optimizer.param_groups[0]
+            group.update({key: value for key, value in saved["group"].items() if group.get(key) != value})
             if scheduler is not None:
                 scheduler.load_state_dict(saved["scheduler"])
 

@@ -68,8 +68,8 @@ class Run:
     def save(self, checkpoint: Checkpoint, name: str) -> None:
         """Write a checkpoint, name it as the last, and remove those before."""
         started = time.monotonic()
-        write_checkpoint(self.folder / CHECKPOINTS / name, checkpoint)
-        replace_file(self.folder / LAST, json.dumps({"checkpoint": name}).encode())
+        sha256 = write_checkpoint(self.folder / CHECKPOINTS / name, checkpoint)
+        replace_file(self.folder / LAST, json.dumps({"checkpoint": name, "manifest": sha256}).encode())
         for other in (self.folder / CHECKPOINTS).iterdir():
             if other.name != name:
                 shutil.rmtree(other, ignore_errors=True)
@@ -83,10 +83,14 @@ class Run:
 
 def last_checkpoint(folder: Path) -> Checkpoint:
     """Read the checkpoint that `last.json` names."""
-    name = read_json(folder / LAST).get("checkpoint")
-    if not isinstance(name, str) or Path(name).name != name or name in (".", ".."):
-        raise ValueError(f"{folder / LAST}: expected the name of a checkpoint; got {name!r}; write one that is there.")
-    return read_checkpoint(folder / CHECKPOINTS / name)
+    last = read_json(folder / LAST)
+    name, sha256 = last.get("checkpoint"), last.get("manifest")
+    if not isinstance(name, str) or Path(name).name != name or name in ("", ".", "..") or not isinstance(sha256, str):
+        raise ValueError(
+            f"{folder / LAST}: expected the name of a checkpoint, and the sha256 of its manifest; got {last!r}; name "
+            "one that is there."
+        )
+    return read_checkpoint(folder / CHECKPOINTS / name, sha256)
 
 
 def _refuse_other_config(path: Path, config: dict[str, Any]) -> None:
