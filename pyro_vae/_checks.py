@@ -88,6 +88,12 @@ def warn(message: str) -> None:
     warnings.warn(message, stacklevel=level)
 
 
+def program(name: str, value: Any) -> None:
+    """Check a Pyro program."""
+    if not callable(value):
+        raise TypeError(f"{name}: expected a Pyro program, a function or a module; got {value!r}; pass one.")
+
+
 def keyword_arguments(kwargs: Any) -> dict[str, Any]:
     """Copy the keyword arguments of a program to a dictionary."""
     if kwargs is None:

@@ -150,6 +150,40 @@ def _():
     return with_guide(dist.Delta)
 
 
+@case("points without the density of their change of variables")
+def _():
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            u = pyro.sample("u", dist.Normal(x, 1.6), infer={"is_auxiliary": True})
+            pyro.sample("z", dist.Delta(u / 2))
+
+    return plain, guide
+
+
+@case("a guide with a seed of its own")
+def _():
+    return plain, poutine.seed(of_z, 0)
+
+
+@case("noise in a model that is no site")
+def _():
+    return with_likelihood(lambda z: dist.Normal(z + 0.3 * torch.randn(len(X)), 1.0))
+
+
+@case("latents that are not in all draws", joint=True)
+def _():
+    def model(x):
+        is_there = pyro.sample("is_there", dist.Bernoulli(0.5)) == 1
+        z = pyro.sample("z", dist.Normal(0.0, 1.0)) if is_there else 3.0
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x[0])
+
+    def guide(x):
+        if pyro.sample("is_there", dist.Bernoulli(0.5)) == 1:
+            pyro.sample("z", dist.Normal(0.5, 0.8))
+
+    return model, guide
+
+
 @case("a set of points as a distribution")
 def _():
     return with_guide(lambda x: dist.Empirical(x[:, None].expand(-1, 3), torch.zeros(len(x), 3)))
@@ -225,6 +259,17 @@ def _():
 @case("data outside of the support of their distribution")
 def _():
     return with_likelihood(lambda z: dist.Bernoulli(logits=z))
+
+
+@case("missing values that are masked, but are NaN all the same")
+def _():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            with poutine.mask(mask=~x.isnan()):
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    return model, None, torch.where(X > 0.5, torch.nan, X)
 
 
 @case("densities that are no numbers")
@@ -315,6 +360,26 @@ def _():
 @case("arguments that the program does not take")
 def _():
     return plain, of_z, X, X
+
+
+@case("no data for all together", joint=True)
+def _():
+    return plain, of_z, X[:0]
+
+
+@case("arguments that the program does not take, for all together", joint=True)
+def _():
+    return plain, of_z, X, X
+
+
+@case("a guide that is no program")
+def _():
+    return plain, 3
+
+
+@case("a plate by number", plate=7)
+def _():
+    return plain
 
 
 @case("no data")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ __all__ = ["LaplaceFit", "fit_laplace"]
 NUM_STEPS, MAX_ROUNDS = 10, 6
 NUM_EXPLORING = 15  # steps from another start, before a Hessian is spent where they end
 CONVERGED = 1e-2  # bound on the squared length of a Newton step, which is twice its gain in nats
-NUM_PRIOR_STARTS, MAX_STARTS_ELSEWHERE = 4, 2
+NUM_PRIOR_STARTS, NUM_FAR_STARTS, MAX_STARTS_ELSEWHERE = 2, 2, 2
 SHARE_ELSEWHERE = 0.01  # of p(x), beyond which another start is worth its cost
 SAME_MODE = 2.0  # distance, in the standard deviations of one of two Gaussians
 SMALLEST_SHARE = 0.08  # of the draws, for a mode of little mass: at least one in 16 chains
@@ -73,7 +73,8 @@ def fit_laplace(
     and where the density bends upwards. There are at most six rounds; they end when a step would gain next to nothing.
     Eigenvalues are kept above that of a Gaussian ten times as wide as the prior.
 
-    Searches for other modes start from a few draws of the prior, and from where draws of a wider density g show that
+    Searches for other modes start from a few draws of the prior, from those of them that are farthest from all that is
+    known, one after the other, and from where draws of a wider density g show that
     some of p(x) lies away from the known modes. They climb in the metric of the first mode; where that ends away from
     the known modes, rounds follow. What they find becomes one more part of the mixture, in proportion to its mass.
 
@@ -91,6 +92,9 @@ def fit_laplace(
     search = _Searches(view, floor, [first], first.num_evaluations)
     everyone = torch.arange(len(start), device=start.device)
     for other in prior[:NUM_PRIOR_STARTS]:
+        search.go_on(everyone, other.where(other.isfinite(), first.gaussian.loc))
+    for _ in range(NUM_FAR_STARTS):
+        other = search.farthest(prior)
         search.go_on(everyone, other.where(other.isfinite(), first.gaussian.loc))
     if places is not None and log_ratio is not None:
         share = log_ratio.softmax(0).nan_to_num()
@@ -113,6 +117,19 @@ class _Searches:
     floor: Tensor
     found: list[_Modes]
     num_evaluations: Tensor
+    chosen: list[Tensor] = field(default_factory=list)
+    """Starts that were chosen far from what was known."""
+
+    def farthest(self, places: Tensor) -> Tensor:
+        """Select each datum's place that is farthest from its known modes and from former choices, `(N, D)`."""
+        whitened = self.found[0].gaussian.whitened
+        white = whitened(places)
+        distance = _distances(self.found, places)
+        for former in self.chosen:
+            distance = torch.minimum(distance, (white - whitened(former[None])).norm(dim=-1))
+        index = distance.nan_to_num(nan=-1.0, posinf=-1.0).argmax(0)
+        self.chosen.append(places[index, torch.arange(places.shape[1], device=places.device)])
+        return self.chosen[-1]
 
     def go_on(self, rows: Tensor, start: Tensor) -> None:
         """Look for one more mode of these data."""

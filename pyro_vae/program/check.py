@@ -65,6 +65,8 @@ def check_program(
         ValueError: guide: expected it to draw every latent site of the model; got no site 'z', but 'latent', which the
         model has not; add it to the guide under that name, or, if it is data, observe it in the model with obs=...
     """
+    _checks.program("model", model)
+    _checks.program("guide", guide)
     keywords = _checks.keyword_arguments(kwargs)
     with _leaving_the_store():
         guide_trace, model_trace = _run(model, guide, args, keywords)

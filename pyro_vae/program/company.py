@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -33,6 +34,8 @@ def refuse_fixed_shapes(program: Program) -> None:
     try:
         found = tuple(_weights_of_two_draws(program).shape)
     except (RuntimeError, ValueError, IndexError) as error:
+        if ": expected " in str(error):  # it says more itself
+            raise
         found = (str(error).splitlines() or [type(error).__name__])[0]
     if found != expected:
         raise ValueError(
@@ -56,9 +59,9 @@ def refuse_place(program: Program, and_alone: bool = False) -> None:
     firsts = range(min(2, program.num_data))
     found = Densities.of(program)
     if not all(found.has(torch.arange(first, program.num_data, 2).flip(0)) for first in firsts):
-        raise ValueError("model: got other densities of the same rows in another place, or among fewer.")
+        raise ValueError("model, guide: got other densities of the same rows in another place, or among fewer.")
     if and_alone and not all(found.has(torch.tensor([first])) for first in firsts):
-        raise ValueError("model: got other densities of the same row in a batch of one.")
+        raise ValueError("model, guide: got other densities of the same row in a batch of one.")
 
 
 def refuse_values_that_meet(program: Program) -> None:
@@ -82,9 +85,10 @@ NUM_VALUES_LOOKED_AT = 3
 
 def refuse_draws_that_meet(program: Program) -> None:
     """Raise if a draw has another density beside others than in a run without a dimension of draws."""
-    alone, together = _two_draws(program)
+    alone, together, again = _two_draws(program)
     for name, one, other in zip(("model", "model", "guide"), zip(*alone, strict=True), together, strict=True):
         if other is not None and not agree(torch.cat(one), other):
+            _refuse_noise(alone[0], again)
             size = len(program.args[0])
             raise ValueError(
                 f"{name}: expected the same density of a draw alone, among {size} data, as beside another, in a "
@@ -95,23 +99,54 @@ def refuse_draws_that_meet(program: Program) -> None:
 
 
 @torch.no_grad()
-def _two_draws(program: Program) -> tuple[list[tuple[Tensor, ...]], tuple[Tensor | None, ...]]:
-    """Return log p(z), log p(x|z) and log q(z|x) of two draws: `(1, N)` each alone, and `(2, N)` side by side."""
+def _two_draws(
+    program: Program,
+) -> tuple[list[tuple[Tensor, ...]], tuple[Tensor | None, ...], Callable[[], tuple[Tensor, ...]]]:
+    """Return log p(z), log p(x|z) and log q(z|x) of two draws: `(1, N)` each alone, and `(2, N)` side by side.
+
+    Also a function that evaluates the model at the first of them once more.
+    """
     alone = replace(program, structure=replace(program.structure, draws=ONE_BY_ONE))
     with seeded(program.device, 0), pyro.validation_enabled(False):
         drawn = [alone.draw(1) for _ in range(2)]
         densities: list[tuple[Tensor, ...]] = [(*alone.log_joint(latents), log_q) for latents, log_q in drawn]
+        _refuse_own_seed(*(latents for latents, _ in drawn))
         both = {name: torch.cat([latents[name] for latents, _ in drawn]) for name in drawn[0][0]}
         together = (*program.log_joint(both), program.log_drawn(both))
-    return densities, together
+    return densities, together, lambda: alone.log_joint(drawn[0][0])
+
+
+@torch.no_grad()
+def _refuse_noise(first: tuple[Tensor, ...], again: Callable[[], tuple[Tensor, ...]]) -> None:
+    """Raise if the model gives one draw other densities at another time."""
+    with pyro.validation_enabled(False):
+        if not all(map(agree, first, again())):
+            raise ValueError(
+                "model: expected one density for given latents; got another in a second run, as where torch.randn, a "
+                "counter or a Monte Carlo estimate is inside; make noise a sample site, or leave it out."
+            )
+
+
+def _refuse_own_seed(one: Latents, other: Latents) -> None:
+    """Raise if two draws are the same: errors and certificates need draws that are independent."""
+    for name, value in one.items():
+        is_continuous = value.is_floating_point() and not (value == value.round()).all()
+        if is_continuous and torch.equal(value, other[name]):
+            raise ValueError(
+                f"guide: expected draws by torch's generator, new ones each time; got the same of {name!r} twice; take "
+                "poutine.seed, pyro.set_rng_seed and torch.manual_seed out of model and guide."
+            )
 
 
 def refuse_company(program: Program) -> None:
-    """Raise if a row's density depends on other rows or their latents: replace every second row by one of them."""
+    """Raise if a row's density depends on other rows or their latents: replace every second row by one of them.
+
+    That of the guide may: q(z|x) is a proposal, whatever it is made of.
+    """
     places, found = torch.arange(program.num_data), Densities.of(program)
     for first in range(min(2, program.num_data)):
         beside_others = torch.where(places % 2 == first, places, first)
-        if not found.has(beside_others, slice(first, None, 2)):
+        if not found.has(beside_others, slice(first, None, 2), and_of_guide=False):
             raise ValueError(
                 "model: expected each datum's density to depend on its own row and latents; got others where different "
                 "data lay beside it; use no statistics of the batch, let no latent reach other data, pass what they "
@@ -124,22 +159,27 @@ class Densities(NamedTuple):
 
     program: Program
     latents: Latents
-    among_all: tuple[Tensor, Tensor]
+    of_model: tuple[Tensor, Tensor]
+    of_guide: Tensor | None
+    """None if the guide has no density at given values."""
 
     @classmethod
     @torch.no_grad()
     def of(cls, program: Program) -> Densities:
         with seeded(program.device, 0), pyro.validation_enabled(False):
             latents, _ = program.draw(1)
-            return cls(program, latents, program.log_joint(latents))
+            return cls(program, latents, program.log_joint(latents), program.log_drawn(latents))
 
     @torch.no_grad()
-    def has(self, rows: Tensor, compared: slice = slice(None)) -> bool:
+    def has(self, rows: Tensor, compared: slice = slice(None), and_of_guide: bool = True) -> bool:
         """Tell whether these rows, with their latents and no others, have the same densities."""
         rows = rows.to(self.program.device)
+        some, latents = self.program.at(rows), self.program.choose(self.latents, rows)
         with seeded(rows.device, 0), pyro.validation_enabled(False):
-            here = self.program.at(rows).log_joint(self.program.choose(self.latents, rows))
-        pairs = zip(self.among_all, here, strict=True)
+            pairs = list(zip(self.of_model, some.log_joint(latents), strict=True))
+            here = some.log_drawn(latents) if and_of_guide else None
+        if self.of_guide is not None and here is not None:
+            pairs.append((self.of_guide, here))
         return all(agree(one[:, rows[compared]], other[:, compared]) for one, other in pairs)
 
 

@@ -34,6 +34,7 @@ from pyro_vae.program.runs import LOOKED_AT_TOGETHER, has_rows, in_place_of_rows
 from pyro_vae.program.sites import drawn_sites
 from pyro_vae.program.structure import ENUMERABLE, NothingToDraw, enumerable, initialise, look_at
 from pyro_vae.program.undivided import UndividedProgram
+from pyro_vae.program.volume import refuse_other_volume
 from pyro_vae.program.whole import dims_of_rows, prior_of, with_rows_first, with_unused_latent
 
 __all__ = ["program_of"]
@@ -51,6 +52,11 @@ def program_of(
     Without a guide, the prior takes its place.
     """
     refuse_autocast()
+    _checks.program("model", model)
+    if guide is not None:
+        _checks.program("guide", guide)
+    if not (plate is None or isinstance(plate, str) or (type(plate) is int and plate < 0)):
+        raise TypeError(f"plate: expected the name of the plate over data, or None; got {plate!r}; pass its name.")
     kwargs = _checks.keyword_arguments(kwargs)
     try:
         program = _of_pair(model, guide, args, kwargs, plate)
@@ -224,6 +230,7 @@ def _on_any_rows(pair: _Pair, way: Way, size: int) -> Program:
     refuse_fixed_shapes(found)
     refuse_draws_that_meet(found)
     refuse_values_that_meet(found)
+    refuse_other_volume(found)
     refuse_place(found, and_alone=True)
     program = found.with_rows(arg for arg in pair.args if has_rows(arg))
     if isinstance(program, ListedProgram):  # values may be others for other rows
@@ -268,6 +275,7 @@ def _on_all(pair: _Pair) -> Program:
             refuse_fixed_shapes(program)
             refuse_draws_that_meet(program)
             refuse_values_that_meet(program)
+            refuse_other_volume(program)
             return program
         except NothingToDraw:
             raise

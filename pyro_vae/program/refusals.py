@@ -152,6 +152,13 @@ def refuse_impossible_data(observed: dict[str, Any]) -> None:
             possible = possible | _stands_for_missing(fn, site["value"])
             possible = possible if mask is None else possible | (~mask & _is_number(fn, site["value"]))
         if not possible.all():
+            num_missing = int(site["value"].isnan().sum())
+            if num_missing:
+                raise ValueError(
+                    f"model: expected observed numbers; got NaN at site {name!r}, in {num_missing} places; put "
+                    "numbers in their place under the mask, obs=x.nan_to_num(0), for NaN passes through gradients even "
+                    "there, or take a distribution that knows missing values, such as NanMaskedNormal."
+                )
             low, high = site["value"].min().item(), site["value"].max().item()
             raise ValueError(
                 f"model: expected observed values in the support of their distribution, {site['fn'].support}; got "

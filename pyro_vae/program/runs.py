@@ -80,6 +80,16 @@ def in_place_of_rows(args: tuple[Any, ...], rows: Iterable[Tensor]) -> tuple[Any
     return tuple(next(remaining) if has_rows(arg) else arg for arg in args)
 
 
+def _refuse_other_latents(draws: Iterable[Latents]) -> None:
+    names = {frozenset(each) for each in draws}
+    some = sorted(frozenset.union(*names) - frozenset.intersection(*names))
+    if some:
+        raise ValueError(
+            f"model, guide: expected the same latents in each draw; got {', '.join(map(repr, some))} in some of them; "
+            "draw them in all, and mask them where they do not count."
+        )
+
+
 def num_draws(latents: Latents) -> int:
     return len(next(iter(latents.values())))
 
@@ -269,6 +279,7 @@ class Runs:
             latents = {name: apart(value, num_samples, self.structure.data_axis) for name, value in rows.items()}
             return latents, tuple(apart(each, num_samples, 1) for each in densities)
         draws, found = zip(*(draw(self, 1) for _ in range(num_samples)), strict=True)
+        _refuse_other_latents(draws)
         latents = {name: torch.cat([each[name] for each in draws]) for name in draws[0]}
         return latents, tuple(map(torch.cat, zip(*found, strict=True)))
 

@@ -13,6 +13,7 @@ from pyro.distributions.util import scale_and_mask, sum_rightmost
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
+from pyro_vae._random import seeded
 from pyro_vae.program.masks import elements_of
 
 __all__ = [
@@ -110,8 +111,21 @@ def log_prob_in_support(fn: Any, value: Tensor) -> Tensor:
 
     Also -inf at a pole, where log p is +inf: rounding alone can put a value there, as at 0 under a Gamma.
     """
-    log_prob = fn.log_prob(value)
-    inside = fn.support.check(value) & ~log_prob.isposinf()
+    inside = fn.support.check(value)
+    try:
+        log_prob = fn.log_prob(value)
+    except (IndexError, RuntimeError):  # from a table without an entry for the value
+        if inside.all():
+            raise
+        log_prob = fn.log_prob(_inside_alone(fn, value, inside))
+    inside = inside & ~log_prob.isposinf()
     if is_circular(fn):
         inside = inside & is_angle(value, inside.ndim)
     return torch.where(inside, log_prob, -torch.inf)
+
+
+def _inside_alone(fn: Any, value: Tensor, inside: Tensor) -> Tensor:
+    """Replace values outside of the support by a draw."""
+    with seeded(value.device, 0):
+        other = fn.sample().to(value.dtype)
+    return torch.where(inside.reshape(*inside.shape, *(1,) * fn.event_dim), value, other)

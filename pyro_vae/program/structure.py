@@ -72,14 +72,19 @@ class Structure:
 def initialise(guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> poutine.Trace:
     """Run the guide once on all data: parameters that it makes at its first call get the size that they should have."""
     with poutine.block(), seeded(args[0].device, 0), refusing_noisy_modules():
-        try:
-            return _trace(guide, args, kwargs)
-        except TypeError as error:
-            raise TypeError(
-                f"model, guide: expected programs that run on the {len(args)} arguments by position and those of "
-                f"kwargs; got {error}; pass options by name, num_samples=1000, and what the program takes by name in "
-                "kwargs={...}."
-            ) from error
+        return traced(guide, args, kwargs)
+
+
+def traced(program: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> poutine.Trace:
+    """Run a program for the first time: its arguments may not be what it takes."""
+    try:
+        return _trace(program, args, kwargs)
+    except TypeError as error:
+        raise TypeError(
+            f"model, guide: expected programs that run on the {len(args)} arguments by position and those of "
+            f"kwargs; got {error}; pass options by name, num_samples=1000, and what the program takes by name in "
+            "kwargs={...}."
+        ) from error
 
 
 @torch.no_grad()
@@ -170,7 +175,7 @@ class _Enumerated(NamedTuple):
 def enumerable(guide_sites: dict[str, dict[str, Any]]) -> dict[str, bool]:
     """Find the sites of a guide with a list of values, and tell which are marked to be enumerated."""
     return {
-        name: site["infer"].get("enumerate") == "parallel"
+        name: site["infer"].get("enumerate") in ("parallel", "sequential")
         for name, site in guide_sites.items()
         if getattr(site["fn"], ENUMERABLE, False)
     }

@@ -16,6 +16,7 @@ from pyro_vae import _checks
 from pyro_vae._random import seeded
 from pyro_vae.program.refusals import refusing_noisy_modules
 from pyro_vae.program.sites import plates_of, sample_sites
+from pyro_vae.program.structure import traced
 
 __all__ = ["UNUSED", "Pair", "as_one_datum", "dims_of_rows", "prior_of", "with_rows_first", "with_unused_latent"]
 
@@ -115,6 +116,9 @@ def as_one_datum(pair: Pair) -> Pair:
     Several data sets lie in one more plate, to the left of the program's own; one alone is run as the program is.
     """
     kwargs = _checks.keyword_arguments(pair.kwargs)
+    for i, arg in enumerate(pair.args):
+        if isinstance(arg, Tensor) and 0 in arg.shape:
+            raise ValueError(f"args[{i}]: expected data; got a tensor of shape {tuple(arg.shape)}; pass some.")
     depth = _deepest_plate([pair.model] if pair.guide is None else [pair.guide, pair.model], pair.args, kwargs)
 
     def whole(program: Callable[..., Any]) -> Callable[[Tensor], Any]:
@@ -136,6 +140,6 @@ def _deepest_plate(programs: list[Callable[..., Any]], args: tuple[Any, ...], kw
     """Count the dimensions that plates take. The run also sets up automatic guides, for the model as it is."""
     device = torch.get_default_device()
     with poutine.block(), seeded(device, 0), refusing_noisy_modules(), pyro.validation_enabled(False):
-        traces = [poutine.trace(program).get_trace(*args, **kwargs) for program in programs]
+        traces = [traced(program, args, kwargs) for program in programs]
     sites = (site for trace in traces for _, site in sample_sites(trace))
     return max((-frame.dim for site in sites for frame in plates_of(site)), default=0)

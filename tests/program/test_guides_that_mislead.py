@@ -1,0 +1,112 @@
+"""Guides whose density is not that of their draws, or whose draws are not independent."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoNormal
+from truths import assert_within
+
+import pyro_vae as pv
+
+pytestmark = pytest.mark.usefixtures("float64")
+AUXILIARY = {"is_auxiliary": True}
+
+
+def data(num_data=30):
+    return 1.5 * torch.randn(num_data, generator=torch.Generator().manual_seed(2))
+
+
+def model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def exact(x):
+    return dist.Normal(0.0, math.sqrt(2)).log_prob(x)
+
+
+def standardised(x):
+    """q(z|x) by the batch's mean and width, as BatchNorm has it in training."""
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal((x - x.mean()) / (1e-3 + x.std(unbiased=False)), 0.8))
+
+
+@pytest.mark.filterwarnings("ignore:model, guide. expected a pair that runs on any rows")
+@pytest.mark.parametrize("proposal", ["guide", "inflated", "heavy-tailed", "defensive"])
+def test_a_guide_that_depends_on_its_batch_is_run_on_all_of_it(proposal):
+    evidence = pv.importance_sampling(model, standardised, data(), proposal=proposal)
+    assert not evidence.settings["amortized"]
+    assert_within(evidence, exact(data()))
+
+
+def guide_of(points):
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            points(x)
+
+    return guide
+
+
+def test_points_with_the_density_of_their_change_of_variables():
+    def scaled(x):
+        u = pyro.sample("u", dist.Normal(x, 1.6), infer=AUXILIARY)
+        pyro.sample("z", dist.Delta(u / 2, log_density=math.log(2)))
+
+    evidence = pv.importance_sampling(model, guide_of(scaled), data())
+    assert_within(evidence, exact(data()))
+
+
+def test_points_on_a_simplex():
+    """As an automatic guide makes them: auxiliary draws have a dimension less."""
+    counts = torch.tensor([[2.0, 1.0, 1.0], [1.0, 2.0, 1.0], [1.0, 1.0, 2.0]])
+
+    def shares(x):
+        with pyro.plate("data", len(x)):
+            p = pyro.sample("p", dist.Dirichlet(torch.ones(3)))
+            pyro.sample("x", dist.Multinomial(4, p), obs=x)
+
+    guide = AutoNormal(shares)
+    guide(counts)
+    with pytest.warns(UserWarning, match="runs on all 3 data together"):
+        evidence = pv.importance_sampling(shares, guide, counts, num_samples=20_000)
+    assert_within(evidence, torch.full((3,), -math.log(15)))
+
+
+def unused(x):
+    pyro.sample("v", dist.Uniform(0.0, 10.0), infer=AUXILIARY)
+    u = pyro.sample("u", dist.Normal(x / 2, 0.8), infer=AUXILIARY)
+    pyro.sample("z", dist.Delta(u))
+
+
+def two_for_one(x):
+    parts = [pyro.sample(name, dist.Normal(x / 4, 0.7), infer=AUXILIARY) for name in ("u", "v")]
+    pyro.sample("z", dist.Delta(sum(parts)))
+
+
+def without_density(x):
+    u = pyro.sample("u", dist.Normal(x, 1.6), infer=AUXILIARY)
+    pyro.sample("z", dist.Delta(u / 2))
+
+
+MISLEADING = {
+    "noise that nothing uses": (guide_of(unused), r"as many auxiliary numbers .* got 2 \(u, v\) for 1"),
+    "a sum of two": (guide_of(two_for_one), r"as many auxiliary numbers .* got 2 \(u, v\) for 1"),
+    "half of a draw": (guide_of(without_density), r"-log .det dz/du., 0.6931 for the first datum; got 0"),
+    "a seed of its own": (
+        poutine.seed(guide_of(lambda x: pyro.sample("z", dist.Normal(x / 2, 0.8))), 0),
+        "same of 'z' twice",
+    ),
+}
+
+
+@pytest.mark.parametrize("evaluate", [pv.importance_sampling, pv.log_evidence])
+@pytest.mark.parametrize("case", MISLEADING)
+def test_others_are_refused(case, evaluate):
+    guide, message = MISLEADING[case]
+    with pytest.raises(ValueError, match=message):
+        evaluate(model, guide, data())
