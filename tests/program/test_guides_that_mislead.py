@@ -70,7 +70,7 @@ def test_points_on_a_simplex():
             p = pyro.sample("p", dist.Dirichlet(torch.ones(3)))
             pyro.sample("x", dist.Multinomial(4, p), obs=x)
 
-    guide = AutoNormal(shares)
+    guide = AutoNormal(shares, init_scale=1.0)
     guide(counts)
     with pytest.warns(UserWarning, match="runs on all 3 data together"):
         evidence = pv.importance_sampling(shares, guide, counts, num_samples=20_000)
