@@ -49,7 +49,7 @@ def gaussian_of(guide: AutoGuide, model: Callable[..., Any], args: tuple[Any, ..
     Its draws are independent for each datum, and have a density there, so that log p(x) can be estimated whatever the
     guide. A guide of points, such as `AutoDelta`, becomes Gaussians of unit variance about them.
     """
-    device = args[0].device
+    device = next((arg.device for arg in args if isinstance(arg, Tensor)), torch.get_default_device())
     with poutine.block(), seeded(device, 0), refusing_noisy_modules(), pyro.validation_enabled(False):
         drawn_by = guide
         if isinstance(guide, AutoLaplaceApproximation):

@@ -36,6 +36,12 @@ def refusing_what_has_no_batch() -> Iterator[None]:
         yield
     except (NotImplementedError, AssertionError, IndexError) as error:
         said = (str(error).splitlines() or [""])[0].rstrip(".") or "no reason given"
+        if "enumerate_support" in said:
+            raise ValueError(
+                "model, guide: expected discrete latents with one list of values for all elements, where no guide "
+                f"draws them; got a list that torch cannot make: {said}; draw them in the guide, or write them as a "
+                "Categorical over all values, with probability 0 for those that an element cannot take."
+            ) from error
         raise ValueError(
             "model, guide: expected distributions that can be drawn from and evaluated for a batch in a plate; got "
             f"{type(error).__name__}: {said}; use another (LKJCholesky for LKJ, say), or write one with `expand`, "

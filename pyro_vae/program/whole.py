@@ -10,10 +10,12 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import Normal
+from pyro.infer.autoguide import AutoDelta
 from torch import Tensor
 
 from pyro_vae import _checks
 from pyro_vae._random import seeded
+from pyro_vae.program.automatic import gaussian_of
 from pyro_vae.program.refusals import refusing_noisy_modules
 from pyro_vae.program.sites import plates_of, sample_sites
 from pyro_vae.program.structure import traced
@@ -119,6 +121,8 @@ def as_one_datum(pair: Pair) -> Pair:
     for i, arg in enumerate(pair.args):
         if isinstance(arg, Tensor) and 0 in arg.shape:
             raise ValueError(f"args[{i}]: expected data; got a tensor of shape {tuple(arg.shape)}; pass some.")
+    if isinstance(pair.guide, AutoDelta):
+        pair = pair._replace(guide=_about_points(pair.guide, pair.model, pair.args, kwargs))
     depth = _deepest_plate([pair.model] if pair.guide is None else [pair.guide, pair.model], pair.args, kwargs)
 
     def whole(program: Callable[..., Any]) -> Callable[[Tensor], Any]:
@@ -133,6 +137,18 @@ def as_one_datum(pair: Pair) -> Pair:
     tensors = [arg for arg in (*pair.args, *kwargs.values()) if isinstance(arg, Tensor)]
     device = tensors[0].device if tensors else torch.get_default_device()
     return Pair(whole(pair.model), guide, (torch.zeros(1, device=device),), None, -depth - 1)
+
+
+def _about_points(
+    guide: AutoDelta, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Callable[..., Any]:
+    """Make a guide with a density of one that has none, for Laplace's Gaussian to start from."""
+    _checks.warn(
+        "guide: expected a density; got AutoDelta, an automatic guide of points; Gaussians of unit variance about them "
+        "take its place, also for the ELBO."
+    )
+    about: Callable[..., Any] = gaussian_of(guide, model, args, kwargs)
+    return about
 
 
 @torch.no_grad()

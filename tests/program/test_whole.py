@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
-from pyro.infer.autoguide import AutoDiagonalNormal, AutoMultivariateNormal, AutoNormal
+from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoMultivariateNormal, AutoNormal
 from truths import LinearGaussian, assert_within
 
 import pyro_vae as pv
@@ -88,6 +88,59 @@ def test_automatic_guides_of_all_data(kind):
         svi.step(x, y)
     for estimate in (pv.importance_sampling, pv.log_evidence):
         assert_within(estimate(regression, guide, x, y, joint=True), regression_evidence(x, y))
+
+
+def test_points_are_where_the_search_for_a_gaussian_starts():
+    x, y = regression_data()
+    guide = AutoDelta(regression)
+    svi = SVI(regression, guide, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO())
+    for _ in range(150):
+        svi.step(x, y)
+    with pytest.warns(UserWarning, match="got AutoDelta.* Gaussians of unit variance"):
+        evidence = pv.importance_sampling(regression, guide, x, y, joint=True, proposal="laplace")
+    assert_within(evidence, regression_evidence(x, y))
+    assert evidence.khat < 0.5
+
+
+def test_points_of_a_program_without_arguments():
+    def model():
+        scale = pyro.sample("scale", dist.Gamma(2.0, 1.0))
+        pyro.sample("x", dist.Exponential(scale), obs=torch.tensor(1.5))
+
+    exact = torch.tensor(2.0 / 2.5**3).log()
+    with pytest.warns(UserWarning, match="got AutoDelta"):
+        assert_within(pv.log_evidence(model, AutoDelta(model), joint=True), exact)
+
+
+def binomials(reads, sizes, latent):
+    """Successes of so many trials each, of which there are noisy readings."""
+    p = pyro.sample("p", dist.Beta(2.0, 2.0))
+    with pyro.plate("data", len(reads)):
+        pyro.sample("y", dist.Normal(pyro.sample("z", latent(sizes, p)).to(reads), 1.0), obs=reads)
+
+
+def listed_binomial(sizes, p):
+    """The binomial as a Categorical, whose list of values is the same for all data."""
+    counts = torch.arange(sizes.max() + 1)
+    size = sizes[:, None]
+    log_prob = dist.Binomial(size, p[..., None], validate_args=False).log_prob(counts)
+    return dist.Categorical(logits=log_prob.masked_fill(counts > size, -torch.inf))
+
+
+def test_binomials_of_unequal_sizes():
+    """They have no common list of values to sum over; the error says so, and what it says to do gives log p(x)."""
+    reads, sizes = torch.tensor([3.0, 6.0, 2.0]), torch.tensor([5.0, 9.0, 4.0])
+
+    def guide(reads, sizes, latent):
+        pyro.sample("p", dist.Beta(4.0, 4.0))
+
+    with pytest.raises(ValueError, match="one list of values .*Inhomogeneous total count.* as a Categorical"):
+        pv.log_evidence(binomials, guide, reads, sizes, dist.Binomial, joint=True)
+    p = (torch.arange(1000) + 0.5) / 1000
+    each = dist.Normal(torch.arange(10.0), 1.0).log_prob(reads[:, None])
+    each = (listed_binomial(sizes, p[:, None]).logits + each).logsumexp(-1).sum(-1)
+    exact = (dist.Beta(2.0, 2.0).log_prob(p) + each).logsumexp(0) - math.log(1000)
+    assert_within(pv.log_evidence(binomials, guide, reads, sizes, listed_binomial, joint=True), exact)
 
 
 def test_a_bayes_factor():
