@@ -242,7 +242,7 @@ class _WithGradients(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         found = []
         for gradient, shape in zip(ctx.saved_tensors, ctx.shapes, strict=True):
-            weights = upstream.reshape(*upstream.shape, *(1,) * (gradient.ndim - upstream.ndim)).to(gradient.dtype)
+            weights = upstream.reshape((*upstream.shape, *(1,) * (gradient.ndim - upstream.ndim))).to(gradient.dtype)
             found.append((weights * gradient).sum_to_size(shape))
         return (None, *(None for _ in found), *found)
 
