@@ -42,7 +42,6 @@ NAMES = {
     "OpOverload": "torch._ops.OpOverload",
     "DisableTorchFunction": "torch._C.DisableTorchFunction",
     "TensorGuards": "torch._C._dynamo.guards.TensorGuards",
-    "TreeSpec": "torch.utils._pytree.TreeSpec",
     "tree_flatten": "torch.utils._pytree.tree_flatten",
     "tree_leaves": "torch.utils._pytree.tree_leaves",
     "tree_map": "torch.utils._pytree.tree_map",

@@ -136,11 +136,9 @@ class FusedAdam(PyroOptim):
     def _add(self, param: Tensor) -> None:
         options = self._get_optim_args(param)
         _check_options(options)
-        # The fused step takes real numbers only.
-        defaults = Adam([torch.zeros(1)], **options, fused=param.is_floating_point()).defaults
-        optimizer = next((each for each in self.optimizers if each.defaults == defaults), None)
-        if optimizer is None:
-            optimizer = Adam([param], **options, fused=param.is_floating_point())
+        own = Adam([param], **options, fused=param.is_floating_point())  # the fused step takes real numbers only
+        optimizer = next((each for each in self.optimizers if each.defaults == own.defaults), own)
+        if optimizer is own:
             self.optimizers.append(optimizer)
             self._rates[optimizer] = torch.tensor(0.0, dtype=torch.float64, device=param.device)
             if self.lr_scheduler is not None:
@@ -283,18 +281,16 @@ def _instead_of(unknown: list[str]) -> str:
 
 def _check_schedule(lr_scheduler: Any) -> None:
     """Check a schedule by making one for an unused optimizer."""
-    if isinstance(lr_scheduler, dict) or not callable(lr_scheduler) or isinstance(lr_scheduler, PyroOptim):
-        raise TypeError(
-            "lr_scheduler: expected a function from a torch optimizer to a schedule of its learning rate; got "
-            f"{lr_scheduler!r}; {CLIPPING if isinstance(lr_scheduler, dict) else SCHEDULE}."
-        )
-    try:
-        schedule, found = lr_scheduler(Adam([torch.zeros(1)])), None
-    except TypeError as error:
-        schedule, found = None, error
-    if not isinstance(schedule, LRScheduler):
-        what = f"{schedule!r} from it" if found is None else f"an error from it, {found}"
-        raise TypeError(
-            "lr_scheduler: expected a function from a torch optimizer to a schedule of its learning rate; got "
-            f"{what}; {SCHEDULE}."
-        ) from found
+    got, cause = repr(lr_scheduler), None
+    if callable(lr_scheduler) and not isinstance(lr_scheduler, PyroOptim):
+        try:
+            schedule = lr_scheduler(Adam([torch.zeros(1)]))
+            if isinstance(schedule, LRScheduler):
+                return
+            got = f"{schedule!r} from it"
+        except TypeError as error:
+            got, cause = f"an error from it, {error}", error
+    raise TypeError(
+        f"lr_scheduler: expected a function from a torch optimizer to a schedule of its learning rate; got {got}; "
+        f"{CLIPPING if isinstance(lr_scheduler, dict) else SCHEDULE}."
+    ) from cause

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, fx
+from torch.autograd.function import once_differentiable
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
@@ -21,27 +22,18 @@ from pyro_vae._private import (
     DisableTorchFunction,
     FakeTensor,
     FakeTensorMode,
-    OpOverload,
     TorchDispatchMode,
-    arguments_of_operator,
     compile_module,
-    tree_leaves,
     tree_map,
     without_validation_of_values,
 )
 from pyro_vae._random import forked_generator
-from pyro_vae.compile.rewrites import rewrite
+from pyro_vae.compile.rewrites import rewritten
 
-__all__ = ["Graph", "compiled", "kind_of", "reason_of", "recorded"]
+__all__ = ["Graph", "compiled", "kind_of", "reason_of", "recorded", "with_gradients"]
 
 aten = torch.ops.aten
 LITERALS = {aten.lift_fresh.default, aten.lift_fresh_copy.default}  # what torch.tensor(3.0) does inside of a function
-CONVOLUTIONS = {aten.convolution.default, aten.convolution_backward.default}
-FRESH = {aten.empty.memory_format, aten.empty_strided.default, aten.zeros.default, aten.ones.default, aten.full.default}
-READING_STRIDES = {
-    *(aten.as_strided.default, aten.view.dtype, aten.view_as_complex.default, aten.view_as_real.default),
-    *(aten.empty_like.default, aten._reshape_alias.default),
-}
 LOOKING = {
     *(Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__bool__, Tensor.__float__, Tensor.__int__),
     *(Tensor.__index__, Tensor.__contains__),
@@ -168,9 +160,8 @@ def _machine_code(module: fx.GraphModule, inputs: list[Any]) -> Callable[..., An
     device = _device_of(*inputs)
     options = {"fallback_random": True}
     if device.type == "cpu":
-        module = _with_channels_last(module, inputs)
+        module = rewritten(module, inputs)
         options["layout_optimization"] = False
-        rewrite(module)
     # Autotuning draws random numbers; restore the generator.
     with torch.no_grad(), forked_generator(device), _without_asides():
         try:
@@ -227,6 +218,33 @@ def compiled(fn: Callable[..., tuple[Tensor, ...]], *example: Tensor) -> Callabl
     except Exception as error:  # whatever the compiler fails on, the function itself still runs
         _checks.warn(f"compile: expected a model that can be compiled; got {reason_of(error)}; it runs as it is.")
         return fn
+
+
+def with_gradients(value: Tensor, gradients: Sequence[Tensor], inputs: Sequence[Tensor]) -> Tensor:
+    """Return a value with the gradients that a graph found for it: it can be differentiated by the inputs, once.
+
+    The gradient of each element by an input has the value's dimensions in front, which are summed where the input lacks
+    them: it is `(2, P, ...)` for a value `(2, P)` and an input `(P, ...)`.
+    """
+    return _WithGradients.apply(value, *gradients, *inputs)
+
+
+class _WithGradients(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, *gradients_and_inputs: Tensor) -> Tensor:
+        number = len(gradients_and_inputs) // 2
+        ctx.save_for_backward(*gradients_and_inputs[:number])
+        ctx.shapes = [each.shape for each in gradients_and_inputs[number:]]
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        found = []
+        for gradient, shape in zip(ctx.saved_tensors, ctx.shapes, strict=True):
+            weights = upstream.reshape((*upstream.shape, *(1,) * (gradient.ndim - upstream.ndim))).to(gradient.dtype)
+            found.append((weights * gradient).sum_to_size(shape))
+        return (None, *(None for _ in found), *found)
 
 
 def reason_of(error: Exception) -> str:
@@ -332,60 +350,3 @@ def _lifted(module: fx.GraphModule, tensors: tuple[Tensor, ...]) -> Graph:
         graph.erase_node(node)
     graph.eliminate_dead_code()
     return Graph(fx.GraphModule({}, graph), (*literals, *tensors))
-
-
-def _with_channels_last(module: fx.GraphModule, inputs: list[Any]) -> fx.GraphModule:
-    """Put the images of a graph's convolutions in channels-last layout, which is faster on a CPU.
-
-    The compiler would do so itself, but it goes back and forth between layouts where a convolution and its gradient are
-    in one graph. Outputs keep their layout.
-    """
-    nodes = [node for node in module.graph.nodes if node.op == "call_function"]
-    if not any(node.target in CONVOLUTIONS for node in nodes) or any(map(_depends_on_layout, nodes)):
-        return module
-    with torch.no_grad():
-        return make_fx(_ChannelsLast(module).run, tracing_mode="fake")(*inputs)
-
-
-def _depends_on_layout(node: fx.Node) -> bool:
-    """Tell whether a node's result depends on the layout of its inputs, or it may write through a view."""
-    target: Any = node.target
-    if not isinstance(target, OpOverload):
-        return False
-    drawn = tree_leaves(node.meta["val"]) if torch.Tag.nondeterministic_seeded in target.tags else []
-    draws_an_image = any(isinstance(each, Tensor) and each.ndim > 2 for each in drawn)
-    expected = arguments_of_operator(target)
-    given = {**dict(zip([each.name for each in expected], node.args, strict=False)), **node.kwargs}
-    names = [each.name for each in expected if each.alias_info is not None and each.alias_info.is_write]
-    written = [arg for arg in tree_leaves([given.get(name) for name in names]) if isinstance(arg, fx.Node)]
-    writes_elsewhere = any(arg.op != "placeholder" and arg.target not in FRESH for arg in written)
-    return draws_an_image or writes_elsewhere or target in READING_STRIDES
-
-
-class _ChannelsLast(fx.Interpreter):
-    """Runs a graph with its convolutions in channels-last layout."""
-
-    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        if target in CONVOLUTIONS:
-            args = tuple(map(_channels_last, args))
-        if target is aten.view.default:  # a view would need the other layout
-            return torch.reshape(*args)
-        return super().call_function(target, args, kwargs)
-
-    def output(self, target: Any, args: Any, kwargs: Any) -> Any:
-        graph: Any = self.module.graph
-        (outputs,) = graph.output_node().args
-        return tuple(
-            _with_stride(tensor, node.meta["val"].stride()) for tensor, node in zip(args[0], outputs, strict=True)
-        )
-
-
-def _channels_last(arg: Any) -> Any:
-    is_image = isinstance(arg, Tensor) and arg.ndim == 4
-    return arg.contiguous(memory_format=torch.channels_last) if is_image else arg
-
-
-def _with_stride(tensor: Tensor, stride: tuple[int, ...]) -> Tensor:
-    if tensor.stride() == stride:
-        return tensor
-    return torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype, device=tensor.device).copy_(tensor)

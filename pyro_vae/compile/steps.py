@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -14,19 +13,19 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_vae._private import PYRO_STACK, StoreTables, TreeSpec, has_hooks, tree_flatten, tree_unflatten
+from pyro_vae._private import PYRO_STACK, StoreTables, has_hooks, tree_flatten, tree_unflatten
 from pyro_vae.compile.graph import kind_of, reason_of, recorded
 from pyro_vae.compile.watch import PLAIN, TensorWatch, Watch
 from pyro_vae.optim import FusedAdam
 
-__all__ = ["GRADIENT", "UPDATE", "VALUE", "Call", "Kind", "NotCompilable", "Pair", "Ready"]
+__all__ = ["GRADIENT", "UPDATE", "VALUE", "Kind", "NotCompilable", "Pair"]
 
 MAX_GRAPHS = 16
 """Graphs of one pair. Each takes seconds to compile: a program that needs more is better run eagerly."""
+MAX_SEEN = 16
+"""States in which a program was last seen: a step and an evaluation may take turns, with training mode on and off."""
 MAX_CHANGES = 16
 """Changes between calls, after which a program counts as one that always changes."""
-MAX_STATES = 4
-"""States among which a program may switch, such as training and evaluation mode."""
 
 
 class NotCompilable(Exception):
@@ -43,8 +42,8 @@ class Pair:
     def __init__(self, objective: Any, model: Any, guide: Any) -> None:
         self.objective, self.model, self.guide = objective, model, guide
         self.graphs: dict[Any, list[_Graph]] = {}
-        self.seen: OrderedDict[Any, list[Watch]] = OrderedDict()
-        """States of the program at calls of each kind that had no graph."""
+        self.seen: list[tuple[Any, Watch]] = []
+        """States of the program at the last calls that had no graph, with what identifies the calls."""
         self.num_changes = 0
         self.num_compiled = 0
         """Calls that ran as graphs."""
@@ -52,35 +51,33 @@ class Pair:
         self.said: set[str] = set()
         self.takes_numbers = True
 
-    def graph(self, kind: Kind, call: Call, optim: FusedAdam | None) -> Ready | None:
-        """Return the graph of a call, compiled if one of its kind was seen before; None if none was."""
-        if not self.takes_numbers:
-            call = call.with_constants()
+    def run(
+        self, kind: Kind, args: tuple[Any, ...], kwargs: dict[str, Any], optim: FusedAdam | None
+    ) -> tuple[_Graph, tuple[Tensor, ...]] | None:
+        """Run a call as a graph, compiled if one of its kind was seen before; None if none was."""
+        call = Call(args, kwargs, self.takes_numbers)
         key = kind, optim, call.key
-        for graph in self.graphs.get(key, ()):
-            if graph.change() is None:
-                self.num_compiled += 1
-                return Ready(graph, call.tensors)
-        if not self._was_seen_as_it_is(kind, key, call):
-            return None
-        if self.num_graphs >= MAX_GRAPHS:
-            raise self._refusal(kind, f"calls of more than {MAX_GRAPHS} kinds, such as other shapes")
-        try:
-            graph = _Graph(self, kind, call, optim)
-        except NotNow:
-            self.num_changes += 1
-            return None
-        except Exception as error:  # whatever the compiler fails on, Pyro can still run it
-            if not call.numbers:
-                raise self._refusal(
-                    kind, str(error) if isinstance(error, NotCompilable) else reason_of(error)
-                ) from error
-            self.takes_numbers = False
-            return self.graph(kind, call, optim)
-        del self.seen[key]
-        self.graphs.setdefault(key, []).append(graph)
+        graph = next((graph for graph in self.graphs.get(key, ()) if graph.change() is None), None)
+        if graph is None:
+            if not self._was_seen_as_it_is(kind, key, call):
+                return None
+            self.seen = [each for each in self.seen if each[0] != key]
+            if self.num_graphs >= MAX_GRAPHS:
+                raise self._refusal(kind, f"calls of more than {MAX_GRAPHS} kinds, such as other shapes")
+            try:
+                graph = _Graph(self, kind, call, optim)
+            except NotNow:
+                self._count_change(kind, "parameters to make, or gradients that wait,")
+                return None
+            except Exception as error:  # whatever the compiler fails on, Pyro can still run it
+                if not call.has_numbers:
+                    reason = str(error) if isinstance(error, NotCompilable) else reason_of(error)
+                    raise self._refusal(kind, reason) from error
+                self.takes_numbers = False
+                return None
+            self.graphs.setdefault(key, []).append(graph)
         self.num_compiled += 1
-        return Ready(graph, call.tensors)
+        return graph, graph(*call.tensors)
 
     @property
     def num_graphs(self) -> int:
@@ -93,59 +90,79 @@ class Pair:
             message = f"{objective}: expected a program that can be compiled; got {reason}; {instead}."
             warnings.warn(message, stacklevel=4)
 
-    def _was_seen_as_it_is(self, kind: Kind, key: Any, call: Call) -> bool:
-        """Tell whether the program is the same as at another call of this kind; if not, record its state."""
-        states = self.seen.setdefault(key, [])
-        changes = [state.change() for state in states]
-        if None in changes:
-            return True
-        is_change = bool(changes) or len(self.seen) > MAX_GRAPHS
-        self.num_changes += is_change
-        if is_change and self.num_changes > MAX_CHANGES:
-            what = f"a program in which {changes[-1]} differs" if changes else "arguments that differ"
-            raise self._refusal(kind, f"{what} at each call")
-        try:
-            states.append(self.watch(call))
-        except Exception as error:  # from attributes that run code, say
-            raise self._refusal(kind, str(error) or type(error).__name__) from error
-        del states[:-MAX_STATES]
-        if len(self.seen) > MAX_GRAPHS:
-            self.seen.popitem(last=False)
-        return False
-
-    def _refusal(self, kind: Kind, reason: str) -> NotCompilable:
-        self.refused.add(kind)
-        self.seen.clear()
-        return NotCompilable(reason)
-
     def watch(self, call: Call) -> Watch:
         roots = {"model": self.model, "guide": self.guide, "objective": self.objective, "an argument": call.constants}
         return Watch(*roots.items())
+
+    def _was_seen_as_it_is(self, kind: Kind, key: Any, call: Call) -> bool:
+        """Tell whether the program is the same as at another call of this kind; if not, record its state."""
+        changes = [state.change() for other, state in self.seen if other == key]
+        if None in changes:
+            return True
+        if changes or len(self.seen) == MAX_SEEN:
+            what = f"a program in which {changes[-1]} differs" if changes else "arguments that differ"
+            self._count_change(kind, what)
+        try:
+            self.seen = [*self.seen, (key, self.watch(call))][-MAX_SEEN:]
+        except Exception as error:  # from attributes that run code, say
+            raise self._refusal(kind, str(error) or type(error).__name__) from error
+        return False
+
+    def _count_change(self, kind: Kind, what: str) -> None:
+        self.num_changes += 1
+        if self.num_changes > MAX_CHANGES:
+            raise self._refusal(kind, f"{what} at each call")
+
+    def _refusal(self, kind: Kind, reason: str) -> NotCompilable:
+        self.refused.add(kind)
+        self.seen = [each for each in self.seen if each[0][0] is not kind]
+        return NotCompilable(reason)
 
 
 class _Graph:
     """One kind of run, compiled, with the state that it assumes."""
 
     def __init__(self, pair: Pair, kind: Kind, call: Call, optim: FusedAdam | None) -> None:
+        def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, ...]:
+            store = StoreTables.params()
+            self.params: dict[str, Tensor] = {}
+
+            def losses() -> tuple[Tensor, Tensor]:
+                with poutine.trace(param_only=True) as capture:
+                    found = pair.objective.losses(pair.model, pair.guide, *args, **kwargs)
+                self.params.update((name, store[name]) for name in capture.trace.nodes)
+                return found
+
+            outputs, self.leaves = kind.run(losses, optim, self.params)
+            return outputs
+
+        self.optim = optim
         with _undoing(pair.watch(call)) as self.watch, poutine.block(), pyro.validation_enabled(False):
-            graph = recorded(self._run_by(pair, kind, call, optim), *call.tensors)
+            graph = recorded(lambda *tensors: run(*call.rebuilt(tensors)), *call.tensors)
             if any(tensor.grad_fn is not None for tensor in graph.tensors):
                 raise NotCompilable("a tensor that is computed outside of the program and needs a gradient")
             self.run = graph.compiled(*call.tensors)
-            original = call.with_constants()  # numbers as they were given
-            run = self._run_by(pair, kind, original, optim)
             if optim is not None:
                 optim.prepare()
             # Adam turns gradients of pure rounding into steps of full size: the updated parameters are not compared.
             moments = [] if optim is None else optim.moments()
             updated = [] if optim is None else self.leaves
-            graph.check(lambda: self.run(*call.tensors), lambda: run(*original.tensors), moments, updated)
+            graph.check(lambda: self.run(*call.tensors), lambda: run(call.args, call.kwargs), moments, updated)
+        names = StoreTables.names()
+        self.store = {**{names[tensor]: tensor for tensor in graph.tensors if tensor in names}, **self.params}
+        """Parameters of the store: those that the program reads directly, and those that it asks for."""
         self.tensors = TensorWatch(graph.tensors)
-        self.store = _store_entries(graph.tensors, self.params)
-        self.optim = optim
         self.optimizer_parts = [] if optim is None else optim.parts()
         if self._has_hooks():
             raise NotCompilable("a hook on the gradient of a parameter")
+
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        if self.optim is not None:
+            self.optim.prepare()
+        for handler in PYRO_STACK:  # as Pyro's own run does: SVI trains what it finds in the trace around the call
+            for name in self.params:
+                handler.trace.add_node(name, name=name, type="param", value=pyro.get_param_store()[name])
+        return self.run(*tensors)
 
     def change(self) -> str | None:
         """Name what has changed since the run was recorded; None if nothing has."""
@@ -159,34 +176,8 @@ class _Graph:
             return "a hook on the gradient of a parameter"
         return self.watch.change() or self.tensors.change()
 
-    def hand_over_parameters(self) -> None:
-        """Add the parameters to the traces around the call, as Pyro's own run does: SVI trains what it finds there."""
-        store = pyro.get_param_store()
-        for handler in PYRO_STACK:
-            for name in self.params:
-                handler.trace.add_node(name, name=name, type="param", value=store[name])
-
-    def _run_by(self, pair: Pair, kind: Kind, call: Call, optim: FusedAdam | None) -> Callable[..., tuple[Tensor, ...]]:
-        """Make the function of tensors that the graph records; it notes parameters and leaves."""
-
-        def run(*tensors: Tensor) -> tuple[Tensor, ...]:
-            args, kwargs = call.rebuilt(tensors)
-            store = StoreTables.params()
-            self.params: dict[str, Tensor] = {}
-
-            def losses() -> tuple[Tensor, Tensor]:
-                with poutine.trace(param_only=True) as capture:
-                    found = pair.objective.losses(pair.model, pair.guide, *args, **kwargs)
-                self.params.update((name, store[name]) for name in capture.trace.nodes)
-                return found
-
-            outputs, self.leaves = kind.run(losses, optim, self.params)
-            return outputs
-
-        return run
-
     def _has_hooks(self) -> bool:
-        return any(has_hooks(leaf) for leaf in self.leaves)
+        return any(map(has_hooks, self.leaves))
 
     def _optimizer_is_as_it_was(self, optim: FusedAdam) -> bool:
         now = optim.parts()
@@ -198,97 +189,43 @@ class _Graph:
 def _undoing(watch: Watch) -> Iterator[Watch]:
     """Undo what a run without values changes, and refuse it."""
     tables = [(table, dict(table)) for table in StoreTables.all()]
-    error, change = None, None
+    params = {*StoreTables.params()}
     try:
         yield watch
-        change = watch.change()
-    except Exception as found:
-        error = found
-    makes_params = StoreTables.params().keys() != tables[0][1].keys()
-    watch.undo()
-    for table, before in tables:
-        table.clear()
-        table.update(before)
-    if makes_params:
-        raise NotNow from error
-    if error is not None:
-        raise error
-    if change is not None:
-        raise NotCompilable(f"a program that changes {change} in its run")
+        if (change := watch.change()) is not None:
+            raise NotCompilable(f"a program that changes {change} in its run")
+    except Exception as error:
+        if StoreTables.params().keys() != params:
+            raise NotNow from error
+        raise
+    finally:
+        watch.undo()
+        for table, before in tables:
+            table.clear()
+            table.update(before)
 
 
-def _store_entries(tensors: tuple[Tensor, ...], params: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the store's parameters that a graph depends on: those asked for, and those read directly."""
-    names = StoreTables.names()
-    return {**{names[tensor]: tensor for tensor in tensors if tensor in names}, **params}
-
-
-class Ready(NamedTuple):
-    """A graph with the tensors of a call."""
-
-    graph: _Graph
-    tensors: tuple[Tensor, ...]
-
-    def __call__(self) -> tuple[Tensor, ...]:
-        if PYRO_STACK:
-            self.graph.hand_over_parameters()
-        return self.graph.run(*self.tensors)
-
-    @property
-    def leaves(self) -> list[Tensor]:
-        return self.graph.leaves
-
-    @property
-    def params(self) -> dict[str, Tensor]:
-        return self.graph.params
-
-
-class Call(NamedTuple):
+class Call:
     """The arguments of a call, split into tensors and constants."""
 
-    key: Any
-    """The same for calls that one graph can run, all else being equal."""
-    spec: TreeSpec | None
-    """None for tensors alone, without names."""
-    tensors: tuple[Tensor, ...]
-    constants: tuple[Any, ...]
-    """The arguments, with `_TENSOR` in the place of each tensor."""
-    numbers: dict[int, float]
-    """Numbers that became tensors, by their place among the arguments."""
-
-    @classmethod
-    def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        if not kwargs and all(isinstance(arg, Tensor) for arg in args):
-            return cls._parted([*args], None, {})
-        leaves, spec = tree_flatten((args, kwargs))
-        numbers = {place: leaf for place, leaf in enumerate(leaves) if type(leaf) is float}
-        for place, number in numbers.items():
-            leaves[place] = torch.tensor(number)
-        return cls._parted(leaves, spec, numbers)
-
-    @classmethod
-    def _parted(cls, leaves: list[Any], spec: TreeSpec | None, numbers: dict[int, float]) -> Call:
-        tensors = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
-        if any(tensor.requires_grad for tensor in tensors):
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], takes_numbers: bool) -> None:
+        self.args, self.kwargs = args, kwargs
+        leaves, self.spec = tree_flatten((args, kwargs))
+        self.has_numbers = takes_numbers and float in map(type, leaves)
+        if self.has_numbers:  # they may differ at the next call
+            leaves = [torch.tensor(leaf) if type(leaf) is float else leaf for leaf in leaves]
+        self.tensors = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
+        if any(tensor.requires_grad for tensor in self.tensors):
             raise NotCompilable("an argument that needs a gradient")
-        constants = tuple(_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves)
-        key = spec, torch.get_default_dtype(), tuple(map(kind_of, tensors)), tuple(map(_key_of, constants))
-        return cls(key, spec, tensors, constants, numbers)
-
-    def with_constants(self) -> Call:
-        """Return the call with its numbers as they were given."""
-        leaves = self._leaves(self.tensors)
-        for place, number in self.numbers.items():
-            leaves[place] = number
-        return self._parted(leaves, self.spec, {})
+        self.constants = tuple(_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+        kinds, constants = tuple(map(kind_of, self.tensors)), tuple(map(_key_of, self.constants))
+        self.key = self.spec, torch.get_default_dtype(), kinds, constants
+        """The same for calls that one graph can run, all else being equal."""
 
     def rebuilt(self, tensors: tuple[Tensor, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Rebuild the arguments with other tensors."""
-        return (tensors, {}) if self.spec is None else tree_unflatten(self._leaves(tensors), self.spec)
-
-    def _leaves(self, tensors: tuple[Tensor, ...]) -> list[Any]:
         remaining = iter(tensors)
-        return [next(remaining) if leaf is _TENSOR else leaf for leaf in self.constants]
+        return tree_unflatten([next(remaining) if leaf is _TENSOR else leaf for leaf in self.constants], self.spec)
 
 
 _TENSOR = object()

@@ -7,13 +7,16 @@ import collections
 import enum
 import functools
 import itertools
+import logging
 import operator
+import pickle
 import random
 import re
 import sys
+import threading
 import types
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,34 +49,48 @@ PLAIN = (
 OPAQUE = (
     *(Tensor, Trace, ParamStoreDict, weakref.ReferenceType, types.BuiltinFunctionType, types.CodeType, np.ufunc),
     *(types.UnionType, types.GenericAlias, re.Pattern, operator.itemgetter, operator.attrgetter, operator.methodcaller),
+    *(logging.Logger, type(threading.Lock()), type(threading.RLock())),
 )
 """What is not looked into: graphs read tensors anew, and Pyro or Python takes care of the others."""
-UNREAD = {
-    *("__annotations__", "_abc_impl"),
-    # Of modules: what only state_dict reads, and how to call the hooks that other attributes list.
-    *("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
-    *("_non_persistent_buffers_set", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
-    "_forward_pre_hooks_with_kwargs",
+CODE = (type, types.FunctionType, types.ModuleType, functools._lru_cache_wrapper)
+"""What is as fixed as the package that it comes from."""
+PARTS = {
+    types.MethodType: ("__self__", "__func__"),
+    functools.partial: ("func", "args", "keywords"),
+    staticmethod: ("__func__",),
+    classmethod: ("__func__",),
+    property: ("fget",),
 }
-MODULE_FIELDS = frozenset(vars(torch.nn.Module()))
+"""What holds others, and always the same."""
+STATEFUL = (np.ndarray, array.array, random.Random, np.random.Generator, np.random.RandomState)
+"""What is compared by the bytes of its pickle."""
+SEQUENCES = (list, tuple, set, frozenset, collections.deque)
+UNREAD = {"__annotations__", "_abc_impl", "_pairs"}  # the last are our own graphs
+SCRATCH = {Transform: "_cache", AutoGuide: "plates"}
+"""How attributes begin that a run writes before it reads them."""
 HEAP_TYPE = 1 << 9
 """Flag of classes written in Python: an object of one can be given another class."""
-SEQUENCES = (list, tuple, set, frozenset, collections.deque, array.array)
 _MISSING = object()
 
 Found = tuple[str, Any]
 """Where something was found, and what it is."""
 
 
-class _Group(NamedTuple):
-    """Places that are read together, and what was in them."""
+class _Place(NamedTuple):
+    """Objects that are read together, and what they were."""
 
     path: str
     names: tuple[Any, ...]
     read: Callable[[], Iterable[Any]]
-    values: tuple[Any, ...] = ()
-    container: Any = None
-    restore: Callable[[], None] | None = None
+    values: tuple[Any, ...]
+    restore: Callable[[tuple[Any, ...]], None] | None
+
+    def change(self) -> str | None:
+        """Name the first object that is another; None if all are the same."""
+        for name, one, other in itertools.zip_longest(self.names, self.read(), self.values, fillvalue=_MISSING):
+            if one is not other and not (type(one) is type(other) and isinstance(one, PLAIN) and one == other):
+                return f"{self.path}.{'a new item' if name is _MISSING else name}"
+        return None
 
 
 class Watch:
@@ -87,176 +104,134 @@ class Watch:
     """
 
     def __init__(self, *roots: Found) -> None:
-        self._groups: list[_Group] = []
-        self._states: list[tuple[str, Callable[[], Any], Any]] = []
+        self._places: list[_Place] = []
+        self._empty: list[Any] = []
+        self._states: list[tuple[str, Any, bytes]] = []
         self._instances: list[Any] = []
-        self._scratch: list[tuple[dict[str, Any], str, Any]] = []
-        self._seen: dict[int, Any] = {}  # keeps what it has seen alive, so that no other gets its id
+        seen: dict[int, Any] = {}
         waiting = list(roots)
         while waiting:
             path, value = waiting.pop()
-            if id(value) in self._seen or value is _MISSING or isinstance(value, (*PLAIN, *OPAQUE)):
+            if id(value) in seen or value is _MISSING or isinstance(value, (*PLAIN, *OPAQUE)) or _is_fixed(value):
                 continue
-            self._seen[id(value)] = value
-            if len(self._seen) > MAX_OBJECTS:
+            seen[id(value)] = value
+            if len(seen) > MAX_OBJECTS:
                 raise ValueError(f"a program that reads more than {MAX_OBJECTS:,} objects, such as {path}")
             waiting.extend(self._look_into(path, value))
+        kinds = tuple(type(value).__name__ for value in self._instances)
+        self._look_at("the class of an object", kinds, functools.partial(map, type, self._instances))
+        self._seen = seen  # keeps what it has seen alive, so that no other gets its id
         # These are compared at each step, so they are laid out to run in C.
-        self._empty = [group.container for group in self._groups if group.container is not None and not group.values]
-        self._reads = [group.read for group in self._groups if group.values or group.container is None]
-        self._values = [*itertools.chain.from_iterable(group.values for group in self._groups)]
-        self._instances = [value for value in self._instances if type(value).__flags__ & HEAP_TYPE]
-        self._types = [*map(type, self._instances)]
+        self._reads = [place.read for place in self._places if place.values]
+        self._values = [*itertools.chain.from_iterable(place.values for place in self._places)]
 
     def change(self) -> str | None:
         """Name the first place that has changed; None if none has."""
         now = [*itertools.chain.from_iterable([read() for read in self._reads])]
         if any(self._empty) or len(now) != len(self._values) or not all(map(operator.is_, now, self._values)):
-            for place in map(_changed_place, self._groups):
-                if place is not None:
-                    return place
-        if [*map(type, self._instances)] != self._types:
-            return "the class of an object"
-        for path, read, before in self._states:
-            if not np.array_equal(read(), before):
-                return path
-        return None
+            for place in self._places:
+                if (change := place.change()) is not None:
+                    return change
+        return next((path for path, value, before in self._states if pickle.dumps(value) != before), None)
 
     def undo(self) -> None:
         """Restore what has changed."""
-        for container, name, value in self._scratch:
-            container[name] = value
-        for group in self._groups:
-            if group.restore is not None and _changed_place(group) is not None:
-                group.restore()
+        for place in self._places:
+            if place.restore is not None and place.change() is not None:
+                place.restore(place.values)
 
     def _look_into(self, path: str, value: Any) -> Iterator[Found]:
-        kind = type(value)
-        if issubclass(kind, type):
-            if not _is_fixed(value):
-                yield from self._look_into_mapping(f"class {value.__name__}", vars(value))
-                yield from ((f"class {base.__name__}", base) for base in value.__mro__[1:])
-        elif kind is types.ModuleType:
-            if not _is_fixed_package(value.__name__):
-                yield from self._look_into_mapping(f"module {value.__name__}", vars(value))
-        elif kind is types.FunctionType:
-            if not _is_fixed(value):
-                yield from self._look_into_function(path, value)
-        elif kind is types.MethodType:
-            yield from ((path, value.__self__), (path, value.__func__))
-        elif isinstance(value, functools.partial):
-            yield from ((path, part) for part in (value.func, value.args, value.keywords))
-        elif kind in (staticmethod, classmethod):
-            yield path, value.__func__
-        elif kind is property:
-            yield path, value.fget
+        parts = next((names for kind, names in PARTS.items() if isinstance(value, kind)), ())
+        if isinstance(value, type):
+            yield from self._look_into_table(f"class {value.__name__}", vars(value))
+            yield from ((f"class {base.__name__}", base) for base in value.__mro__[1:])
+        elif isinstance(value, types.ModuleType):
+            yield from self._look_into_table(f"module {value.__name__}", vars(value))
+        elif isinstance(value, types.FunctionType):
+            yield from self._look_into_function(f"{path}, function {value.__name__}", value)
+        elif isinstance(value, functools._lru_cache_wrapper):
+            raise ValueError(f"{path}, a cached function, whose state cannot be seen")
+        elif parts:
+            yield from ((path, getattr(value, name)) for name in parts)
         else:
             yield from self._look_into_instance(path, value)
 
     def _look_into_instance(self, path: str, value: Any) -> Iterator[Found]:
-        self._instances.append(value)
-        kind, is_open = type(value), True
-        if isinstance(value, np.ndarray):
-            self._look_at_array(path, value)
-        elif isinstance(value, random.Random):
-            self._states.append((path, value.getstate, value.getstate()))
-        elif isinstance(value, np.random.Generator):
-            self._states.append((path, lambda: repr(value.bit_generator.state), repr(value.bit_generator.state)))
-        elif isinstance(value, dict):
-            yield from self._look_into_dict(path, value)
-        elif isinstance(value, types.MappingProxyType):
-            yield from self._look_into_mapping(path, value)
+        self._instances += [value] if type(value).__flags__ & HEAP_TYPE else []
+        yield f"class {type(value).__name__}", type(value)
+        slots = tuple(name for cls in type(value).__mro__ if not _is_fixed(cls) for name in _slots(cls))
+        attributes = getattr(value, "__dict__", None)
+        if isinstance(value, STATEFUL):
+            self._look_at_state(path, value)
+        elif isinstance(value, (dict, types.MappingProxyType)):
+            yield from self._look_at(path, tuple(value), value.keys)  # where keys are data, one may replace another
+            yield from self._look_into_table(path, value)
         elif isinstance(value, SEQUENCES):
             yield from self._look_into_sequence(path, value)
-        else:
-            is_open = False
-        slots = tuple(name for cls in type(value).__mro__ if not _is_fixed(cls) for name in _slots(cls))
-        if slots:
-            yield from self._look_at(
-                _Group(path, slots, lambda: [getattr(value, name, _MISSING) for name in slots], ())
-            )
-        if kind is collections.OrderedDict and path.rpartition(".")[2] in MODULE_FIELDS:
-            pass  # nobody sets its attributes, and each module has many such dictionaries
-        elif hasattr(kind, "__dict__") and isinstance(getattr(value, "__dict__", None), dict):
-            yield from self._look_into_attributes(path, value)
-        elif not slots and not is_open and not _is_fixed_descriptor(value):
+        elif not slots and attributes is None and not hasattr(type(value), "__get__") and type(value) is not object:
             raise ValueError(f"{path}, of type {type(value).__name__}, whose state cannot be seen")
-        if isinstance(value, functools._lru_cache_wrapper) and not _is_fixed(value):
-            raise ValueError(f"{path}, a cached function, whose state cannot be seen")
-        yield f"class {type(value).__name__}", type(value)
+        if slots:
+            yield from self._look_at(path, slots, lambda: [getattr(value, name, _MISSING) for name in slots])
+        if attributes is not None:
+            yield from self._look_into_attributes(path, attributes, _scratch(value))
 
-    def _look_into_attributes(self, path: str, owner: Any) -> Iterator[Found]:
-        attributes = vars(owner)
-        scratch = {name for name in attributes if _is_scratch(owner, name)}
-        if not scratch:
-            yield from self._look_into_mapping(path, attributes)
-            return
-        self._scratch += [(attributes, name, attributes[name]) for name in scratch]
-        names = tuple(name for name in attributes if name not in scratch)
-        yield from self._look_at(_Group(path, names, lambda: map(attributes.get, names)))
+    def _look_into_attributes(self, path: str, attributes: Any, scratch: tuple[str, ...]) -> Iterator[Found]:
+        names = tuple(name for name in attributes if not name.startswith(scratch))
+        if len(names) == len(attributes):
+            return self._look_into_table(path, attributes)
+        return iter(self._look_at(path, names, lambda: map(attributes.get, names)))
 
-    def _look_into_dict(self, path: str, items: dict[Any, Any]) -> Iterator[Found]:
-        """Look at keys too: where they are data, one may replace another."""
-        if items:
-            yield from self._look_at(_Group(path, tuple(items), items.keys))
-        yield from self._look_into_mapping(path, items)
+    def _look_into_table(self, path: str, items: Any) -> Iterator[Found]:
+        names = tuple(items)
 
-    def _look_into_mapping(self, path: str, items: Any) -> Iterator[Found]:
-        before = dict(items)
-
-        def restore() -> None:
+        def restore(values: Sequence[Any]) -> None:
             items.clear()
-            items.update(before)
+            items.update(zip(names, values, strict=True))
 
-        putting_back = restore if isinstance(items, dict) else None
-        yield from self._look_at(_Group(path, tuple(items), items.values, (), items, putting_back))
+        self._empty += [] if items else [items]
+        yield from self._look_at(path, names, items.values, restore if isinstance(items, dict) else None)
 
     def _look_into_sequence(self, path: str, items: Any) -> Iterator[Found]:
-        if isinstance(items, array.array):
-            self._states.append((path, items.tobytes, items.tobytes()))
-            return
-        before = list(items)
-
-        def restore() -> None:
-            items[:] = before
-
-        putting_back = restore if isinstance(items, list) else None
-        names = tuple(range(len(items)))
-        yield from self._look_at(_Group(path, names, functools.partial(iter, items), (), items, putting_back))
+        restore = functools.partial(operator.setitem, items, slice(None)) if isinstance(items, list) else None
+        self._empty += [] if items else [items]
+        yield from self._look_at(path, tuple(range(len(items))), functools.partial(iter, items), restore)
 
     def _look_into_function(self, path: str, fn: types.FunctionType) -> Iterator[Found]:
-        path = f"{path}, function {fn.__name__}"
-        parts = ("code", "defaults", "keyword defaults")
-        yield from self._look_at(_Group(path, parts, lambda: (fn.__code__, fn.__defaults__, fn.__kwdefaults__)))
-        cells, names = fn.__closure__ or (), fn.__code__.co_freevars
-        if cells:
-            yield from self._look_at(_Group(path, names, lambda: map(_contents, cells), restore=_putting_back(cells)))
-        scope = fn.__globals__
-        names, missing = tuple(sorted(_names(fn.__code__))), itertools.repeat(_MISSING)
-        found = {name: scope.get(name, _MISSING) for name in names}
+        parts = ("__code__", "__defaults__", "__kwdefaults__")
+        yield from self._look_at(path, parts, functools.partial(operator.attrgetter(*parts), fn))
+        yield from self._look_into_table(path, vars(fn))
+        cells, scope, names = fn.__closure__ or (), fn.__globals__, tuple(sorted(_names(fn.__code__)))
 
-        def restore() -> None:
-            for name, value in found.items():
+        def restore_cells(values: Sequence[Any]) -> None:
+            for cell, value in zip(cells, values, strict=True):
+                if value is not _MISSING:
+                    cell.cell_contents = value
+
+        def restore_globals(values: Sequence[Any]) -> None:
+            for name, value in zip(names, values, strict=True):
+                scope[name] = value
                 if value is _MISSING:
-                    scope.pop(name, None)
-                else:
-                    scope[name] = value
+                    del scope[name]
 
-        yield from self._look_at(_Group(path, names, lambda: map(scope.get, names, missing), restore=restore))
-        if vars(fn):
-            yield from self._look_into_mapping(path, vars(fn))
+        yield from self._look_at(path, fn.__code__.co_freevars, lambda: map(_contents, cells), restore_cells)
+        read_globals = functools.partial(map, scope.get, names, itertools.repeat(_MISSING))
+        yield from self._look_at(path, names, read_globals, restore_globals)
 
-    def _look_at_array(self, path: str, value: np.ndarray) -> None:
-        if value.nbytes > MAX_ARRAY:
+    def _look_at_state(self, path: str, value: Any) -> None:
+        if isinstance(value, np.ndarray) and value.nbytes > MAX_ARRAY:
             raise ValueError(f"{path}, an array of {value.nbytes:,} bytes; make it a tensor")
-        self._states.append((path, lambda: value, value.copy()))
+        self._states.append((path, value, pickle.dumps(value)))
 
-    def _look_at(self, group: _Group) -> Iterator[Found]:
-        group = group._replace(values=tuple(group.read()))
-        self._groups.append(group)
-        for name, value in zip(group.names, group.values, strict=True):
-            if name not in UNREAD:
-                yield f"{group.path}.{name}", value
+    def _look_at(
+        self,
+        path: str,
+        names: tuple[Any, ...],
+        read: Callable[[], Iterable[Any]],
+        restore: Callable[[tuple[Any, ...]], None] | None = None,
+    ) -> list[Found]:
+        values = tuple(read())
+        self._places.append(_Place(path, names, read, values, restore))
+        return [(f"{path}.{name}", value) for name, value in zip(names, values, strict=True) if name not in UNREAD]
 
 
 class TensorWatch:
@@ -278,25 +253,6 @@ class TensorWatch:
         return f"the kind of a tensor of shape {tuple(changed[0][0])}" if changed else None
 
 
-def _changed_place(group: _Group) -> str | None:
-    now = tuple(group.read())
-    for name, one, other in itertools.zip_longest(group.names, now, group.values, fillvalue=_MISSING):
-        if one is not other and not (type(one) is type(other) and isinstance(one, PLAIN) and one == other):
-            return f"{group.path}.{'a new item' if name is _MISSING else name}"
-    return None
-
-
-def _putting_back(cells: tuple[types.CellType, ...]) -> Callable[[], None]:
-    before = [_contents(cell) for cell in cells]
-
-    def restore() -> None:
-        for cell, value in zip(cells, before, strict=True):
-            if value is not _MISSING:
-                cell.cell_contents = value
-
-    return restore
-
-
 def _contents(cell: types.CellType) -> Any:
     try:
         return cell.cell_contents
@@ -311,27 +267,16 @@ def _slots(cls: type) -> Iterator[str]:
             yield f"_{cls.__name__.lstrip('_')}{name}" if name.startswith("__") and not name.endswith("__") else name
 
 
-def _is_scratch(owner: Any, name: str) -> bool:
-    """Tell what a run writes before it reads it: caches of transforms, plates of automatic guides, our own graphs."""
-    return (
-        (isinstance(owner, Transform) and name.startswith("_cache"))
-        or (isinstance(owner, AutoGuide) and name == "plates")
-        or name == "_pairs"
-    )
+def _scratch(owner: Any) -> tuple[str, ...]:
+    return tuple(start for kind, start in SCRATCH.items() if isinstance(owner, kind))
 
 
-def _is_fixed(fn: Any) -> bool:
-    return _is_fixed_package(getattr(fn, "__module__", None) or "")
-
-
-def _is_fixed_package(name: str) -> bool:
-    return name.split(".", maxsplit=1)[0] in FIXED_PACKAGES
-
-
-def _is_fixed_descriptor(value: Any) -> bool:
-    """Tell methods and the like of classes written in C, which hold no state, and plain objects."""
-    kind = type(value)
-    return hasattr(kind, "__get__") or kind is object
+def _is_fixed(value: Any) -> bool:
+    """Tell whether this is code of a package that does not change."""
+    if not isinstance(value, CODE):
+        return False
+    home = value.__name__ if isinstance(value, types.ModuleType) else value.__module__
+    return (home or "").split(".", maxsplit=1)[0] in FIXED_PACKAGES
 
 
 def _names(code: types.CodeType) -> set[str]:

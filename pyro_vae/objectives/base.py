@@ -14,14 +14,13 @@ from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import ELBO
 from pyro.infer.enum import get_importance_trace
-from pyro.infer.util import is_validation_enabled
 from pyro.poutine.trace_messenger import TraceMessenger
-from pyro.util import check_model_guide_match, warn_if_nan
+from pyro.util import warn_if_nan
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from pyro_vae._private import PYRO_STACK, FakeTensor
-from pyro_vae.compile.steps import GRADIENT, UPDATE, VALUE, Call, Kind, NotCompilable, Pair, Ready
+from pyro_vae.compile.graph import with_gradients
+from pyro_vae.compile.steps import GRADIENT, UPDATE, VALUE, Kind, NotCompilable, Pair
 from pyro_vae.optim import FusedAdam
 from pyro_vae.program.sites import plates_of, sample_sites
 
@@ -128,26 +127,23 @@ class Objective(ELBO):
                 total = total + sign * _summed_to(log_prob, shared)
         return LogWeights(total, _common_scale(sites))
 
-    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[poutine.Trace, poutine.Trace]:
-        model_trace, guide_trace = get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
-        if is_validation_enabled():
-            check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
-        return model_trace, guide_trace
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """Return the value, nats, summed over the data: a number, without gradients."""
-        graph = self._graph(VALUE, model, guide, args, kwargs)
-        if graph is None:
+        found = self._run(VALUE, model, guide, args, kwargs)
+        if found is None:
             return self._loss_as_it_is(model, guide, *args, **kwargs)
-        (loss,) = graph()
+        _, (loss,) = found
         return _number(loss)
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """Return the value, and add the gradient of the surrogate to that of each parameter."""
-        graph = self._graph(GRADIENT, model, guide, args, kwargs) if torch.is_grad_enabled() else None
-        if graph is None:
+        found = self._run(GRADIENT, model, guide, args, kwargs) if torch.is_grad_enabled() else None
+        if found is None:
             return self._loss_and_grads_as_it_is(model, guide, *args, **kwargs)
-        loss, *gradients = graph()
+        graph, (loss, *gradients) = found
         if graph.params:  # as Pyro does: a program without parameters of the store is not differentiated
             for leaf, gradient in zip(graph.leaves, gradients, strict=True):
                 leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
@@ -155,20 +151,19 @@ class Objective(ELBO):
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Return the value as a tensor that can be differentiated once: its gradient is that of the surrogate."""
-        graph = self._graph(GRADIENT if torch.is_grad_enabled() else VALUE, model, guide, args, kwargs)
-        if graph is None:
+        found = self._run(GRADIENT if torch.is_grad_enabled() else VALUE, model, guide, args, kwargs)
+        if found is None:
             return self._differentiable_loss_as_it_is(model, guide, *args, **kwargs)
-        loss, *gradients = graph()
+        graph, (loss, *gradients) = found
         warn_if_nan(loss, "loss")
-        return _Differentiable.apply(loss, gradients, *graph.leaves) if gradients else loss
+        return with_gradients(loss, gradients, graph.leaves) if gradients else loss
 
     def update(self, model: Any, guide: Any, optim: FusedAdam, *args: Any, **kwargs: Any) -> Tensor | None:
         """Take value, gradient and the optimizer's step in one graph; without one, do nothing and return None."""
-        graph = self._graph(UPDATE, model, guide, args, kwargs, optim) if torch.is_grad_enabled() else None
-        if graph is None:
+        found = self._run(UPDATE, model, guide, args, kwargs, optim) if torch.is_grad_enabled() else None
+        if found is None:
             return None
-        optim.prepare()
-        (loss,) = graph.graph.run(*graph.tensors)  # an update needs no parameters handed over
+        _, (loss,) = found
         return loss
 
     def _loss_as_it_is(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
@@ -185,7 +180,7 @@ class Objective(ELBO):
         value, surrogate = self.losses(model, guide, *args, **kwargs)
         return value.detach() + (surrogate - surrogate.detach())
 
-    def _graph(
+    def _run(
         self,
         kind: Kind,
         model: Any,
@@ -193,14 +188,14 @@ class Objective(ELBO):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         optim: FusedAdam | None = None,
-    ) -> Ready | None:
-        """Return the graph of this call; None if the call runs eagerly."""
+    ) -> tuple[Any, tuple[Tensor, ...]] | None:
+        """Run a call as a graph; return the graph and its outputs, or None if the call has to run eagerly."""
         pair = self._pair_of(model, guide)
         if not self.compile or kind in pair.refused:
             return None
         try:
             _refuse_surroundings()
-            return pair.graph(kind, Call.of(args, kwargs), optim)
+            return pair.run(kind, args, kwargs, optim)
         except NotCompilable as reason:
             pair.say(type(self).__name__, str(reason), kind.instead)
         return None
@@ -216,7 +211,7 @@ class Objective(ELBO):
 
     def _pair_of(self, model: Any, guide: Any) -> Pair:
         pairs: OrderedDict[Any, Pair] = self.__dict__.setdefault("_pairs", OrderedDict())
-        key = _identity(model), _identity(guide), self.num_particles, self.vectorize_particles
+        key = _identity(model), _identity(guide)
         if key not in pairs:
             pairs[key] = Pair(self, model, guide)
             if len(pairs) > MAX_PAIRS:
@@ -226,20 +221,6 @@ class Objective(ELBO):
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_pairs"}
-
-
-class _Differentiable(torch.autograd.Function):
-    """A loss whose gradient was computed with it."""
-
-    @staticmethod
-    def forward(ctx: Any, loss: Tensor, gradients: list[Tensor], *leaves: Tensor) -> Tensor:
-        ctx.gradients = gradients
-        return loss.clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
-        return None, None, *(upstream * gradient for gradient in ctx.gradients)
 
 
 def _sample_sites(trace: poutine.Trace) -> Iterator[dict[str, Any]]:

@@ -75,8 +75,8 @@ class CompiledTrace_ELBO(_PyrosOwn, Trace_ELBO):
     autocast, state that cannot be seen, or more than 16 kinds of call, a warning says so once, with the reason, and the
     call is Pyro's own.
 
-    Other changes go unnoticed: of a file, the clock, an attribute of a tensor or of a torch class, a hook on all
-    modules. A gradient of the gradient is an error. An objective keeps the last 16 pairs of model and guide.
+    Other changes go unnoticed: of a file, the clock, a logger, an attribute of a tensor or of a torch class, a hook on
+    all modules. A gradient of the gradient is an error. An objective keeps the last 16 pairs of model and guide.
 
     Examples:
         >>> import pyro, torch

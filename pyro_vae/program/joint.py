@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from pyro_vae import _checks
-from pyro_vae.compile.graph import compiled
+from pyro_vae.compile.graph import compiled, with_gradients
 from pyro_vae.program.core import Program
 from pyro_vae.program.runs import Latents
 
@@ -93,7 +92,7 @@ class CompiledJoint:
                 self.is_compiled = self.is_compiled or self.graphs[needs_gradient] is not as_it_is
             found.append(self.graphs[needs_gradient](*inputs))
         densities, *gradients = (torch.cat(column, dim=1)[:, : len(everyone)] for column in zip(*found, strict=True))
-        return _WithGradients.apply(densities, *gradients, *pairs) if needs_gradient else densities
+        return with_gradients(densities, gradients, pairs) if needs_gradient else densities
 
     def _say_that_it_runs_as_it_is(self) -> None:
         if not self.has_warned:
@@ -131,22 +130,3 @@ def _gradients(value: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     if not value.requires_grad:
         return tuple(map(torch.zeros_like, inputs))
     return torch.autograd.grad(value, inputs, retain_graph=True, allow_unused=True, materialize_grads=True)
-
-
-class _WithGradients(torch.autograd.Function):
-    """Densities `(2, P)` of P pairs whose gradients `(2, P, ...)` by each of the latents `(P, ...)` are known."""
-
-    @staticmethod
-    def forward(ctx: Any, densities: Tensor, *gradients_and_latents: Tensor) -> Tensor:
-        ctx.save_for_backward(*gradients_and_latents[: len(gradients_and_latents) // 2])
-        return densities.clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, weights: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = ctx.saved_tensors
-        of_latents = (
-            (weights.reshape(*weights.shape, *(1,) * (gradient.ndim - 2)).to(gradient.dtype) * gradient).sum(0)
-            for gradient in gradients
-        )
-        return (None, *(None for _ in gradients), *of_latents)

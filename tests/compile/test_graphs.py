@@ -11,12 +11,8 @@ from truths import LIKELIHOODS, draws_of, needs_compiler, small_vae
 
 import pyro_vae as pv
 from pyro_vae.compile import graph as graphs
-from pyro_vae.compile.graph import (
-    _with_channels_last,
-    compiled,
-    recorded,
-)
-from pyro_vae.compile.rewrites import bernoulli_log_prob_sum, rewrite, tanh
+from pyro_vae.compile.graph import compiled, recorded
+from pyro_vae.compile.rewrites import bernoulli_log_prob_sum, rewrite, tanh, with_channels_last
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Can't initialize NVML")
 
@@ -93,7 +89,7 @@ def test_convolutions_are_laid_out_for_the_cpu(middle):
     x = torch.randn(6, 3, 8, 8)
     graph = recorded(run, x)
     inputs = [*graph.tensors, x]
-    module = _with_channels_last(graph.module, inputs)
+    module = with_channels_last(graph.module, inputs)
     assert (module is graph.module) == isinstance(middle, torch.nn.RReLU | InPlace | Dropout)
     if module is not graph.module:
         images = [node.meta["val"] for node in module.graph.nodes if node.target is torch.ops.aten.convolution.default]
