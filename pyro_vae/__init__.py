@@ -1,6 +1,6 @@
 """Variational autoencoders as Pyro programs, with a likelihood you can trust."""
 
-from pyro_vae import data, evidence, likelihoods, nn, objectives, plots, posteriors, priors
+from pyro_vae import data, evidence, likelihoods, nn, objectives, plots, posteriors, priors, training
 from pyro_vae.diagnostics import LatentUse, RateDistortion, latent_use, rate_distortion
 from pyro_vae.evidence import (
     Bound,
@@ -21,7 +21,7 @@ from pyro_vae.evidence import (
 from pyro_vae.objectives.svi import SVI
 from pyro_vae.optim import FusedAdam
 from pyro_vae.program.check import check_program
-from pyro_vae.training import DivergedError, History, fit
+from pyro_vae.training import DivergedError, History, fit, load
 from pyro_vae.vae import VAE
 
 __version__ = "0.1.0"
@@ -51,6 +51,7 @@ __all__ = [
     "inference_gap",
     "latent_use",
     "likelihoods",
+    "load",
     "log_evidence",
     "nn",
     "objectives",
@@ -60,4 +61,5 @@ __all__ = [
     "priors",
     "proposals",
     "rate_distortion",
+    "training",
 ]

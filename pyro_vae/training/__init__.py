@@ -4,6 +4,7 @@ from pyro_vae.training.callbacks import CSV, Callback, JSONLines, Progress, Prog
 from pyro_vae.training.early_stopping import EarlyStopping
 from pyro_vae.training.fit import fit
 from pyro_vae.training.history import DivergedError, History
+from pyro_vae.training.load import load
 
 __all__ = [
     "CSV",
@@ -16,4 +17,5 @@ __all__ = [
     "ProgressBar",
     "TensorBoard",
     "fit",
+    "load",
 ]

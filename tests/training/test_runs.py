@@ -241,6 +241,27 @@ def test_killed_it_goes_on_from_the_last_checkpoint(tmp_path):
     assert all(torch.equal(one, other) for one, other in zip(whole, resumed, strict=True))
 
 
+def test_load(tmp_path):
+    """The best parameters where there was validation, else the last."""
+    options = {"optim": pv.FusedAdam({"lr": 0.3}), "num_epochs": 8, "validation": digits(20)}
+    last, history = fitted(vae_with(), digits(), run=tmp_path / "run", **options)
+    best = max(range(len(history)), key=history.validation_elbo.__getitem__)
+    assert best < 7
+    vae = pv.load(tmp_path / "run", vae_with())
+    found = pv.rate_distortion(vae.model, vae.guide, digits(20).x).elbo.mean().item()
+    assert found == pytest.approx(history.validation_elbo[best], abs=1e-5)
+    again = pv.load(tmp_path / "run", vae_with(), which="last")
+    assert all(torch.equal(one, other) for one, other in zip(last, tensors_of(again), strict=True))
+
+
+def test_load_refuses_other_parts_and_empty_folders(tmp_path):
+    fitted(vae_with(), digits(), run=tmp_path / "run", num_epochs=1)
+    with pytest.raises(ValueError, match="run: expected the parameters of this program; got .* of shape"):
+        pv.load(tmp_path / "run", vae_with(hidden=(9,)))
+    with pytest.raises(ValueError, match="last.json: expected a file that can be read"):
+        pv.load(tmp_path, vae_with())
+
+
 # What is refused
 
 
