@@ -183,7 +183,8 @@ class Loop:
             self.evaluated = None
             _checks.warn(
                 "program: expected a pair with an ELBO for each datum; got one without; rate and distortion are left "
-                "out of the history, and the ELBO of validation is minus its loss per datum."
+                "out of the history, the ELBO of validation is minus its loss per datum, and that of training has the "
+                "weight of kl_warmup, where there is one."
             )
             return None
 
