@@ -59,8 +59,6 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> str:
         manifest = json.dumps({"format": FORMAT, "files": entries, "versions": versions}, indent=1).encode()
         _write(temporary / MANIFEST, manifest)
         _sync(temporary)
-        if folder.exists():  # of a run that was killed before it could point to it
-            shutil.rmtree(folder)
         temporary.rename(folder)
         _sync(folder.parent)
         return hashlib.sha256(manifest).hexdigest()

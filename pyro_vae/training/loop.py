@@ -87,6 +87,8 @@ class Loop:
         self.history = stepper.history
         self.place = _Place()
         self.best: dict[str, Tensor] | None = None
+        self.saved: tuple[int, int] | None = None
+        """The place of the last checkpoint that was written."""
         self.progress = Progress(self.history, num_epochs, train.num_batches)
         self.evaluated = (
             train.evaluated(NUM_EVALUATED) if validation is None else validation.evaluated(validation.num_data)
@@ -125,7 +127,7 @@ class Loop:
                 self._stop(asked, losses, started)
         self.stepper.check()
         self.trainee.train(False)
-        place.loss += sum(map(float, losses))
+        place.loss = sum(map(float, losses), place.loss)  # in this order, wherever an epoch was interrupted
         place.seconds += time.perf_counter() - started
         self._evaluate()
         self.place = _Place(epoch=place.epoch + 1)
@@ -149,7 +151,7 @@ class Loop:
     def _stop(self, asked: dict[str, int], losses: list[Any], started: float) -> None:
         """Keep what was reached in the middle of an epoch, and end."""
         self.stepper.check()
-        self.place.loss += sum(map(float, losses))
+        self.place.loss = sum(map(float, losses), self.place.loss)
         self.place.seconds += time.perf_counter() - started
         self._save()
         _leave(asked)
@@ -209,6 +211,9 @@ class Loop:
 
     def _save(self) -> None:
         assert self.folder is not None
+        if self.saved == (self.place.epoch, self.progress.num_steps):
+            return
+        self.saved = self.place.epoch, self.progress.num_steps
         training = {
             "place": asdict(self.place),
             "num_steps": self.progress.num_steps,

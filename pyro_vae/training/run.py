@@ -68,6 +68,8 @@ class Run:
     def save(self, checkpoint: Checkpoint, name: str) -> None:
         """Write a checkpoint, name it as the last, and remove those before."""
         started = time.monotonic()
+        while (self.folder / CHECKPOINTS / name).exists():  # never in the place of one that `last.json` may name
+            name += "-again"
         sha256 = write_checkpoint(self.folder / CHECKPOINTS / name, checkpoint)
         replace_file(self.folder / LAST, json.dumps({"checkpoint": name, "manifest": sha256}).encode())
         for other in (self.folder / CHECKPOINTS).iterdir():
