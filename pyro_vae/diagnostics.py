@@ -18,7 +18,7 @@ from pyro_vae.program.inspect import program_of
 from pyro_vae.program.runs import Latents
 from pyro_vae.program.tiles import block_width, blocks, noise, tiles
 
-__all__ = ["LatentUse", "RateDistortion", "latent_use", "rate_distortion"]
+__all__ = ["LatentUse", "RateDistortion", "latent_use", "rate_distortion", "terms_of"]
 
 NUM_ACTIVITY_DRAWS = 256
 MAX_PAIRS = 262_144  # (draw, datum) pairs for which the guide's density is evaluated together
@@ -70,10 +70,14 @@ def rate_distortion(
         >>> rate_distortion(model, guide, torch.zeros(2)).rate
         tensor([0., 0.], dtype=torch.float64)
     """
-    num_samples = _checks.whole_number("num_samples", num_samples)
-    program = program_of(model, guide, args, kwargs, plate)
+    num_samples, seed = _checks.whole_number("num_samples", num_samples), _checks.seed(seed)
+    return terms_of(program_of(model, guide, args, kwargs, plate), num_samples, seed)
+
+
+def terms_of(program: Program, num_samples: int = 1, seed: int = 0) -> RateDistortion:
+    """Return rate and distortion of a pair that was inspected before; its parameters may have changed since."""
     rate, distortion = torch.zeros(2, program.num_data, dtype=torch.float64)
-    for block, tile in tiles(program, num_samples, _checks.seed(seed)):
+    for block, tile in tiles(program, num_samples, seed):
         prior, likelihood, log_q = (each.sum(0).cpu() / num_samples for each in tile.densities)
         rate[block.rows] += log_q - prior
         distortion[block.rows] -= likelihood

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from pyro_vae import _checks
 from pyro_vae._random import seeded
-from pyro_vae.diagnostics import rate_distortion
+from pyro_vae.diagnostics import terms_of
+from pyro_vae.program.core import Program
+from pyro_vae.program.inspect import program_of
 from pyro_vae.training import optimizers
 from pyro_vae.training.batches import Batch, Batches
 from pyro_vae.training.callbacks import Callback, Progress
@@ -87,6 +89,7 @@ class Loop:
         self.history = stepper.history
         self.place = _Place()
         self.best: dict[str, Tensor] | None = None
+        self.program: Program | None = None
         self.saved: tuple[int, int] | None = None
         """The place of the last checkpoint that was written."""
         self.progress = Progress(self.history, num_epochs, train.num_batches)
@@ -176,11 +179,10 @@ class Loop:
 
     def _terms(self, batch: Batch) -> Any:
         """Return rate and distortion; None for a pair that has no ELBO for each datum."""
-        model, guide = self.trainee.model, self.trainee.guide
         if self.trainee.vae is not None:
-            return self.stepper.guarded(lambda: rate_distortion(model, guide, *batch))
+            return self.stepper.guarded(lambda: terms_of(self._inspected(batch)))
         try:
-            return rate_distortion(model, guide, *batch)
+            return terms_of(self._inspected(batch))
         except (TypeError, ValueError):
             self.evaluated = None
             _checks.warn(
@@ -189,6 +191,12 @@ class Loop:
                 "weight of kl_warmup, where there is one."
             )
             return None
+
+    def _inspected(self, batch: Batch) -> Program:
+        """Inspect the pair, the first time."""
+        if self.program is None:
+            self.program = program_of(self.trainee.model, self.trainee.guide, batch)
+        return self.program
 
     @torch.no_grad()
     def _elbo(self, batches: Batches) -> float:

@@ -94,6 +94,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("num_steps", [3, 10, 15])
 @pytest.mark.parametrize("case", OPTIONS)
 def test_it_goes_on_as_if_it_had_never_stopped(tmp_path, case, num_steps):
@@ -329,6 +330,7 @@ def grown(content):
     return content + b"\0" * 10
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "damage", [truncated, flipped, grown, lambda content: b""], ids=["truncated", "flipped", "grown", "empty"]
 )
