@@ -237,6 +237,11 @@ class Runs:
         drawn = self._drawn_sites(self._run(self.guide, num_samples))
         return {name: self._in_layout(site) for name, site in drawn.items()}
 
+    def guide_sites_at(self, given: Latents) -> dict[str, Any]:
+        """Run the guide with one draw of some of its sites, and return all of its sites."""
+        trace = self._run(self.guide, 1, given=given)
+        return {name: self._in_layout(site) for name, site in sample_sites(trace)}
+
     def model_sites(self, latents: Latents) -> dict[str, Any]:
         """Run the model with these latents. Where draws are rows, its sites have the layout of one draw."""
         num_samples = num_draws(latents)

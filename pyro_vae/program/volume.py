@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyro
 import torch
 from torch import Tensor
@@ -10,7 +12,7 @@ from torch.distributions import biject_to
 from pyro_vae._random import seeded
 from pyro_vae.program.core import Program
 from pyro_vae.program.runs import Latents
-from pyro_vae.program.sites import is_point, sample_sites
+from pyro_vae.program.sites import is_point
 
 __all__ = ["refuse_other_volume"]
 
@@ -48,7 +50,7 @@ def _change_of_variables(program: Program, auxiliary: Latents) -> tuple[Tensor, 
     axis, names = program.structure.data_axis, sorted(auxiliary)
     firsts = [auxiliary[name].select(axis, 0) for name in names]
     sizes = [each.numel() for each in firsts]
-    transforms = {name: biject_to(site["fn"].support) for name, site in program.sites().latent.items()}
+    latents = program.sites().latent
     found: dict[str, Tensor] = {}
 
     def unconstrained(u: Tensor) -> Tensor:
@@ -59,18 +61,23 @@ def _change_of_variables(program: Program, auxiliary: Latents) -> tuple[Tensor, 
             name: torch.cat([part.unsqueeze(axis), auxiliary[name].narrow(axis, 1, program.num_data - 1)], axis)
             for name, part in parts.items()
         }
-        trace = program._run(program.guide, 1, given=given)
-        points = {name: site for name, site in sample_sites(trace) if name not in given and is_point(site)}
-        sites = {name: program._in_layout(site) for name, site in points.items()}
-        values = {name: (transforms[name].inv(site["value"]), site) for name, site in sites.items()}
-        found["density"] = _of_first(program, [site["fn"].log_prob(site["value"]) for _, site in values.values()])
-        stretches = [transforms[name].log_abs_det_jacobian(v, site["value"]) for name, (v, site) in values.items()]
-        found["stretch"] = _of_first(program, stretches)
-        return torch.cat([v.select(axis, 0).flatten() for v, _ in values.values()])
+        sites = program.guide_sites_at(given)
+        points = {name: site for name, site in sites.items() if name not in given and is_point(site)}
+        transforms = [biject_to(latents[name]["fn"].support) for name in points]
+        values = [site["value"] for site in points.values()]
+        free = [transform.inv(value) for transform, value in zip(transforms, values, strict=True)]
+        found["density"] = _of_first(program, [site["fn"].log_prob(site["value"]) for site in points.values()])
+        stretches = map(_stretch, transforms, free, values)
+        found["stretch"] = _of_first(program, list(stretches))
+        return torch.cat([v.select(axis, 0).flatten() for v in free])
 
     with torch.enable_grad():
         jacobian = torch.autograd.functional.jacobian(unconstrained, torch.cat([each.flatten() for each in firsts]))
     return jacobian, found["density"].detach(), found["stretch"].detach()
+
+
+def _stretch(transform: Any, free: Tensor, value: Tensor) -> Tensor:
+    return transform.log_abs_det_jacobian(free, value)
 
 
 def _of_first(program: Program, log_probs: list[Tensor]) -> Tensor:
