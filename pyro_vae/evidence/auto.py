@@ -93,7 +93,9 @@ def log_evidence(
         >>> bool(evidence.diagnostics["reached"].all()), evidence.method[0]
         (True, 'importance sampling from the guide')
     """
-    estimator = Auto(_checks.positive("tolerance", tolerance), _checks.whole_number("max_evaluations", max_evaluations))
+    estimator = Auto(
+        _checks.positive("tolerance", tolerance), _checks.whole_number("max_evaluations", max_evaluations), joint
+    )
     task = Task.of(
         model, guide, args, kwargs, plate=plate, seed=seed, first_index=first_index,
         num_posterior_draws=num_posterior_draws, joint=joint, densities=joint_of(compile=compile), progress=progress,
@@ -107,6 +109,7 @@ class Auto(Estimator[Cascade]):
 
     tolerance: float = 0.05
     max_evaluations: int = 6000
+    always_seeks_modes: bool = False
 
     def __post_init__(self) -> None:
         if self.max_evaluations < 2 * GUIDE_PILOT:
@@ -128,7 +131,9 @@ class Auto(Estimator[Cascade]):
 
     def measure(self, block: Block, region: Any, task: Task) -> Cascade:
         amortized = task.program.structure.amortized
-        budget = Budget(self.tolerance, self.max_evaluations, task.num_posterior_draws, amortized)
+        budget = Budget(
+            self.tolerance, self.max_evaluations, task.num_posterior_draws, amortized, self.always_seeks_modes
+        )
         cascade = Cascade(block, region, budget, task.seed)
         cascade.run()
         return cascade

@@ -39,6 +39,8 @@ class Budget:
     max_evaluations: int
     num_posterior_draws: int
     amortized: bool
+    always_seeks_modes: bool = False
+    """Whether to look for modes also where the guide's draws look good: a guide on one mode sees no other."""
 
     @property
     def annealing_pilot(self) -> int:

@@ -67,17 +67,21 @@ class Cascade:
         self.elsewhere = self.seen.against(guide.fitted.component)
         if self.seen.is_everything:
             return self._sum_up(everyone)
+        can_seek = isinstance(self.region, Region) and self.budget.can_find_modes(self.region.view.dim)
+        if can_seek and self.budget.always_seeks_modes:
+            modes = self._find_modes(everyone, self.region)
+            if modes.are_several(everyone).any():
+                return self._go_on_from_modes(everyone, self.region, modes)
         needed = self.budget.num_draws(self.pilot, GUIDE_PILOT, self.elsewhere).to(everyone.device)
         left = self._sample(everyone, needed, self._guide)
         if not len(left):
             return None
-        if isinstance(self.region, Region) and self.budget.can_find_modes(self.region.view.dim):
-            return self._go_on_from_modes(left, self.region)
+        if can_seek:
+            return self._go_on_from_modes(left, self.region, self._find_modes(left, self.region))
         self._sample(left, self._unspent(left), self._guide)
         return None
 
-    def _go_on_from_modes(self, columns: Tensor, region: Region) -> None:
-        modes = self._find_modes(columns, region)
+    def _go_on_from_modes(self, columns: Tensor, region: Region, modes: Modes) -> None:
         laplace = modes.laplace(columns)
         drawn = self._draw(columns, laplace, LAPLACE_PILOT, seed_for(self.seed, "Laplace pilot"))
         found, component = drawn.totals.estimate(), laplace.fitted.component

@@ -64,6 +64,10 @@ class Modes:
         region = self.region.at(columns)
         return laplace_path(region, self.gaussians.at(columns)), region.noise
 
+    def are_several(self, columns: Tensor) -> Tensor:
+        """Tell for which data more than one mode was found."""
+        return self.gaussians.log_shares[:, columns].isfinite().sum(0).cpu() > 1
+
     def are_many(self, columns: Tensor) -> Tensor:
         """Tell for which data so many modes were found that there may be others."""
         return self.gaussians.log_shares[:, columns].isfinite().sum(0).cpu() >= MANY_MODES
