@@ -198,7 +198,7 @@ def test_mean_and_variance_of_all_data(estimate):
 def test_a_guide_on_one_of_two_modes(side):
     """a, b ~ N(0, 5^2), and each x from one or the other: modes with a and b exchanged, of unequal weights."""
     weights = torch.tensor([0.45, 0.55])
-    x = torch.cat([torch.randn(9, generator=torch.Generator().manual_seed(0)) + middle for middle in (-3.0, 3.0)])
+    x = torch.cat([torch.randn(9, generator=torch.Generator().manual_seed(0)) + middle for middle in (2.0, 7.0)])
 
     def log_likelihood(a, b):
         each = [w.log() + dist.Normal(m[..., None], 1.0).log_prob(x) for w, m in zip(weights, (a, b), strict=True)]
@@ -210,7 +210,7 @@ def test_a_guide_on_one_of_two_modes(side):
 
     def guide(x):
         for name, sign in (("a", -side), ("b", side)):
-            pyro.sample(name, dist.Normal(3 * sign, 0.45))
+            pyro.sample(name, dist.Normal(4.5 + 2.5 * sign, 0.4))
 
     grid = torch.linspace(-15, 15, 601)
     a, b = torch.meshgrid(grid, grid, indexing="ij")
