@@ -423,7 +423,11 @@ OTHERS = {
         TypeError,
         "name: expected text",
     ),
-    "vae": (lambda: pv.fit(nn.Linear(2, 2), BINARY), TypeError, "vae: expected an instance of VAE"),
+    "program": (
+        lambda: pv.fit(nn.Linear(2, 2), BINARY),
+        TypeError,
+        r"program: expected a VAE, or a pair .model, guide.",
+    ),
     "objective": (
         lambda: pv.fit(vae_of(), BINARY, objective="trace"),
         TypeError,
@@ -432,7 +436,7 @@ OTHERS = {
     "optim": (
         lambda: pv.fit(vae_of(), BINARY, optim=torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)),
         TypeError,
-        "optim: expected an instance of PyroOptim",
+        "optim: expected one of Pyro's optimizers, FusedAdam, or a torch optimizer's class",
     ),
     "validation": (lambda: pv.fit(vae_of(), BINARY, validation=torch.full((3, 12), 0.5)), ValueError, "binarize"),
     "proposal": (

@@ -146,6 +146,11 @@ def batches_of(
     if isinstance(data, torch_data.Dataset):
         return Loaded(torch_data.DataLoader(data, size, shuffle=True, drop_last=drop_last), device, seed)
     x, *context = data if isinstance(data, (tuple, list)) else (data,)
+    if context and vae is not None and not vae.model.datum.context_shapes and not isinstance(x, list):
+        raise TypeError(
+            f"{name}: expected x alone, for a VAE without context_shapes; got a {type(data).__name__} of {len(data)}, "
+            "as a data loader yields them with labels; unpack it, or make a VAE that takes them."
+        )
     dataset = x if isinstance(x, Dataset) else from_tensor(x if vae is None else vae.check(x, name))
     if vae is not None:
         vae.check(dataset.x, name)

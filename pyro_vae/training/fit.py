@@ -109,6 +109,7 @@ def fit(
         SystemExit: with code 143, after a SIGTERM; KeyboardInterrupt after Ctrl-C.
 
     Examples:
+        >>> import torch
         >>> import pyro_vae as pv
         >>> _ = torch.manual_seed(0)
         >>> vae = pv.VAE(

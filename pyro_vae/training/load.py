@@ -30,7 +30,7 @@ def load(run: str | PathLike[str], vae: VAE, which: Literal["best", "last"] = "b
             of other names or shapes, before any of them changes.
 
     Examples:
-        >>> import pathlib, tempfile
+        >>> import pathlib, tempfile, torch
         >>> import pyro_vae as pv
         >>> def new():
         ...     return pv.VAE(

@@ -42,6 +42,7 @@ def exact(x):
     return dist.MultivariateNormal(torch.zeros(3), torch.eye(3) + 2.0).log_prob(x)
 
 
+@pytest.mark.one_in(3)
 @each
 def test_each_datum_has_its_number(estimate):
     x = data()
@@ -64,6 +65,7 @@ def test_draws_of_the_posterior_have_one_name_for_all_data():
     assert not torch.allclose(sums, x.flip(0).sum(1) * 2 / 7, atol=4.5 * math.sqrt(2 / 7 / 300))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", ["z_{i}", "{i}", "z{i}_0", "z_0_{i}", "z_{j}"])
 def test_names(name):
     """The place of a datum is the one number that tells their sites apart."""

@@ -485,9 +485,12 @@ REFUSED = {
     ),
     "frozen, fit": (
         lambda: lambda: pv.fit(frozen(), X, num_epochs=1),
-        r"vae: expected parameters to train; got none",
+        r"program: expected parameters to train; got none",
     ),
-    "context, fit": (lambda: lambda: pv.fit(vae_of(context=3), X), r"vae: expected one without context.*\(\(3,\),\)"),
+    "context, fit": (
+        lambda: lambda: pv.fit(vae_of(context=3), X),
+        r"data: expected x and 1 further.*\(\(3,\),\).*got 0",
+    ),
     "rows that are not those of the plate": (
         lambda: calls_in(4, -1, lambda: vae_of().model(X)),
         r"x: expected \(4, 12\).*4 at dim=-1.*got \(6, 12\)",
