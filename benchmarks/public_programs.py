@@ -30,6 +30,7 @@ import torch
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, config_enumerate
 from torch import Tensor
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import pyro_vae as pv
 
@@ -122,6 +123,19 @@ def of_pyro(folder: Path) -> Iterator[Program]:
     cevae.fit(x, treatment, y, num_epochs=3, batch_size=30, log_every=0)
     cevae.eval()
     yield Program("CEVAE (pyro.contrib)", cevae.model, cevae.guide, (cevae.whiten(x), treatment, y))
+    yield deep_markov_model()
+
+
+def deep_markov_model() -> Program:
+    """Sequences of several lengths, one of its arguments a PackedSequence."""
+    dmm = import_module("dmm").DMM(input_dim=8, z_dim=2, emission_dim=10, transition_dim=10, rnn_dim=12)
+    lengths = torch.tensor([6, 6, 5, 5, 4, 4, 3, 2, 2, 1])
+    mask = (torch.arange(6) < lengths[:, None]).float()
+    tones = images(10, 6, 8) * mask[..., None]
+    loader = import_module("pyro.contrib.examples.polyphonic_data_loader")
+    packed = pack_padded_sequence(loader.reverse_sequences(tones, lengths), lengths, batch_first=True)
+    trained(dmm.model, dmm.guide, tones, packed, mask, lengths)
+    return Program("deep Markov model", dmm.model, dmm.guide, (tones, packed, mask, lengths))
 
 
 def of_pyroved(folder: Path) -> Iterator[Program]:
