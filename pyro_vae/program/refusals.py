@@ -61,6 +61,7 @@ def refusing_what_has_no_batch() -> Iterator[None]:
 
 
 def refuse_half_precision(sites: dict[str, Any]) -> None:
+    """Raise for a site with a log density in float16 or bfloat16."""
     for name, site in sites.items():
         if site["log_prob"].dtype in HALF:
             raise ValueError(
@@ -70,6 +71,7 @@ def refuse_half_precision(sites: dict[str, Any]) -> None:
 
 
 def refuse_mismatch(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> None:
+    """Raise unless the model has latents, which the guide draws, and observes something."""
     refuse_other_names(model_sites, guide_sites)
     observed = {name for name, site in model_sites.items() if site["is_observed"]}
     for kind, found in {"latent": set(model_sites) - observed, "observed": observed}.items():
@@ -127,6 +129,7 @@ def refuse_densities_without_volume(model_sites: dict[str, Any], guide_sites: di
 
 
 def refuse_draws_as_distributions(trace: poutine.Trace) -> None:
+    """Raise for an Empirical, which is a set of points."""
     for name, site in sample_sites(trace):
         if any(isinstance(fn, Empirical) for fn in layers_of(site["fn"])):
             raise ValueError(

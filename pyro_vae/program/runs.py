@@ -91,6 +91,7 @@ def _refuse_other_latents(draws: Iterable[Latents]) -> None:
 
 
 def num_draws(latents: Latents) -> int:
+    """Count the draws."""
     return len(next(iter(latents.values())))
 
 

@@ -103,6 +103,7 @@ def log_prob_observed(site: dict[str, Any]) -> Tensor:
 
 
 def log_prob(fn: Any, value: Tensor) -> Tensor:
+    """Return log p as the distribution says it."""
     return fn.log_prob(value)
 
 

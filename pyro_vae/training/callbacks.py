@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ class ProgressBar(Callback):
         self.bar.close()
 
 
-class _Log(Callback):
+class _Log(Callback, ABC):
     """A file with one line an epoch, written anew from the history when training starts or goes on."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -83,9 +84,9 @@ class _Log(Callback):
         with self.path.open("a") as file:
             file.writelines(self.lines(progress.history, range(len(progress.history) - 1, len(progress.history))))
 
+    @abstractmethod
     def lines(self, history: History, epochs: range) -> list[str]:
         """Return the lines of some epochs, counted from 0."""
-        raise NotImplementedError
 
 
 class JSONLines(_Log):

@@ -130,7 +130,6 @@ def fit(
     early_stopping = _early_stopping(early_stopping, validation)
     clip_grad_norm = None if clip_grad_norm is None else _checks.positive("clip_grad_norm", clip_grad_norm)
     rates = None if schedule is None else Schedule(schedule, learning_rate(optim))
-    _refuse_nothing_to_train(trainee)
     device = trainee.device
     train = batches_of("data", data, trainee.vae, device, batch_size, drop_last, seed)
     held_out = None
@@ -143,18 +142,11 @@ def fit(
     with forked_generator(device):
         _rehearse(trainee, execution.objective, train, batch_size)
         stepper = Stepper(trainee, execution.objective, optim, history, clip_grad_norm, weight)
-        settings = {
-            "objective": objective,
-            "optim": optim,
-            "num_epochs": num_epochs,
-            "batch_size": batch_size,
-            "drop_last": drop_last,
-            "seed": seed,
-            "kl_warmup": kl_warmup,
-            "clip_grad_norm": clip_grad_norm,
-            "early_stopping": early_stopping,
-            "compile": compile,
-        }
+        settings = dict(
+            objective=objective, optim=optim, num_epochs=num_epochs, batch_size=batch_size, drop_last=drop_last,
+            seed=seed, kl_warmup=kl_warmup, clip_grad_norm=clip_grad_norm, early_stopping=early_stopping,
+            compile=compile,
+        )  # fmt: skip
         folder = None if run is None else Run(run, config_of(trainee, data, validation, settings), resume)
         loop = Loop(
             trainee, stepper, train, held_out, num_epochs, early_stopping, rates, weight, folder, [*callbacks, *bars]
@@ -281,10 +273,3 @@ def _rehearse_a_batch_of_one(trainee: Trainee, objective: ELBO, train: Batches, 
         trainee.zero_grad()
         for buffer, before in buffers:
             buffer.data.copy_(before)
-
-
-def _refuse_nothing_to_train(trainee: Trainee) -> None:
-    if trainee.vae is not None and not trainee.parameters():
-        raise ValueError(
-            "program: expected parameters to train; got none that requires a gradient; call vae.requires_grad_(True)."
-        )

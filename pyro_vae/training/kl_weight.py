@@ -18,7 +18,6 @@ class KLWeight:
     def __init__(self, num_steps: int, device: torch.device) -> None:
         self.num_steps = num_steps
         self.value = torch.ones((), device=device)
-        self.programs: dict[int, nn.Module] = {}
 
     def set(self, step: int) -> None:
         """Set the weight for a step, counted from 1."""

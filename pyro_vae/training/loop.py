@@ -112,6 +112,8 @@ class Loop:
                     self._tell(lambda callback: callback.on_end(self.progress))
             self._end()
         finally:
+            if self.schedule is not None:  # the optimizer is the user's
+                optimizers.set_learning_rate(self.stepper.optim, self.schedule.base)
             if self.folder is not None:
                 self.folder.close()
 

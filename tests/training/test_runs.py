@@ -408,6 +408,7 @@ def test_a_schedule_by_step():
     optim = pv.FusedAdam({"lr": 0.1})
     fitted(vae_with(), digits(), optim=optim, schedule=lambda step: 1 / (step + 1), callbacks=[Spy()], num_epochs=2)
     assert rates == pytest.approx([0.1 / (step + 1) for step in range(10)])
+    assert optim.pt_optim_args["lr"] == optim.optimizers[0].param_groups[0]["lr"] == 0.1  # as it was given
 
 
 @pytest.mark.parametrize("kl_warmup", [None, 1.0])
