@@ -35,7 +35,9 @@ class Undescribable(ValueError):
 def describe(module: nn.Module) -> dict[str, Any]:
     """Describe a module of public classes as JSON, `{"class": "torch.nn.Linear", "arguments": {...}}`.
 
-    An argument is read from the attribute of its name. A module that occurs again is `{"shared": "path.to.the.first"}`.
+    An argument is read from the attribute of its name. A module that occurs again is `{"shared": "path.to.the.first"}`,
+    and a tensor that the module keeps as a parameter or a buffer is `{"tensor": [3, 4]}`, its shape alone.
+
     The description is tried out: what it makes has the same parts, and tensors of the same names and shapes.
 
     Raises:
@@ -91,7 +93,10 @@ class _Describer:
             )
         if "forward" in vars(module) or has_hooks_on_calls(module):
             raise Undescribable(f"{_named(path)} has a hook, or a forward of its own")
-        arguments = {key: self.of_value((*path, key), value) for key, value in _arguments(path, module)}
+        arguments = {
+            key: {"tensor": [*value.shape]} if _is_kept(module, key, value) else self.of_value((*path, key), value)
+            for key, value in _arguments(path, module)
+        }
         self.met[module] = path
         return {"class": name, "arguments": arguments}
 
@@ -135,15 +140,19 @@ class _Builder:
                 return self.made[first]
             case {"makes": dict(description), **rest} if not rest:
                 return functools.partial(build, description)
+            case {"tensor": list(shape), **rest} if not rest and all(type(size) is int and size >= 0 for size in shape):
+                return torch.zeros(shape)
         raise ValueError(f"{_named(path)}: expected a description of a module; got {value!r:.200}.")
 
     def module(self, path: Path, name: str, arguments: dict[str, Any]) -> nn.Module:
         """Make a module of a public class."""
         kind = _public_class(path, name)
+        if PLACES & arguments.keys():
+            raise ValueError(f"{_named(path)}: expected no {' and no '.join(PLACES)}; got {name} with one.")
         values = {key: self.value((*path, key), value) for key, value in arguments.items()}
         try:
-            return _contained(kind, values) if kind in CONTAINERS else kind(**values)
-        except (TypeError, ValueError, KeyError, RuntimeError, OverflowError, MemoryError) as error:
+            return _contained(kind, values) if kind in CONTAINERS else _called(kind, values)
+        except Exception as error:  # whatever a constructor raises
             raise ValueError(f"{_named(path)}: expected arguments of {name}; got an error, {error}.") from error
 
 
@@ -176,7 +185,7 @@ def _arguments(path: Path, module: nn.Module) -> Iterator[tuple[str, Any]]:
     left_out = PLACES | DEPRECATED | set(getattr(module, "starting_values", ()))
     for name, parameter in inspect.signature(type(module)).parameters.items():
         is_variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        if is_variadic or name in left_out or name.startswith("_"):
+        if (is_variadic and not hasattr(module, name)) or name in left_out or name.startswith("_"):
             continue
         if not hasattr(module, name):
             raise Undescribable(f"{_named(path)} does not keep {name!r}, an argument of {type(module).__name__}")
@@ -188,6 +197,18 @@ def _children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield modules inside, one that is there twice under both names, as `named_children` does not."""
     named = module.named_modules(remove_duplicate=False)
     yield from ((name, each) for name, each in named if name and "." not in name)
+
+
+def _is_kept(module: nn.Module, name: str, value: Any) -> bool:
+    """Tell whether an argument is a tensor that will be loaded."""
+    return isinstance(value, Tensor) and name in module.state_dict()
+
+
+def _called(kind: type[nn.Module], values: dict[str, Any]) -> nn.Module:
+    """Call a constructor; an argument with a star takes as many as there are."""
+    starred = (each.name for each in inspect.signature(kind).parameters.values() if each.kind is each.VAR_POSITIONAL)
+    positional = [each for name in starred for each in values.pop(name, ())]
+    return kind(*positional, **values)
 
 
 def _contained(kind: type[nn.Module], children: dict[str, Any]) -> nn.Module:

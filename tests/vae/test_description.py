@@ -50,41 +50,37 @@ def again(module):
     return made.train(module.training)
 
 
-def assert_same_distribution(one, other):
-    value = one.sample()
-    assert torch.equal(one.log_prob(value), other.log_prob(value))
+def assert_same_distribution(part, *args):
+    """Also of the part that is made again."""
+    value = part(*args).sample()
+    assert torch.equal(part(*args).log_prob(value), again(part)(*args).log_prob(value))
 
 
 @pytest.mark.parametrize("make", PRIORS.values(), ids=PRIORS)
 def test_priors(make):
-    prior = built(make)
-    assert_same_distribution(prior(), again(prior)())
+    assert_same_distribution(built(make))
 
 
 @pytest.mark.parametrize("decoder", DECODERS.values(), ids=DECODERS)
 @pytest.mark.parametrize("make", LIKELIHOODS.values(), ids=LIKELIHOODS)
 def test_likelihoods(make, decoder):
     likelihood = built(lambda: make(lambda factor: decoder(factor * NUM_PIXELS)))
-    z = torch.randn(7, LATENT_DIM)
-    assert_same_distribution(likelihood(z), again(likelihood)(z))
+    assert_same_distribution(likelihood, torch.randn(7, LATENT_DIM))
 
 
 @pytest.mark.parametrize("make", POSTERIORS.values(), ids=POSTERIORS)
 def test_posteriors(make):
-    posterior = built(make)
-    x = torch.randn(7, NUM_PIXELS)
-    assert_same_distribution(posterior(x), again(posterior)(x))
+    assert_same_distribution(built(make), torch.randn(7, NUM_PIXELS))
 
 
 def test_other_options_of_parts():
     """Each with the arguments of its constructor that are not those by default."""
     network = pv.nn.MLP(LATENT_DIM, [], 2 * NUM_PIXELS)
-    z = torch.randn(7, LATENT_DIM)
     for part in (
         pv.likelihoods.Gaussian(network, "per-pixel", min_scale=0.3),
         pv.posteriors.DiagonalNormal(network, max_log_scale=0.2),
     ):
-        assert_same_distribution(part(z), again(part)(z))
+        assert_same_distribution(part, torch.randn(7, LATENT_DIM))
 
 
 @pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
@@ -124,6 +120,30 @@ def test_a_network_can_still_be_pickled_and_copied():
     network = DECODERS["leaky"](3)
     for other in (pickle.loads(pickle.dumps(network)), copy.deepcopy(network)):
         assert describe(other) == describe(network)
+
+
+class Shifted(nn.Module):
+    """Takes a tensor that it keeps, and any number of networks."""
+
+    def __init__(self, *networks, shift, bias=False):
+        super().__init__()
+        self.networks, self.shift, self.bias = nn.ModuleList(networks), nn.Parameter(shift), bias
+
+    def forward(self, x):
+        return sum(network(x) for network in self.networks) + self.shift
+
+
+def test_tensors_that_are_kept_and_starred_arguments(monkeypatch):
+    monkeypatch.setattr(pv.nn, "Shifted", Shifted, raising=False)
+    monkeypatch.setattr(pv.nn, "__all__", [*pv.nn.__all__, "Shifted"])
+    network = Shifted(nn.Linear(3, 2), nn.Linear(3, 2), shift=torch.tensor([1.0, 2.0]))
+    assert describe(network)["arguments"]["shift"] == {"tensor": [2]}
+    x = torch.randn(4, 3)
+    assert torch.equal(network(x), again(network)(x))
+    del network.shift
+    network.register_buffer("shift", torch.ones(2), persistent=False)
+    with pytest.raises(Undescribable, match="shift is a Tensor, neither JSON nor a module"):
+        describe(network)
 
 
 class Own(nn.Linear):
@@ -202,6 +222,9 @@ WRONG = {
     "no class": ({"class": "torch.nn.functional", "arguments": {}}, "expected a public class of"),
     "a base": ({"class": "pyro_vae.likelihoods.Likelihood", "arguments": {}}, "expected a public class of"),
     "a dunder": ({"class": "torch.nn.__class__", "arguments": {}}, "expected a public class of"),
+    "a device": ({"class": "torch.nn.Linear", "arguments": {**LINEAR, "device": "meta"}}, "expected no .*device.*; got torch.nn.Linear with one"),
+    "a tensor of no shape": ({"class": "torch.nn.Sequential", "arguments": {"0": {"tensor": [-1]}}}, "0: expected a description of a module"),
+    "no groups": ({"class": "torch.nn.GroupNorm", "arguments": {"num_groups": 0, "num_channels": 4}}, "expected arguments of torch.nn.GroupNorm"),
     "more keys": ({"class": "torch.nn.ReLU", "arguments": {}, "state": {}}, "expected a description of a module"),
     "nothing": (None, "expected a module; got None"),
     "a list": ([{"class": "torch.nn.ReLU", "arguments": {}}], "expected a module; got"),
