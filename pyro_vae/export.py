@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pyro_vae import _checks
 from pyro_vae._files import replace_file
+from pyro_vae.compile.graph import reason_of
 from pyro_vae.vae import VAE
 from pyro_vae.vae.datum import any_parameter
 
@@ -71,7 +72,8 @@ def onnx(vae: VAE, folder: str | PathLike[str]) -> list[Path]:
 
     Raises:
         ImportError: without these packages.
-        TypeError, ValueError: as `torch_program` does.
+        TypeError, ValueError: as `torch_program` does, and for an operation that ONNX has not, such as a Cholesky
+            factorization.
     """
     missing = [package for package in NEEDED_FOR_ONNX if importlib.util.find_spec(package) is None]
     if missing:
@@ -106,9 +108,8 @@ class _Parameters(nn.Module):
             with pyro.validation_enabled(False), _checks.trusting_values():
                 return torch.export.export(self, self.inputs, dynamic_shapes=shapes)
         except Exception as error:  # whatever the compiler raises
-            first = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(
-                f"{self.role}: expected a network that is one graph for any number of rows; got an error, {first}; "
+                f"{self.role}: expected a network that is one graph for any number of rows; got {reason_of(error)}; "
                 "replace what branches on values or on the number of rows."
             ) from error
 
@@ -156,9 +157,15 @@ def _as_pt2(program: Any) -> bytes:
 
 
 def _as_onnx(part: _Parameters) -> bytes:
-    program: Any = torch.onnx.export(
-        part.exported(), input_names=part.input_names, output_names=part.output_names, dynamo=True, verbose=False
-    )
+    graph = part.exported()
+    names: dict[str, Any] = {"input_names": part.input_names, "output_names": part.output_names}
+    try:
+        program: Any = torch.onnx.export(graph, **names, dynamo=True, verbose=False)
+    except torch.onnx.OnnxExporterError as error:
+        raise ValueError(
+            f"{part.role}: expected operations that ONNX has; got {reason_of(error)}; replace it, or take "
+            "torch_program."
+        ) from error
     return program.model_proto.SerializeToString()
 
 
