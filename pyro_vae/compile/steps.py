@@ -6,6 +6,7 @@ import operator
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import pyro
@@ -18,7 +19,20 @@ from pyro_vae.compile.graph import kind_of, reason_of, recorded
 from pyro_vae.compile.watch import PLAIN, TensorWatch, Watch
 from pyro_vae.optim import FusedAdam
 
-__all__ = ["GRADIENT", "UPDATE", "VALUE", "Kind", "NotCompilable", "Pair"]
+__all__ = ["GRADIENT", "UPDATE", "VALUE", "Kind", "NotCompilable", "Pair", "announcing"]
+
+_tell: ContextVar[Callable[[], None]] = ContextVar("tell", default=lambda: None)
+
+
+@contextmanager
+def announcing(tell: Callable[[], None]) -> Iterator[None]:
+    """Call a function before each graph is compiled here, which takes seconds."""
+    token = _tell.set(tell)
+    try:
+        yield
+    finally:
+        _tell.reset(token)
+
 
 MAX_GRAPHS = 16
 """Graphs of one pair. Each takes seconds to compile: a program that needs more is better run eagerly."""
@@ -64,6 +78,7 @@ class Pair:
             self.seen = [each for each in self.seen if each[0] != key]
             if self.num_graphs >= MAX_GRAPHS:
                 raise self._refusal(kind, f"calls of more than {MAX_GRAPHS} kinds, such as other shapes")
+            _tell.get()()
             try:
                 graph = _Graph(self, kind, call, optim)
             except NotNow:

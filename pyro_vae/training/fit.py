@@ -22,6 +22,7 @@ from pyro_vae.training.history import History
 from pyro_vae.training.kl_weight import KLWeight
 from pyro_vae.training.loop import Loop
 from pyro_vae.training.optimizers import Schedule, as_pyro, clipping, learning_rate
+from pyro_vae.training.precision import Precision
 from pyro_vae.training.run import Run
 from pyro_vae.training.stepper import Stepper
 from pyro_vae.training.trainee import Trainee
@@ -44,6 +45,7 @@ def fit(
     schedule: Callable[[int], float] | None = None,
     clip_grad_norm: float | None = None,
     kl_warmup: float | None = None,
+    precision: Precision = "float32",
     num_epochs: int = 20,
     batch_size: int = 100,
     drop_last: bool = False,
@@ -80,6 +82,8 @@ def fit(
         kl_warmup: epochs over which the weight of the KL term grows from 0 to 1, in equal steps; 0.5 is half an epoch.
             `train_elbo` is that of weight 1 all the same: of the epochs concerned, on the data of `rate` and
             `distortion`.
+        precision: "bfloat16" to train with the linear and convolutional layers in bfloat16. Parameters, gradients and
+            densities remain float32, and so does all that is evaluated: validation, `rate` and `distortion`.
         num_epochs, batch_size: whole numbers.
         drop_last: leave out the last batch of an epoch where it is smaller.
         seed: fixes the order, the binarization and the draws of z.
@@ -131,6 +135,7 @@ def fit(
     optim = as_pyro(optim)
     early_stopping = _early_stopping(early_stopping, validation)
     clip_grad_norm = None if clip_grad_norm is None else _checks.positive("clip_grad_norm", clip_grad_norm)
+    _checks.choice("precision", precision, ("float32", "bfloat16"))
     rates = None if schedule is None else Schedule(schedule, learning_rate(optim))
     device = trainee.device
     train = batches_of("data", data, trainee.vae, device, batch_size, drop_last, seed)
@@ -143,11 +148,11 @@ def fit(
     bars = [ProgressBar()] if progress else []
     with forked_generator(device), clipping(optim, clip_grad_norm) as clip_apart:
         _rehearse(trainee, execution.objective, train, batch_size)
-        stepper = Stepper(trainee, execution.objective, optim, history, train, clip_apart, weight, rates)
+        stepper = Stepper(trainee, execution.objective, optim, history, train, clip_apart, weight, rates, precision)
         settings = dict(
             objective=objective, optim=optim, num_epochs=num_epochs, batch_size=batch_size, drop_last=drop_last,
-            seed=seed, kl_warmup=kl_warmup, clip_grad_norm=clip_grad_norm, early_stopping=early_stopping,
-            compile=compile,
+            seed=seed, kl_warmup=kl_warmup, clip_grad_norm=clip_grad_norm, precision=precision,
+            early_stopping=early_stopping, compile=compile,
         )  # fmt: skip
         folder = None if run is None else Run(run, config_of(trainee, data, validation, settings), resume)
         loop = Loop(trainee, stepper, train, held_out, num_epochs, early_stopping, folder, [*callbacks, *bars])

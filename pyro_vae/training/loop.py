@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pyro_vae import _checks
 from pyro_vae._random import generators, seeded, set_generators
+from pyro_vae.compile.steps import announcing
 from pyro_vae.diagnostics import terms_of
 from pyro_vae.program.core import Program
 from pyro_vae.program.inspect import program_of
@@ -81,10 +82,12 @@ class Loop:
         """Train until the last epoch."""
         torch.manual_seed(seed)
         try:
-            self._resume()
-            with _stopping_by_signals(self.folder is not None) as asked:
+            checkpoint = self._resume()
+            with announcing(self._compiling), _stopping_by_signals(self.folder is not None) as asked:
                 self._tell(lambda callback: callback.on_start(self.progress))
                 try:
+                    if checkpoint is not None:
+                        self._warm_up(checkpoint)
                     while self.place.epoch < self.num_epochs and not self._is_over():
                         self._epoch(asked)
                 finally:
@@ -211,11 +214,14 @@ class Loop:
         name = f"step-{self.progress.num_steps:09d}"
         self.folder.save(Checkpoint(self.trainee.tensors(), training, self.best), name)
 
-    def _resume(self) -> None:
-        """Go on from the last checkpoint, if there is one."""
+    def _compiling(self) -> None:
+        self._tell(lambda callback: callback.on_compile(self.progress))
+
+    def _resume(self) -> Checkpoint | None:
+        """Go back to the last checkpoint, if there is one."""
         checkpoint = None if self.folder is None else self.folder.last()
         if checkpoint is None:
-            return
+            return None
         training = checkpoint.training
         self.place = _Place(**training["place"])
         self.progress.num_steps = self.stepper.num_steps = training["num_steps"]
@@ -223,6 +229,11 @@ class Loop:
             getattr(self.history, name).extend(column)
         self.best = checkpoint.best
         self.trainee.load(checkpoint.weights, "run")
+        return checkpoint
+
+    def _warm_up(self, checkpoint: Checkpoint) -> None:
+        """Take steps that do not count until they are graphs, and restore the optimizer and the generators."""
+        training = checkpoint.training
         self.stepper.rehearse(self._run_until_compiled)
         optimizers.restore(self.stepper.optim, training["optimizer"], self._name_of)
         set_generators(self.trainee.device, [training[name] for name in GENERATORS if name in training])

@@ -24,6 +24,7 @@ from pyro_vae.training.doctor import Patient, add_note_of_bad_data, diagnose
 from pyro_vae.training.history import DivergedError, History
 from pyro_vae.training.kl_weight import KLWeight
 from pyro_vae.training.optimizers import Schedule
+from pyro_vae.training.precision import Precision, in_bfloat16
 from pyro_vae.training.trainee import Trainee
 
 __all__ = ["Stepper"]
@@ -67,11 +68,11 @@ class Stepper:
         clip_grad_norm: float | None = None,
         weight: KLWeight | None = None,
         schedule: Schedule | None = None,
+        precision: Precision = "float32",
     ) -> None:
         self.trainee, self.objective, self.optim, self.history = trainee, objective, optim, history
         self.batches, self.clip_grad_norm, self.weight, self.schedule = batches, clip_grad_norm, weight, schedule
-        self.model: Any = trainee.model if weight is None else weight.applied_to(trainee.model)
-        self.guide: Any = trainee.guide if weight is None else weight.applied_to(trainee.guide)
+        self.model, self.guide = (self._as_trained(each, precision) for each in (trainee.model, trainee.guide))
         self.svi = SVI(self.model, self.guide, optim, loss=objective.loss, loss_and_grads=self._loss_and_grads)
         self.num_steps = 0
         self.waiting: list[Tensor] = []
@@ -139,6 +140,10 @@ class Stepper:
             if self.taken:
                 add_note_of_bad_data(error, self.taken[-1].batch, self.batches.rows(*self.taken[-1].place))
             raise
+
+    def _as_trained(self, program: Callable[..., Any], precision: Precision) -> Callable[..., Any]:
+        weighted = program if self.weight is None else self.weight.applied_to(program)
+        return in_bfloat16(weighted) if precision == "bfloat16" else weighted
 
     def _prepare(self, step: int) -> None:
         """Set the learning rate and the weight of the KL term for a step, counted from 1."""
