@@ -10,7 +10,7 @@ import torch
 
 from pyro_vae._private import seed_generator_of_cpu
 
-__all__ = ["forked_generator", "seed_for", "seeded", "tile_seed"]
+__all__ = ["forked_generator", "generators", "seed_for", "seeded", "set_generators", "tile_seed"]
 
 
 @contextmanager
@@ -27,6 +27,19 @@ def seeded(device: torch.device, seed: int) -> Iterator[None]:
 def forked_generator(device: torch.device) -> AbstractContextManager[None]:
     """Leave torch's generators, of the CPU and of this device, as they were."""
     return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
+def generators(device: torch.device) -> list[torch.Tensor]:
+    """Return the states of torch's generators, of the CPU and of this device."""
+    on_device = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    return [torch.get_rng_state(), *on_device]
+
+
+def set_generators(device: torch.device, states: list[torch.Tensor]) -> None:
+    """Restore what `generators` returned."""
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
 
 
 def seed_for(seed: int, purpose: str) -> int:

@@ -18,11 +18,13 @@ from pyro_vae import _checks
 
 __all__ = ["FusedAdam"]
 
-OPTIONS = {"lr", "betas", "eps", "weight_decay"}
+ADAMS_OPTIONS = {"lr", "betas", "eps", "weight_decay"}
+CLIP = "clip_grad_norm"
+OPTIONS = {*ADAMS_OPTIONS, CLIP}
 
 CLIPPING = (
-    "gradients are clipped by pyro.optim.ClippedAdam, or by pyro.optim.Adam(optim_args, clip_args), which a compiled "
-    "ELBO takes as well"
+    'the norm of the gradient is clipped by FusedAdam({"lr": 1e-3, "clip_grad_norm": 10.0}), and each of its numbers '
+    "by pyro.optim.ClippedAdam"
 )
 SCHEDULE = "pass functools.partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=60), say"
 
@@ -37,13 +39,18 @@ class FusedAdam(PyroOptim):
 
     Args:
         optim_args: `lr` (1e-3 by default), `betas`, `eps` and `weight_decay` of `torch.optim.Adam`; or a function from
-            a parameter's name to such a dictionary, for parameters that need others.
+            a parameter's name to such a dictionary, for parameters that need others. Also `clip_grad_norm`, in a
+            dictionary alone: the largest norm of the gradient of all parameters together, to which a larger one is
+            scaled, as by `torch.nn.utils.clip_grad_norm_`.
         lr_scheduler: makes a torch learning-rate schedule for a torch optimizer, such as
             `functools.partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=60)`; each call of `step` advances it,
             which `fit` makes after each epoch.
 
-    Gradients are not clipped: there is no `clip_args`. With `pyro.optim.ClippedAdam`, or with `pyro.optim.Adam` and its
-    `clip_args`, a compiled ELBO has a graph of value and gradient, and the update is the optimizer's own.
+    Attributes:
+        clip_grad_norm: that norm, or None. It may be set later, also beside a function of names.
+
+    There is no `clip_args`. With `pyro.optim.ClippedAdam`, or with `pyro.optim.Adam` and its `clip_args`, a compiled
+    ELBO has a graph of value and gradient, and the update is the optimizer's own.
 
     Its state has the form of `pyro.optim.Adam`'s: what `get_state` or `save` of one returns or writes, `set_state` or
     `load` of the other reads.
@@ -78,6 +85,7 @@ class FusedAdam(PyroOptim):
         if lr_scheduler is not None:
             _check_schedule(lr_scheduler)
         super().__init__(Adam, optim_args)
+        self.clip_grad_norm: float | None = None if callable(optim_args) else optim_args.get(CLIP)
         self.lr_scheduler = lr_scheduler
         self.optimizers: list[Adam] = []
         """One for each set of options."""
@@ -98,6 +106,8 @@ class FusedAdam(PyroOptim):
             if param.grad is None and self.optim_objs[param].state.get(param):
                 param.grad = torch.zeros_like(param)  # as in Pyro's, its momentum moves it
             self._lay_out(param)
+        if self.clip_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(sorted(params, key=_name), self.clip_grad_norm)
         with _without_gradients(self.optim_objs.keys() - params):
             for optimizer in self.optimizers:
                 optimizer.step(*args, **kwargs)
@@ -135,7 +145,8 @@ class FusedAdam(PyroOptim):
 
     def _add(self, param: Tensor) -> None:
         options = self._get_optim_args(param)
-        _check_options(options)
+        _check_options(options, ADAMS_OPTIONS if callable(self.pt_optim_args) else OPTIONS)
+        options = {name: value for name, value in options.items() if name != CLIP}
         own = Adam([param], **options, fused=param.is_floating_point())  # the fused step takes real numbers only
         optimizer = next((each for each in self.optimizers if each.defaults == own.defaults), own)
         if optimizer is own:
@@ -168,7 +179,7 @@ class FusedAdam(PyroOptim):
             state = state["optimizer"]
         group = state["param_groups"][0]
         optimizer.param_groups[0].update(
-            {name: value for name, value in group.items() if name in {*OPTIONS, "initial_lr"}}
+            {name: value for name, value in group.items() if name in {*ADAMS_OPTIONS, "initial_lr"}}
         )
         optimizer.state.pop(param, None)
         if state["state"]:
@@ -177,6 +188,8 @@ class FusedAdam(PyroOptim):
 
     def update(self, params: list[Tensor], gradients: Iterable[Tensor]) -> None:
         """Take one step of Adam in plain tensor operations, which a graph can record."""
+        if self.clip_grad_norm is not None:
+            gradients = _clipped([*gradients], self.clip_grad_norm)
         gradient_of = dict(zip(params, gradients, strict=True))
         for optimizer in self.optimizers:
             own = [param for param in params if self.optim_objs[param] is optimizer]
@@ -205,7 +218,8 @@ class FusedAdam(PyroOptim):
         """Return what a recorded step uses besides the learning rates: it is valid as long as these are the same."""
         states = [state for optimizer in self.optimizers for state in optimizer.state.values()]
         options = [option for optimizer in self.optimizers for option in _options(optimizer)]
-        return [*states, *itertools.chain.from_iterable([state.values() for state in states]), *options]
+        tensors = itertools.chain.from_iterable([state.values() for state in states])
+        return [*states, *tensors, *options, self.clip_grad_norm]
 
 
 def _options(optimizer: Adam) -> tuple[Any, ...]:
@@ -225,6 +239,14 @@ def _update(optimizer: Adam, params: list[Tensor], gradients: list[Tensor], rate
         state["exp_avg"].lerp_(decayed, 1 - beta1)
         state["exp_avg_sq"].mul_(beta2).addcmul_(decayed, decayed, value=1 - beta2)
         param.sub_(step_sizes[i] * state["exp_avg"] / (state["exp_avg_sq"].sqrt() * corrections[i] + eps))
+
+
+def _clipped(gradients: list[Tensor], largest: float) -> list[Tensor]:
+    """Scale gradients to this norm of all together, if theirs is larger, as `torch.nn.utils.clip_grad_norm_` does."""
+    norms = [torch.linalg.vector_norm(gradient) for gradient in gradients]
+    norm = torch.linalg.vector_norm(torch.stack(norms))
+    factor = _computed_once((largest / (norm + 1e-6)).clamp(max=1.0))
+    return [gradient * factor.to(gradient.dtype) for gradient in gradients]
 
 
 def _computed_once(x: Tensor) -> Tensor:
@@ -251,18 +273,20 @@ def _without_gradients(params: Iterable[Tensor]) -> Iterator[None]:
         param.grad = gradient
 
 
-def _check_options(options: Any) -> None:
-    if not isinstance(options, dict) or not options.keys() <= OPTIONS:
-        unknown = sorted(map(str, options.keys() - OPTIONS)) if isinstance(options, dict) else []
+def _check_options(options: Any, allowed: set[str] = OPTIONS) -> None:
+    if not isinstance(options, dict) or not options.keys() <= allowed:
+        unknown = sorted(map(str, options.keys() - allowed)) if isinstance(options, dict) else []
         raise TypeError(
-            f"optim_args: expected a dictionary of {', '.join(sorted(OPTIONS))}; got {options!r}"
+            f"optim_args: expected a dictionary of {', '.join(sorted(allowed))}; got {options!r}"
             f"{', which has ' + ', '.join(map(repr, unknown)) if unknown else ''}; {_instead_of(unknown)}."
         )
     rate = options.get("lr", 1e-3)
     if type(rate) not in (int, float) or rate != 0:  # 0 leaves a parameter as it is
         _checks.positive("optim_args: lr, the learning rate", rate)
+    if options.get(CLIP) is not None:
+        _checks.positive(f"optim_args: {CLIP}", options[CLIP])
     try:
-        Adam([torch.zeros(1)], **options)
+        Adam([torch.zeros(1)], **{name: value for name, value in options.items() if name != CLIP})
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"optim_args: expected values that torch.optim.Adam takes; got {options!r}, and from it an error, {error}; "
@@ -272,6 +296,8 @@ def _check_options(options: Any) -> None:
 
 def _instead_of(unknown: list[str]) -> str:
     """Say what to do about options that Adam, or this optimizer, lacks."""
+    if CLIP in unknown:
+        return "the norm is that of all parameters together: set the optimizer's attribute clip_grad_norm instead"
     if any("clip" in name for name in unknown):
         return CLIPPING
     if any("rate" in name for name in unknown):

@@ -151,8 +151,10 @@ def test_a_parameter_without_gradient_stays():
         (
             {"lr": 1e-3, "clip_norm": 10.0},
             TypeError,
-            "which has 'clip_norm'; gradients are clipped by pyro.optim.Clipped",
+            "which has 'clip_norm'; the norm of the gradient is clipped by FusedAdam.*clip_grad_norm",
         ),
+        ({"clip_grad_norm": 0.0}, ValueError, "optim_args: clip_grad_norm: expected a finite number above 0; got 0.0"),
+        ({"clip_grad_norm": "ten"}, TypeError, "optim_args: clip_grad_norm: expected a positive number"),
         ({"betas": (1.2, 0.9)}, ValueError, r"optim_args: expected values that .*Adam takes; got .*Invalid beta.*1\.2"),
         ({"betas": 0.9}, ValueError, "optim_args: expected values that torch.optim.Adam takes; got"),
         ({"weight_decay": -1.0}, ValueError, "optim_args: expected values .*Invalid weight_decay value: -1.0"),
@@ -169,7 +171,7 @@ def test_bad_options(optim_args, error, message):
     [
         (
             {"clip_norm": 10.0},
-            r"got {'clip_norm': 10.0}; .*pyro.optim.ClippedAdam, or by pyro.optim.Adam\(optim_args, clip",
+            r"got {'clip_norm': 10.0}; the norm of the gradient is clipped by FusedAdam.*pyro.optim.ClippedAdam",
         ),
         (1e-3, "got 0.001; pass functools.partial"),
         (lambda module, name: {"clip_norm": 10.0}, "got an error from it, .*missing 1 required positional argument"),
@@ -187,7 +189,7 @@ def test_what_is_no_schedule_is_refused_at_once(lr_scheduler, message):
 
 
 def test_gradients_are_clipped_by_pyros_adam_beside_a_compiled_objective(float64, interpreted):
-    """What the message says to do."""
+    """What the docstring says of them."""
     clip_args, ends = {"clip_norm": 0.1, "clip_value": 0.05}, []
     for elbo in (Trace_ELBO(), pv.objectives.CompiledTrace_ELBO()):
         pyro.clear_param_store()
@@ -196,6 +198,69 @@ def test_gradients_are_clipped_by_pyros_adam_beside_a_compiled_objective(float64
             svi.step(X)
         ends.append(values())
     assert interpreted and torch.allclose(*ends, rtol=1e-6)
+
+
+def clipped_by_torch(start, gradients, largest):
+    """Parameters after steps of torch's Adam, each after `torch.nn.utils.clip_grad_norm_`."""
+    params = [torch.nn.Parameter(value.clone()) for value in start]
+    adam = torch.optim.Adam(params, lr=0.01)
+    for step in gradients:
+        for param, gradient in zip(params, step, strict=True):
+            param.grad = gradient.clone()
+        torch.nn.utils.clip_grad_norm_(params, largest)
+        adam.step()
+    return torch.cat([param.detach().flatten() for param in params])
+
+
+@pytest.mark.parametrize("is_set_later", [False, True])
+@pytest.mark.parametrize("is_recorded", [False, True])
+def test_clipping_is_torchs(is_recorded, is_set_later, float64):
+    """Steps with a gradient that is longer than the limit, and steps with a shorter one. The twin clips nothing."""
+    start, sizes = [torch.randn(3, 4), torch.randn(5)], [0.1, 20.0, 0.3, 7.0, 0.01]
+    gradients = [[size * torch.randn_like(value) for value in start] for size in sizes]
+    lengths = [torch.cat([gradient.flatten() for gradient in step]).norm() for step in gradients]
+    assert min(lengths) < 2.0 < max(lengths)
+
+    def ends(limit):
+        pyro.clear_param_store()
+        options = {"lr": 0.01} if is_set_later else {"lr": 0.01, "clip_grad_norm": limit}
+        optim = pv.FusedAdam((lambda name: options) if is_set_later else options)
+        optim.clip_grad_norm = limit
+        params = [pyro.param(f"p{i}", value.clone()).unconstrained() for i, value in enumerate(start)]
+        for number, step in enumerate(gradients):
+            if is_recorded and number:
+                optim.prepare()
+                with torch.no_grad():
+                    optim.update(params, [gradient.clone() for gradient in step])
+                continue
+            for param, gradient in zip(params, step, strict=True):
+                param.grad = gradient.clone()
+            optim(params)
+        return torch.cat([param.detach().flatten() for param in params])
+
+    expected = clipped_by_torch(start, gradients, 2.0)
+    assert torch.allclose(ends(2.0), expected, rtol=1e-12, atol=1e-14)
+    assert not torch.allclose(ends(None), expected, rtol=1e-3)
+
+
+def test_a_clipped_step_is_one_graph(float64, interpreted):
+    """Another limit needs another graph; the gradient for the step between is a third."""
+    ends = []
+    for kind, elbo in ((SVI, Trace_ELBO()), (pv.SVI, pv.objectives.CompiledTrace_ELBO())):
+        pyro.clear_param_store()
+        optim = pv.FusedAdam({"lr": 0.01, "clip_grad_norm": 0.5})
+        svi = kind(model, guide, optim, elbo)
+        for step in range(10):
+            if step == 5:
+                optim.clip_grad_norm = 0.05
+            svi.step(X)
+        ends.append(values())
+    assert len(interpreted) == 3 and torch.allclose(*ends, rtol=1e-9)
+
+
+def test_one_parameter_alone_is_not_clipped():
+    with pytest.raises(TypeError, match="which has 'clip_grad_norm'; .*set the optimizer's attribute clip_grad_norm"):
+        steps(pv.FusedAdam(lambda name: {"clip_grad_norm": 1.0}), 1)
 
 
 def test_bad_options_by_name():

@@ -166,8 +166,14 @@ def _machine_code(module: fx.GraphModule, inputs: list[Any]) -> Callable[..., An
     with torch.no_grad(), forked_generator(device), _without_asides():
         try:
             return compile_module(module, inputs, options)
-        except Exception:  # torch 2.15 fails on some loops that it fuses on a CPU: let it fuse fewer
-            return compile_module(module, inputs, {**options, "max_fusion_size": 4})
+        except Exception as error:  # torch 2.15 fails on some loops that it fuses on a CPU: let it fuse fewer
+            reason = reason_of(error)
+            code = compile_module(module, inputs, {**options, "max_fusion_size": 4})
+    _checks.warn(
+        f"compile: expected code from torch's compiler with its own settings; got {reason}; it fuses at most four "
+        "operations, which may be slower."
+    )
+    return code
 
 
 @contextmanager

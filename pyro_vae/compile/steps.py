@@ -6,6 +6,7 @@ import operator
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import pyro
@@ -18,7 +19,20 @@ from pyro_vae.compile.graph import kind_of, reason_of, recorded
 from pyro_vae.compile.watch import PLAIN, TensorWatch, Watch
 from pyro_vae.optim import FusedAdam
 
-__all__ = ["GRADIENT", "UPDATE", "VALUE", "Kind", "NotCompilable", "Pair"]
+__all__ = ["GRADIENT", "UPDATE", "VALUE", "Kind", "NotCompilable", "Pair", "announcing"]
+
+_tell: ContextVar[Callable[[], None]] = ContextVar("tell", default=lambda: None)
+
+
+@contextmanager
+def announcing(tell: Callable[[], None]) -> Iterator[None]:
+    """Call a function before each graph is compiled here, which takes seconds."""
+    token = _tell.set(tell)
+    try:
+        yield
+    finally:
+        _tell.reset(token)
+
 
 MAX_GRAPHS = 16
 """Graphs of one pair. Each takes seconds to compile: a program that needs more is better run eagerly."""
@@ -49,13 +63,14 @@ class Pair:
         """Calls that ran as graphs."""
         self.refused: set[Kind] = set()
         self.said: set[str] = set()
-        self.takes_numbers = True
+        self.why_numbers_are_constants = ""
+        """Why floats among the arguments are no inputs of a graph, if they are not."""
 
     def run(
         self, kind: Kind, args: tuple[Any, ...], kwargs: dict[str, Any], optim: FusedAdam | None
     ) -> tuple[_Graph, tuple[Tensor, ...]] | None:
         """Run a call as a graph, compiled if one of its kind was seen before; None if none was."""
-        call = Call(args, kwargs, self.takes_numbers)
+        call = Call(args, kwargs, takes_numbers=not self.why_numbers_are_constants)
         key = kind, optim, call.key
         graph = next((graph for graph in self.graphs.get(key, ()) if graph.change() is None), None)
         if graph is None:
@@ -63,17 +78,20 @@ class Pair:
                 return None
             self.seen = [each for each in self.seen if each[0] != key]
             if self.num_graphs >= MAX_GRAPHS:
-                raise self._refusal(kind, f"calls of more than {MAX_GRAPHS} kinds, such as other shapes")
+                why = self.why_numbers_are_constants
+                others = f"other numbers, which are constants because of {why}" if why else "other shapes"
+                raise self._refusal(kind, f"calls of more than {MAX_GRAPHS} kinds, such as {others}")
+            _tell.get()()
             try:
                 graph = _Graph(self, kind, call, optim)
             except NotNow:
                 self._count_change(kind, "parameters to make, or gradients that wait,")
                 return None
             except Exception as error:  # whatever the compiler fails on, Pyro can still run it
+                reason = str(error) if isinstance(error, NotCompilable) else reason_of(error)
                 if not call.has_numbers:
-                    reason = str(error) if isinstance(error, NotCompilable) else reason_of(error)
                     raise self._refusal(kind, reason) from error
-                self.takes_numbers = False
+                self.why_numbers_are_constants = reason
                 return None
             self.graphs.setdefault(key, []).append(graph)
         self.num_compiled += 1
@@ -194,7 +212,7 @@ def _undoing(watch: Watch) -> Iterator[Watch]:
         yield watch
         if (change := watch.change()) is not None:
             raise NotCompilable(f"a program that changes {change} in its run")
-    except Exception as error:
+    except Exception as error:  # raised again, unless parameters were missing: then the next run shows it
         if StoreTables.params().keys() != params:
             raise NotNow from error
         raise

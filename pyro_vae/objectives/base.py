@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import types
 from abc import abstractmethod
@@ -24,7 +25,7 @@ from pyro_vae.compile.steps import GRADIENT, UPDATE, VALUE, Kind, NotCompilable,
 from pyro_vae.optim import FusedAdam
 from pyro_vae.program.sites import plates_of, sample_sites
 
-__all__ = ["LogWeights", "Objective"]
+__all__ = ["LogWeights", "Objective", "as_it_is"]
 
 MAX_PAIRS = 16
 """How many pairs of model and guide, with their graphs, an objective keeps: the last used."""
@@ -221,6 +222,15 @@ class Objective(ELBO):
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_pairs"}
+
+
+def as_it_is(objective: ELBO) -> ELBO:
+    """Return an objective with the same options that is not compiled."""
+    if not isinstance(objective, Objective):
+        return objective
+    chosen = copy.copy(objective)
+    chosen.compile = False
+    return chosen
 
 
 def _sample_sites(trace: poutine.Trace) -> Iterator[dict[str, Any]]:

@@ -22,6 +22,7 @@ __all__ = ["Batches", "batches_of"]
 Batch = tuple[Any, ...]
 DRAWN_TOGETHER = 1_000_000
 """The most numbers in batches that are drawn together; a single batch may have more."""
+SAMPLERS = (torch_data.SequentialSampler, torch_data.RandomSampler)
 
 
 class Batches(ABC):
@@ -38,6 +39,10 @@ class Batches(ABC):
     @abstractmethod
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch, from the one that is `first`."""
+
+    @abstractmethod
+    def rows(self, epoch: int, place: int) -> list[int] | None:
+        """Return which data are in a batch, counted from 0; None if that cannot be known."""
 
     @abstractmethod
     def one(self) -> Batch:
@@ -70,9 +75,7 @@ class Rows(Batches):
             )
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        device = self.dataset.device
-        with seeded(device, self._seed_of("order", epoch)):
-            order = torch.randperm(len(self.dataset))[: self.num_data].to(device)
+        device, order = self.dataset.device, self._order(epoch)
         num_together = max(1, DRAWN_TOGETHER // max(1, self.size * self.dataset.x[0].numel()))
         groups = order.split(num_together * self.size)
         for place, rows in enumerate(groups):
@@ -81,6 +84,14 @@ class Rows(Batches):
                     group = self._of(rows)
                 batches = zip(*(tensor.split(self.size) for tensor in group), strict=True)
                 yield from islice(batches, max(0, first - place * num_together), None)
+
+    def rows(self, epoch: int, place: int) -> list[int]:
+        return self._order(epoch).split(self.size)[place].tolist()
+
+    def _order(self, epoch: int) -> Tensor:
+        device = self.dataset.device
+        with seeded(device, self._seed_of("order", epoch)):
+            return torch.randperm(len(self.dataset))[: self.num_data].to(device)
 
     def one(self) -> Batch:
         with seeded(self.dataset.device, 0):
@@ -100,7 +111,7 @@ class Loaded(Batches):
         self.loader, self.device, self.seed = loader, device, seed
         try:
             self.num_batches = len(loader)
-            self.num_data = len(loader.dataset)  # type: ignore[arg-type]
+            self.num_data = self.num_rows = len(loader.dataset)  # type: ignore[arg-type]
         except TypeError as error:
             raise TypeError(
                 f"data: expected a data set whose length is known; got {type(loader.dataset).__name__} ({error}); give "
@@ -125,6 +136,17 @@ class Loaded(Batches):
                 return
             if place >= first:
                 yield self._moved(batch)
+
+    def rows(self, epoch: int, place: int) -> list[int] | None:
+        """Ask the loader's own sampler, if it is one of torch's that draws from the generator that `epoch` seeds."""
+        sampler = self.loader.batch_sampler
+        is_torchs = type(sampler) is torch_data.BatchSampler and type(sampler.sampler) in SAMPLERS
+        if not is_torchs or self.loader.generator is not None:
+            return None
+        indices: Any = torch_data.DataLoader(range(self.num_rows), batch_sampler=sampler, collate_fn=list)  # type: ignore[arg-type]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._seed_of("loader", epoch))
+            return next(islice(iter(indices), place, None))
 
     def one(self) -> Batch:
         return tuple(value[:1] if isinstance(value, Tensor) else value for value in self.first())

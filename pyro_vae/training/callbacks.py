@@ -43,6 +43,9 @@ class Callback:
     def on_start(self, progress: Progress) -> None:
         """Before the first step; a resumed run has a history then."""
 
+    def on_compile(self, progress: Progress) -> None:
+        """Before a step or an evaluation that is compiled first, which takes seconds, or up to a minute."""
+
     def on_step(self, progress: Progress, loss: Any) -> None:
         """After a step, with its loss of the whole batch, nats: a number, or a tensor if the step was compiled."""
 
@@ -54,16 +57,29 @@ class Callback:
 
 
 class ProgressBar(Callback):
-    """A bar with the ELBO of training and validation."""
+    """A bar with the ELBO of training and validation; in a terminal or a notebook, and nowhere else."""
+
+    words, is_compiling = "", False
 
     def on_start(self, progress: Progress) -> None:
         initial = len(progress.history)
-        self.bar = tqdm(total=progress.num_epochs, initial=initial, unit="epoch")
+        disable = bool(os.environ.get("TQDM_DISABLE")) or None  # None: off a terminal
+        self.bar = tqdm(total=progress.num_epochs, initial=initial, unit="epoch", disable=disable)
+
+    def on_compile(self, progress: Progress) -> None:
+        self.is_compiling = True
+        self.bar.set_postfix_str("compiling, once, for 5 to 60 s")
+
+    def on_step(self, progress: Progress, loss: Any) -> None:
+        if self.is_compiling:
+            self.is_compiling = False
+            self.bar.set_postfix_str(self.words)
 
     def on_epoch(self, progress: Progress) -> None:
         history = progress.history
         validation = f", validation {history.validation_elbo[-1]:.2f}" if history.validation_elbo else ""
-        self.bar.set_postfix_str(f"ELBO: train {history.train_elbo[-1]:.2f}{validation} nats")
+        self.words = f"ELBO: train {history.train_elbo[-1]:.2f}{validation} nats"
+        self.bar.set_postfix_str(self.words)
         self.bar.update()
 
     def on_end(self, progress: Progress) -> None:

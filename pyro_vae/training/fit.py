@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import Any, Literal, NamedTuple
@@ -12,16 +11,18 @@ from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from pyro_vae import _checks
 from pyro_vae._private import BatchNorm
 from pyro_vae._random import forked_generator
-from pyro_vae.objectives.base import Objective
+from pyro_vae.objectives.base import Objective, as_it_is
 from pyro_vae.objectives.compiled import CompiledTrace_ELBO, CompiledTraceMeanField_ELBO
 from pyro_vae.training.batches import Batches, batches_of
 from pyro_vae.training.callbacks import Callback, ProgressBar
 from pyro_vae.training.config import config_of
+from pyro_vae.training.doctor import add_note_of_bad_data
 from pyro_vae.training.early_stopping import EarlyStopping
 from pyro_vae.training.history import History
 from pyro_vae.training.kl_weight import KLWeight
-from pyro_vae.training.loop import Loop, Schedule
-from pyro_vae.training.optimizers import as_pyro, learning_rate
+from pyro_vae.training.loop import Loop
+from pyro_vae.training.optimizers import Schedule, as_pyro, clipping, learning_rate
+from pyro_vae.training.precision import Precision
 from pyro_vae.training.run import Run
 from pyro_vae.training.stepper import Stepper
 from pyro_vae.training.trainee import Trainee
@@ -44,6 +45,7 @@ def fit(
     schedule: Callable[[int], float] | None = None,
     clip_grad_norm: float | None = None,
     kl_warmup: float | None = None,
+    precision: Precision = "float32",
     num_epochs: int = 20,
     batch_size: int = 100,
     drop_last: bool = False,
@@ -76,10 +78,12 @@ def fit(
         schedule: a function from the step, counted from 0, to a factor of the learning rate:
             `lambda step: min(1.0, (step + 1) / 1000)` warms up.
         clip_grad_norm: the largest norm of the gradient of all parameters together, to which a larger one is scaled, as
-            by `torch.nn.utils.clip_grad_norm_`. Steps are then not compiled into one graph.
+            by `torch.nn.utils.clip_grad_norm_`. With `FusedAdam` that is part of the compiled step.
         kl_warmup: epochs over which the weight of the KL term grows from 0 to 1, in equal steps; 0.5 is half an epoch.
             `train_elbo` is that of weight 1 all the same: of the epochs concerned, on the data of `rate` and
             `distortion`.
+        precision: "bfloat16" to train with the linear and convolutional layers in bfloat16. Parameters, gradients and
+            densities remain float32, and so does all that is evaluated: validation, `rate` and `distortion`.
         num_epochs, batch_size: whole numbers.
         drop_last: leave out the last batch of an epoch where it is smaller.
         seed: fixes the order, the binarization and the draws of z.
@@ -104,8 +108,10 @@ def fit(
     Raises:
         TypeError, ValueError: for impossible data or numbers, for a folder that holds another run, and for a batch of
             one datum where a BatchNorm needs more, before any parameter changes.
-        DivergedError: (a ValueError) for a loss, gradient or parameter that is NaN or infinite; it names the step. The
-            parameters are then the last that had a finite loss, or, if compiled, those of at most 100 steps before.
+        DivergedError: (a ValueError) for a loss, gradient or parameter that is NaN or infinite. The step is run once
+            more, watched, to say which datum, sample site, module or parameter was not finite first, and what to do;
+            `error.diagnosis` has it in fields. The parameters are then the last that had a finite loss, or, if
+            compiled, those of at most 100 steps before.
         SystemExit: with code 143, after a SIGTERM; KeyboardInterrupt after Ctrl-C.
 
     Examples:
@@ -129,6 +135,7 @@ def fit(
     optim = as_pyro(optim)
     early_stopping = _early_stopping(early_stopping, validation)
     clip_grad_norm = None if clip_grad_norm is None else _checks.positive("clip_grad_norm", clip_grad_norm)
+    _checks.choice("precision", precision, ("float32", "bfloat16"))
     rates = None if schedule is None else Schedule(schedule, learning_rate(optim))
     device = trainee.device
     train = batches_of("data", data, trainee.vae, device, batch_size, drop_last, seed)
@@ -139,18 +146,16 @@ def fit(
     weight = _kl_weight(kl_warmup, train, device)
     history = History()
     bars = [ProgressBar()] if progress else []
-    with forked_generator(device):
+    with forked_generator(device), clipping(optim, clip_grad_norm) as clip_apart:
         _rehearse(trainee, execution.objective, train, batch_size)
-        stepper = Stepper(trainee, execution.objective, optim, history, clip_grad_norm, weight)
+        stepper = Stepper(trainee, execution.objective, optim, history, train, clip_apart, weight, rates, precision)
         settings = dict(
             objective=objective, optim=optim, num_epochs=num_epochs, batch_size=batch_size, drop_last=drop_last,
-            seed=seed, kl_warmup=kl_warmup, clip_grad_norm=clip_grad_norm, early_stopping=early_stopping,
-            compile=compile,
+            seed=seed, kl_warmup=kl_warmup, clip_grad_norm=clip_grad_norm, precision=precision,
+            early_stopping=early_stopping, compile=compile,
         )  # fmt: skip
         folder = None if run is None else Run(run, config_of(trainee, data, validation, settings), resume)
-        loop = Loop(
-            trainee, stepper, train, held_out, num_epochs, early_stopping, rates, weight, folder, [*callbacks, *bars]
-        )
+        loop = Loop(trainee, stepper, train, held_out, num_epochs, early_stopping, folder, [*callbacks, *bars])
         loop.run(seed)
     history.execution = execution.how(stepper)
     return history
@@ -210,21 +215,12 @@ def _execution(compile: bool | Literal["auto"], objective: ELBO, num_steps: int)
     is_asked_for = compile is True or isinstance(objective, tuple(COMPILED.values()))
     if compile is False or (not is_asked_for and num_steps < WORTH_COMPILING):
         why = "compile=False" if compile is False else f"{num_steps:,} steps do not repay compiling"
-        return _Execution(_as_it_is(objective), why)
+        return _Execution(as_it_is(objective), why)
     if counterpart is None:
         return _Execution(objective)
     chosen = counterpart()
     chosen.__dict__.update(objective.__dict__)
     return _Execution(chosen)
-
-
-def _as_it_is(objective: ELBO) -> ELBO:
-    """Return an objective with the same options that is not compiled."""
-    if not isinstance(objective, Objective):
-        return objective
-    chosen = copy.copy(objective)
-    chosen.compile = False
-    return chosen
 
 
 def _rehearse(trainee: Trainee, objective: ELBO, train: Batches, batch_size: int) -> None:
@@ -235,7 +231,12 @@ def _rehearse(trainee: Trainee, objective: ELBO, train: Batches, batch_size: int
     """
     trainee.train(False)
     batch = train.first() if trainee.vae is None else train.one()
-    loss = trainee.note_parameters(lambda: objective.loss_and_grads(trainee.model, trainee.guide, *batch))
+    try:
+        loss = trainee.note_parameters(lambda: objective.loss_and_grads(trainee.model, trainee.guide, *batch))
+    except Exception as error:  # raised again, as it is
+        if trainee.vae is None:
+            add_note_of_bad_data(error, batch, train.rows(0, 0))
+        raise
     trainee.zero_grad()
     if not isinstance(loss, (float, int)):
         raise TypeError(

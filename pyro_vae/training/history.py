@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pyro_vae.training.diagnosis import Diagnosis
 
 __all__ = ["DivergedError", "History"]
 
@@ -62,8 +66,9 @@ class DivergedError(ValueError):
 
     Attributes:
         history: the epochs finished until then.
+        diagnosis: what the step looked like when it was run once more, a `pv.training.Diagnosis`.
     """
 
-    def __init__(self, message: str, history: History) -> None:
-        super().__init__(message)
-        self.history = history
+    def __init__(self, message: str, history: History, diagnosis: Diagnosis) -> None:
+        super().__init__(f"{message}\n{diagnosis}")
+        self.history, self.diagnosis = history, diagnosis

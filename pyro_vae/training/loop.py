@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae import _checks
-from pyro_vae._random import seeded
+from pyro_vae._random import generators, seeded, set_generators
+from pyro_vae.compile.steps import announcing
 from pyro_vae.diagnostics import terms_of
 from pyro_vae.program.core import Program
 from pyro_vae.program.inspect import program_of
@@ -24,35 +25,17 @@ from pyro_vae.training.batches import Batch, Batches
 from pyro_vae.training.callbacks import Callback, Progress
 from pyro_vae.training.checkpoint import Checkpoint
 from pyro_vae.training.early_stopping import EarlyStopping
-from pyro_vae.training.kl_weight import KLWeight
 from pyro_vae.training.run import Run
 from pyro_vae.training.stepper import Stepper
 from pyro_vae.training.trainee import Trainee
 
-__all__ = ["Loop", "Schedule"]
+__all__ = ["Loop"]
 
 NUM_EVALUATED = 1000
 """Training data to evaluate rate and distortion on, where there are no validation data."""
+GENERATORS = ("generator", "generator_of_device")
 CALLS_UNTIL_A_GRAPH = 2
 """Calls of one shape after which a step is a graph: the first runs eagerly, the second compiles."""
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """A factor of the learning rate, by step."""
-
-    factor: Callable[[int], float]
-    base: float
-
-    def rate(self, step: int) -> float:
-        """Return the learning rate of a step, counted from 0."""
-        factor = self.factor(step)
-        if not isinstance(factor, (int, float)) or not 0 <= factor < float("inf"):
-            raise ValueError(
-                f"schedule: expected a factor of the learning rate, 0 or more, for each step; got {factor!r} for step "
-                f"{step}; return such a number."
-            )
-        return self.base * factor
 
 
 @dataclass
@@ -78,13 +61,11 @@ class Loop:
         validation: Batches | None,
         num_epochs: int,
         early_stopping: EarlyStopping | None,
-        schedule: Schedule | None,
-        weight: KLWeight | None,
         run: Run | None,
         callbacks: Sequence[Callback],
     ) -> None:
         self.trainee, self.stepper, self.train, self.validation = trainee, stepper, train, validation
-        self.num_epochs, self.early_stopping, self.schedule, self.weight = num_epochs, early_stopping, schedule, weight
+        self.num_epochs, self.early_stopping = num_epochs, early_stopping
         self.folder, self.callbacks = run, callbacks
         self.history = stepper.history
         self.place = _Place()
@@ -101,10 +82,12 @@ class Loop:
         """Train until the last epoch."""
         torch.manual_seed(seed)
         try:
-            self._resume()
-            with _stopping_by_signals(self.folder is not None) as asked:
+            checkpoint = self._resume()
+            with announcing(self._compiling), _stopping_by_signals(self.folder is not None) as asked:
                 self._tell(lambda callback: callback.on_start(self.progress))
                 try:
+                    if checkpoint is not None:
+                        self._warm_up(checkpoint)
                     while self.place.epoch < self.num_epochs and not self._is_over():
                         self._epoch(asked)
                 finally:
@@ -112,8 +95,8 @@ class Loop:
                     self._tell(lambda callback: callback.on_end(self.progress))
             self._end()
         finally:
-            if self.schedule is not None:  # the optimizer is the user's
-                optimizers.set_learning_rate(self.stepper.optim, self.schedule.base)
+            if self.stepper.schedule is not None:  # the optimizer is the user's
+                optimizers.set_learning_rate(self.stepper.optim, self.stepper.schedule.base)
             if self.folder is not None:
                 self.folder.close()
 
@@ -144,11 +127,7 @@ class Loop:
         _leave(asked)
 
     def _step(self, batch: Batch) -> Any:
-        if self.schedule is not None:
-            optimizers.set_learning_rate(self.stepper.optim, self.schedule.rate(self.progress.num_steps))
-        if self.weight is not None:
-            self.weight.set(self.progress.num_steps + 1)
-        loss = self.stepper.step(*batch)
+        loss = self.stepper.step(batch, (self.place.epoch, self.place.batch))
         self.progress.num_steps += 1
         self._tell(lambda callback: callback.on_step(self.progress, loss))
         return loss
@@ -171,7 +150,8 @@ class Loop:
             elbo = self._elbo(self.validation) if terms is None else terms.elbo.mean().item()
             values["validation_elbo"] = elbo
         train_elbo = -place.loss / self.train.num_data
-        if self.weight is not None and self.progress.num_steps - self.train.num_batches < self.weight.num_steps:
+        weight = self.stepper.weight
+        if weight is not None and self.progress.num_steps - self.train.num_batches < weight.num_steps:
             train_elbo = -sum(values[name] for name in ("rate", "distortion")) if terms is not None else train_elbo
         self.history.add(train_elbo=train_elbo, seconds=place.seconds, **values)
         elbos = self.history.validation_elbo
@@ -229,18 +209,19 @@ class Loop:
             "num_steps": self.progress.num_steps,
             "history": self.history.as_dict(),
             "optimizer": optimizers.state_of(self.stepper.optim, self._name_of),
-            "generator": torch.get_rng_state(),
+            **dict(zip(GENERATORS, generators(self.trainee.device), strict=False)),
         }
-        if self.trainee.device.type == "cuda":
-            training["generator_of_device"] = torch.cuda.get_rng_state(self.trainee.device)
         name = f"step-{self.progress.num_steps:09d}"
         self.folder.save(Checkpoint(self.trainee.tensors(), training, self.best), name)
 
-    def _resume(self) -> None:
-        """Go on from the last checkpoint, if there is one."""
+    def _compiling(self) -> None:
+        self._tell(lambda callback: callback.on_compile(self.progress))
+
+    def _resume(self) -> Checkpoint | None:
+        """Go back to the last checkpoint, if there is one."""
         checkpoint = None if self.folder is None else self.folder.last()
         if checkpoint is None:
-            return
+            return None
         training = checkpoint.training
         self.place = _Place(**training["place"])
         self.progress.num_steps = self.stepper.num_steps = training["num_steps"]
@@ -248,11 +229,14 @@ class Loop:
             getattr(self.history, name).extend(column)
         self.best = checkpoint.best
         self.trainee.load(checkpoint.weights, "run")
+        return checkpoint
+
+    def _warm_up(self, checkpoint: Checkpoint) -> None:
+        """Take steps that do not count until they are graphs, and restore the optimizer and the generators."""
+        training = checkpoint.training
         self.stepper.rehearse(self._run_until_compiled)
         optimizers.restore(self.stepper.optim, training["optimizer"], self._name_of)
-        torch.set_rng_state(training["generator"])
-        if "generator_of_device" in training:
-            torch.cuda.set_rng_state(training["generator_of_device"], self.trainee.device)
+        set_generators(self.trainee.device, [training[name] for name in GENERATORS if name in training])
 
     def _run_until_compiled(self) -> None:
         """Take as many steps of each shape as were taken, until it is a graph.
@@ -263,20 +247,18 @@ class Loop:
         self.trainee.train()
         for epoch in range(min(self.place.epoch + 1, CALLS_UNTIL_A_GRAPH)):
             last = self.train.num_batches if epoch < self.place.epoch else self.place.batch
-            for batch in self._first_and_last(epoch, last):
+            for place, batch in self._first_and_last(epoch, last):
                 key = tuple(getattr(value, "shape", None) for value in batch)
                 counts[key] = counts.get(key, 0) + 1
                 if counts[key] <= CALLS_UNTIL_A_GRAPH:
-                    self.stepper.step(*batch)
+                    self.stepper.step(batch, (epoch, place))
         self.trainee.train(False)
 
-    def _first_and_last(self, epoch: int, num_batches: int) -> Iterator[Batch]:
-        """Yield the first batches of an epoch, and the last, which may be smaller."""
-        batches = self.train.epoch(epoch)
-        for _, batch in zip(range(min(num_batches, CALLS_UNTIL_A_GRAPH)), batches, strict=False):
-            yield batch
+    def _first_and_last(self, epoch: int, num_batches: int) -> Iterator[tuple[int, Batch]]:
+        """Yield the first batches of an epoch, and the last, which may be smaller, with their numbers."""
+        yield from zip(range(min(num_batches, CALLS_UNTIL_A_GRAPH)), self.train.epoch(epoch), strict=False)
         if num_batches == self.train.num_batches > CALLS_UNTIL_A_GRAPH:
-            yield from self.train.epoch(epoch, self.train.num_batches - 1)
+            yield from ((num_batches - 1, batch) for batch in self.train.epoch(epoch, num_batches - 1))
 
     def _tell(self, moment: Callable[[Callback], None]) -> None:
         for callback in self.callbacks:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,7 +15,25 @@ from torch import Tensor
 from pyro_vae import _checks
 from pyro_vae.optim import FusedAdam
 
-__all__ = ["as_pyro", "learning_rate", "restore", "set_learning_rate", "state_of"]
+__all__ = ["Schedule", "as_pyro", "clipping", "learning_rate", "restore", "set_learning_rate", "state_of"]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A factor of the learning rate, by step."""
+
+    factor: Callable[[int], float]
+    base: float
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 0."""
+        factor = self.factor(step)
+        if not isinstance(factor, (int, float)) or not 0 <= factor < float("inf"):
+            raise ValueError(
+                f"schedule: expected a factor of the learning rate, 0 or more, for each step; got {factor!r} for step "
+                f"{step}; return such a number."
+            )
+        return self.base * factor
 
 
 def as_pyro(optim: Any) -> PyroOptim:
@@ -64,6 +84,28 @@ def set_learning_rate(optim: PyroOptim, rate: float) -> None:
     for _, optimizer, _ in _parts(optim):
         for group in optimizer.param_groups:
             group["lr"] = rate
+
+
+@contextmanager
+def clipping(optim: PyroOptim, largest: float | None) -> Iterator[float | None]:
+    """Have `FusedAdam` clip gradients to this norm, as part of its step; yield the norm that is left to others.
+
+    Raises:
+        ValueError: if the optimizer has a norm of its own.
+    """
+    if largest is None or not isinstance(optim, FusedAdam):
+        yield largest
+        return
+    if optim.clip_grad_norm is not None:
+        raise ValueError(
+            f"clip_grad_norm: expected one norm; got {largest} beside the optimizer's own, {optim.clip_grad_norm}; "
+            "leave one of the two out."
+        )
+    optim.clip_grad_norm = largest
+    try:
+        yield None
+    finally:
+        optim.clip_grad_norm = None  # the optimizer is the user's
 
 
 class _Part(NamedTuple):

@@ -1,11 +1,11 @@
-"""Training steps; one that diverges is found and undone."""
+"""Training steps; one that diverges is found, looked into and undone."""
 
 from __future__ import annotations
 
 import math
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro.infer import ELBO, SVI
@@ -14,10 +14,17 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_vae._private import validate_sample_code
-from pyro_vae.objectives.base import Objective
+from pyro_vae._random import generators, set_generators
+from pyro_vae.objectives.base import Objective, as_it_is
 from pyro_vae.optim import FusedAdam
+from pyro_vae.training import optimizers
+from pyro_vae.training.batches import Batch, Batches
+from pyro_vae.training.diagnosis import Diagnosis
+from pyro_vae.training.doctor import Patient, add_note_of_bad_data, diagnose
 from pyro_vae.training.history import DivergedError, History
 from pyro_vae.training.kl_weight import KLWeight
+from pyro_vae.training.optimizers import Schedule
+from pyro_vae.training.precision import Precision, in_bfloat16
 from pyro_vae.training.trainee import Trainee
 
 __all__ = ["Stepper"]
@@ -25,13 +32,30 @@ __all__ = ["Stepper"]
 
 CHECKED_TOGETHER = 100
 """Compiled steps whose losses are checked together, so that no step waits for its loss."""
+KEPT_TOGETHER = 2**24
+"""Numbers in the batches of these steps, which are kept until they are checked; a single batch may have more."""
+LARGEST_MOVE = 1.0
+"""Times the length of all parameters together, by which no healthy step moves them."""
+LARGEST_GROWTH = 100.0
+"""Times the length at the start, which no healthy training gives them."""
+
+
+class _Taken(NamedTuple):
+    """What it takes to take a step again."""
+
+    number: int
+    """Counted from 1."""
+    place: tuple[int, int]
+    """The epoch, and the batch in it."""
+    batch: Batch
+    generators: list[Tensor]
 
 
 class Stepper:
     """Takes steps; stops at a loss or a gradient that is not finite, and restores the last finite state.
 
     Pyro's own step is checked before its update. A compiled step includes the update: many are checked together, so
-    that none waits for its loss.
+    that none waits for its loss. If one of them diverged, they are taken again, to find out which.
     """
 
     def __init__(
@@ -40,28 +64,42 @@ class Stepper:
         objective: ELBO,
         optim: PyroOptim,
         history: History,
+        batches: Batches,
         clip_grad_norm: float | None = None,
         weight: KLWeight | None = None,
+        schedule: Schedule | None = None,
+        precision: Precision = "float32",
     ) -> None:
         self.trainee, self.objective, self.optim, self.history = trainee, objective, optim, history
-        self.clip_grad_norm = clip_grad_norm
-        self.model: Any = trainee.model if weight is None else weight.applied_to(trainee.model)
-        self.guide: Any = trainee.guide if weight is None else weight.applied_to(trainee.guide)
+        self.batches, self.clip_grad_norm, self.weight, self.schedule = batches, clip_grad_norm, weight, schedule
+        self.model, self.guide = (self._as_trained(each, precision) for each in (trainee.model, trainee.guide))
         self.svi = SVI(self.model, self.guide, optim, loss=objective.loss, loss_and_grads=self._loss_and_grads)
         self.num_steps = 0
         self.waiting: list[Tensor] = []
+        """Losses of compiled steps that are not checked yet."""
+        self.taken: list[_Taken] = []
+        """These steps; or the last, where it was not compiled."""
+        self.before: list[tuple[Tensor, Tensor]] = []
+        """Parameters and the optimizer's numbers, with their values before these steps."""
         self.state = list(trainee.tensors().values())
         self.last_good = [tensor.detach().clone() for tensor in self.state]
+        self.length_at_the_start = _length(self._trained(self.last_good))
 
-    def step(self, *args: Any) -> float | Tensor:
-        """Take one step; return the loss."""
-        loss = self._compiled_step(args)
+    def step(self, batch: Batch, place: tuple[int, int]) -> float | Tensor:
+        """Take one step with the batch at this place, its epoch and its number there; return the loss."""
+        self._prepare(self.num_steps + 1)
+        taken = _Taken(self.num_steps + 1, place, batch, generators(self.trainee.device))
+        if not self.waiting and self._may_compile:
+            self.before = [(tensor, tensor.detach().clone()) for tensor in self._changing()]
+        loss = self._compiled_step(batch)
         if loss is None:
             self.check()
-            return float(self.svi.step(*args))
+            self.taken = [taken]
+            return float(self.svi.step(*batch))
+        self.taken = [*self.taken, taken] if self.waiting else [taken]
         self.num_steps += 1
         self.waiting.append(loss)
-        if len(self.waiting) == CHECKED_TOGETHER:
+        if len(self.waiting) >= min(CHECKED_TOGETHER, KEPT_TOGETHER / _num_numbers(batch)):
             self.check()
         return loss
 
@@ -71,7 +109,7 @@ class Stepper:
         try:
             run()
         finally:
-            self.waiting = []
+            self.waiting, self.taken = [], []
             self._copy(before, self.state)
             self._copy(before, self.last_good)
             self.num_steps = num_steps
@@ -82,11 +120,11 @@ class Stepper:
             return
         are_finite = torch.stack(self.waiting).isfinite()
         first, self.waiting = self.num_steps - len(self.waiting), []
+        kept = f"those after step {first}"
         if not are_finite.all():
-            self.num_steps = first + 1 + int((~are_finite).nonzero()[0])
-            raise self._stopped("a loss that is no number", f"those after step {first}")
+            raise self._stopped_in_between("a loss that is no number", kept)
         if not torch.stack([tensor.sum() for tensor in self.state]).isfinite().all():
-            raise self._stopped("a gradient of NaN or infinity", f"those after step {first}")
+            raise self._stopped_in_between("a gradient of NaN or infinity", kept)
         self._copy(self.state, self.last_good)
 
     def guarded(self, compute: Callable[[], Any]) -> Any:
@@ -99,13 +137,30 @@ class Stepper:
             if _refuses_infinity(error):
                 raise self._stopped("a distribution whose numbers are NaN or infinite") from error
             error.add_note(f"pyro_vae.fit met this {self._place()}.")
+            if self.taken:
+                add_note_of_bad_data(error, self.taken[-1].batch, self.batches.rows(*self.taken[-1].place))
             raise
 
-    def _compiled_step(self, args: tuple[Any, ...]) -> Tensor | None:
-        clips = self.clip_grad_norm is not None
-        if isinstance(self.objective, Objective) and type(self.optim) is FusedAdam and not clips:
-            return self.objective.update(self.model, self.guide, self.optim, *args)
-        return None
+    def _as_trained(self, program: Callable[..., Any], precision: Precision) -> Callable[..., Any]:
+        weighted = program if self.weight is None else self.weight.applied_to(program)
+        return in_bfloat16(weighted) if precision == "bfloat16" else weighted
+
+    def _prepare(self, step: int) -> None:
+        """Set the learning rate and the weight of the KL term for a step, counted from 1."""
+        if self.schedule is not None:
+            optimizers.set_learning_rate(self.optim, self.schedule.rate(step - 1))
+        if self.weight is not None:
+            self.weight.set(step)
+
+    @property
+    def _may_compile(self) -> bool:
+        return isinstance(self.objective, Objective) and self.objective.compile and type(self.optim) is FusedAdam
+
+    def _compiled_step(self, batch: Batch) -> Tensor | None:
+        if not self._may_compile:
+            return None
+        assert isinstance(self.objective, Objective) and isinstance(self.optim, FusedAdam)
+        return self.objective.update(self.model, self.guide, self.optim, *batch)
 
     def _loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any) -> float:
         self.num_steps += 1
@@ -120,14 +175,86 @@ class Stepper:
             torch.nn.utils.clip_grad_norm_(trained, self.clip_grad_norm)
         return loss
 
-    def _stopped(self, found: str, kept: str = "the last that had a finite loss") -> DivergedError:
+    def _stopped_in_between(self, found: str, kept: str) -> DivergedError:
+        """Go back to before the compiled step that diverged, look into it, and undo all since the last check."""
+        previous = self._back_to_before_it()
+        error = self._stopped(found, kept, previous)
+        self._restore()
         self._copy(self.last_good, self.state)
+        return error
+
+    def _back_to_before_it(self) -> list[Tensor] | None:
+        """Take the steps since the last check again, but for the first that leads to no numbers.
+
+        Returns:
+            The parameters one step before that, if there was one.
+        """
+        self._restore()
+        previous, now = None, [tensor.detach().clone() for tensor in self.state]
+        for each in self.taken:
+            self.num_steps, self.taken = each.number, [each]
+            self._prepare(each.number)
+            set_generators(self.trainee.device, each.generators)
+            loss = self._compiled_step(each.batch)
+            if loss is None or not all(tensor.isfinite().all() for tensor in (loss, *self.state)):
+                self._copy(now, self.state)
+                break
+            previous, now = now, [tensor.detach().clone() for tensor in self.state]
+        return previous
+
+    def _restore(self) -> None:
+        """Go back to before the compiled steps that wait."""
+        with torch.no_grad():
+            for tensor, value in self.before:
+                tensor.copy_(value)
+
+    def _stopped(
+        self, found: str, kept: str = "the last that had a finite loss", previous: list[Tensor] | None = None
+    ) -> DivergedError:
+        diagnosis = self._diagnosed(self.last_good if previous is None else previous)
+        self._copy(self.last_good, self.state)
+        if diagnosis.cause == "unknown":  # the parameters are no more those of the step, by an error in its middle
+            diagnosis = self._diagnosed(self.last_good)
+            self._copy(self.last_good, self.state)
         self.trainee.zero_grad()
         return DivergedError(
-            f"objective: expected finite numbers; got {found} {self._place()}; the parameters are {kept}: lower the "
-            "learning rate, or bound the scale of the likelihood.",
+            f"objective: expected finite numbers; got {found} {self._place()}; the parameters are {kept}: "
+            f"{diagnosis.remedy}.",
             self.history,
+            diagnosis,
         )
+
+    def _diagnosed(self, previous: list[Tensor]) -> Diagnosis:
+        """Run the last step once more, eagerly and watched."""
+        (*_, taken) = self.taken
+        objective = as_it_is(self.objective)
+        self._prepare(taken.number)
+
+        def run() -> None:
+            set_generators(self.trainee.device, taken.generators)
+            objective.loss_and_grads(self.model, self.guide, *taken.batch)
+
+        rows = self.batches.rows(*taken.place)
+        growth = self._growth(previous)
+        return diagnose(Patient(self.trainee, run, taken.batch, rows, taken.number, taken.place[0] + 1, growth))
+
+    def _growth(self, previous: list[Tensor]) -> float | None:
+        """Return how far the parameters went, times their length, if that is further than can be healthy."""
+        now, before = self._trained(self.state), self._trained(previous)
+        move = _length([one - other for one, other in zip(now, before, strict=True)]) / max(_length(before), TINY)
+        growth = _length(now) / max(self.length_at_the_start, TINY)
+        found = max(move, growth) if move > LARGEST_MOVE or growth > LARGEST_GROWTH else None
+        return found if found is not None and math.isfinite(found) else None
+
+    def _trained(self, tensors: list[Tensor]) -> list[Tensor]:
+        pairs = zip(self.state, tensors, strict=True)
+        return [tensor.detach() for own, tensor in pairs if own.requires_grad]
+
+    def _changing(self) -> list[Tensor]:
+        """Return all tensors that a compiled step changes."""
+        states = [state for optimizer in self.optim.optim_objs.values() for state in optimizer.state.values()]
+        once = {id(tensor): tensor for state in states for tensor in state.values() if isinstance(tensor, Tensor)}
+        return [*self.state, *once.values()]
 
     def _place(self) -> str:
         return f"at step {self.num_steps}, in epoch {len(self.history) + 1}"
@@ -136,6 +263,18 @@ class Stepper:
     def _copy(self, source: list[Tensor], target: list[Tensor]) -> None:
         for old, new in zip(source, target, strict=True):
             new.copy_(old)
+
+
+TINY = 1e-30
+
+
+def _num_numbers(batch: Batch) -> int:
+    return max(1, sum(value.numel() for value in batch if isinstance(value, Tensor)))
+
+
+def _length(tensors: list[Tensor]) -> float:
+    """Return the length of all tensors together, in float64, where squares of float32 are finite."""
+    return math.sqrt(sum(tensor.abs().double().square().sum().item() for tensor in tensors))
 
 
 def _refuses_infinity(error: Exception) -> bool:

@@ -214,3 +214,20 @@ def test_a_graph_is_checked_against_its_function(planted, found):
     with pytest.raises(ValueError, match=found) if found else nullcontext():
         graph.check(lambda: run(x), lambda: planted(x, count))
     assert count == 0  # what the check does is undone
+
+
+def test_a_compiler_that_fails_on_its_fusions_is_asked_for_fewer_and_says_so(monkeypatch):
+    """The second attempt is what runs; the warning has the reason."""
+    asked = []
+
+    def compile_module(module, inputs, options):
+        asked.append(options.get("max_fusion_size"))
+        if asked[-1] is None:
+            raise RuntimeError("a loop too many")
+        return module
+
+    monkeypatch.setattr("pyro_vae.compile.graph.compile_module", compile_module)
+    x = torch.randn(7, 3)
+    with pytest.warns(UserWarning, match="its own settings; got RuntimeError: a loop too many; it fuses at most four"):
+        run = recorded(lambda x: (x.sin().sum() + 1234.0,), x).compiled(x)
+    assert asked == [None, 4] and torch.equal(run(x)[0], x.sin().sum() + 1234.0)

@@ -501,6 +501,52 @@ def test_clipping_is_torch_s():
     assert torch.stack(norms).norm().item() == pytest.approx(0.5, rel=1e-4)
 
 
+def test_clipped_steps_are_graphs_too(float64, interpreted):
+    """The same parameters as by Pyro's steps; those of the twin are not clipped."""
+
+    def ends(**options):
+        optim = pv.FusedAdam({"lr": 0.01})
+        found, history = fitted(vae_with(), digits(), optim=optim, **options)
+        assert optim.clip_grad_norm is None  # as it was given
+        return torch.cat([tensor.flatten() for tensor in found]), history.execution
+
+    (plain, _), (graphs, execution), (twin, _) = (
+        ends(compile=compile, clip_grad_norm=largest) for compile, largest in ((False, 0.1), (True, 0.1), (True, None))
+    )
+    assert execution.startswith("compiled") and torch.allclose(plain, graphs, rtol=1e-6, atol=1e-9)
+    assert not torch.allclose(twin, graphs, rtol=1e-2) and interpreted
+
+
+def test_one_norm_to_clip_to():
+    optim = pv.FusedAdam({"lr": 0.01, "clip_grad_norm": 1.0})
+    with pytest.raises(ValueError, match="clip_grad_norm: expected one norm; got 2.0 beside the optimizer's own, 1.0"):
+        fitted(vae_with(), digits(), optim=optim, clip_grad_norm=2.0)
+    assert optim.clip_grad_norm == 1.0
+
+
+def test_a_resumed_run_has_the_rates_of_one_in_one_go(tmp_path):
+    """Those of a schedule by step, and of one by epoch."""
+    for name, options in {"by step": {"schedule": lambda step: 1 / (step + 1)}, "by epoch": {}}.items():
+        rates, optims = {}, []
+
+        class Spy(Callback):
+            def on_step(self, progress, loss, rates=rates, optims=optims):
+                rates.setdefault(progress.num_steps, []).append(optims[-1].optimizers[0].param_groups[0]["lr"])
+
+        def made(optims=optims, name=name):
+            by_epoch = partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5) if name == "by epoch" else None
+            optims.append(pv.FusedAdam({"lr": 0.1}, by_epoch))
+            return optims[-1]
+
+        fitted(vae_with(), digits(), optim=made(), callbacks=[Spy()], **options)
+        run = tmp_path / name
+        with pytest.raises(SystemExit):
+            fitted(vae_with(), digits(), optim=made(), run=run, callbacks=[Spy(), StopAfter(8)], **options)
+        fitted(vae_with(), digits(), optim=made(), run=run, resume=True, callbacks=[Spy()], **options)
+        assert len(rates) == 20 and all(len(pair) == 2 and pair[0] == pair[1] for pair in rates.values())
+        assert rates[1] != rates[20]
+
+
 def test_a_schedule_by_step():
     rates = []
 
