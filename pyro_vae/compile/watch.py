@@ -126,14 +126,15 @@ class Watch:
         self._reads = [place.read for place in self._places if place.values]
         self._values = [*itertools.chain.from_iterable(place.values for place in self._places)]
         self._keys = [place.read() for place in self._tables]
-        self._names = [[*place.names] for place in self._tables]
+        self._names = [*map(len, self._keys), *itertools.chain.from_iterable(self._keys)]
         self._places += self._tables
 
     def change(self) -> str | None:
         """Name the first place that has changed; None if none has."""
         now = [*itertools.chain.from_iterable([read() for read in self._reads])]
         is_same = len(now) == len(self._values) and all(map(operator.is_, now, self._values))
-        if any(self._empty) or not is_same or not all(map(operator.eq, map(list, self._keys), self._names)):
+        names = [*map(len, self._keys), *itertools.chain.from_iterable(self._keys)]
+        if any(self._empty) or not is_same or names != self._names:
             for place in self._places:
                 if (change := place.change()) is not None:
                     return change
@@ -197,7 +198,7 @@ class Watch:
 
         undo = restore if isinstance(items, dict) else None
         self._empty += [] if items else [items]
-        if all(isinstance(name, str) for name in names):  # the same value may get another name
+        if names and all(isinstance(name, str) for name in names):  # the same value may get another name
             self._tables.append(_Place(path, names, items.keys, names, undo))
         yield from self._look_at(path, names, items.values, undo)
 
