@@ -125,7 +125,7 @@ class Watch:
         # These are compared at each step, so they are laid out to run in C.
         self._reads = [place.read for place in self._places if place.values]
         self._values = [*itertools.chain.from_iterable(place.values for place in self._places)]
-        self._keys = [place.read() for place in self._tables]
+        self._keys: list[Any] = [place.read() for place in self._tables]
         self._names = [*map(len, self._keys), *itertools.chain.from_iterable(self._keys)]
         self._places += self._tables
 

@@ -29,7 +29,7 @@ from pyro_vae.program.counting import with_masks
 from pyro_vae.program.draws import AS_ROWS, ONE_BY_ONE, SIDE_BY_SIDE, Way
 from pyro_vae.program.listed import ListedProgram
 from pyro_vae.program.points import WithPoints
-from pyro_vae.program.refusals import refuse_autocast, refuse_missing_numbers
+from pyro_vae.program.refusals import is_refusal, refuse_autocast, refuse_missing_numbers
 from pyro_vae.program.runs import LOOKED_AT_TOGETHER, has_rows, in_place_of_rows
 from pyro_vae.program.sites import drawn_sites
 from pyro_vae.program.structure import ENUMERABLE, NothingToDraw, OtherPrograms, enumerable, initialise, look_at
@@ -80,15 +80,16 @@ def _in_some_reading(pair: _Pair) -> Program:
         return _of_pair(pair)
     except (TypeError, ValueError):
         readings = [] if isinstance(pair.plate, int) else dims_of_rows(pair.model, pair.args, pair.kwargs, pair.plate)
-        errors = []
+        reasons = []
         for dims in readings:
+            turned = pair.with_rows_in(dims)
             try:
-                return _of_pair(pair.with_rows_in(dims))
-            except (TypeError, ValueError) as error:
-                errors.append((pair.args[0].shape[dims[0] or 0], error))
-        for num_rows, error in errors:
-            if num_rows != len(pair.args[0]):
-                raise error from None
+                return _of_pair(turned)
+            except (TypeError, ValueError) as reason:
+                if len(turned.args[0]) != len(pair.args[0]):  # no plate has the size of the first dimension
+                    reasons.append(reason)
+        if reasons:
+            raise reasons[0] from None
         raise
 
 
@@ -294,7 +295,7 @@ def _warn_of(program: Program, reason: str, is_whole: bool) -> None:
 
 def _on_all(pair: _Pair) -> Program:
     """Return the program on all rows, in the first way in which draws do not see each other."""
-    errors = {}
+    errors: dict[Way, Exception] = {}
     for way in pair.ways(SIDE_BY_SIDE, ONE_BY_ONE):
         try:
             program = pair.on(pair.args, False, way)
@@ -308,7 +309,7 @@ def _on_all(pair: _Pair) -> Program:
         except Exception as error:  # another way may do; if none does, the plainest has the best reason
             errors[way] = error
     plain = [error for way, error in errors.items() if way.draws == ONE_BY_ONE]
-    raise next((error for error in plain if "expected" in str(error)), plain[0])
+    raise next((error for error in plain if is_refusal(error)), plain[0])
 
 
 def _arguments(args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -20,6 +20,7 @@ from pyro_vae.program.masks import elements_of
 from pyro_vae.program.sites import is_point, layers_of, sample_sites
 
 __all__ = [
+    "is_refusal",
     "refuse_autocast",
     "refuse_densities_without_volume",
     "refuse_draws_as_distributions",
@@ -72,11 +73,19 @@ def refusing_what_has_no_batch() -> Iterator[None]:
         raise
 
 
+RAISED = ", raised by your program in "
+
+
 def _raised(what: str, place: str) -> str:
     return (
-        f"model, guide: expected programs that run on these arguments; got {what}, raised by your program in {place}; "
+        f"model, guide: expected programs that run on these arguments; got {what}{RAISED}{place}; "
         "run it alone, model(*args, **kwargs), and mend it there."
     )
+
+
+def is_refusal(error: Exception) -> bool:
+    """Tell whether an error says what was expected, rather than what a program raised."""
+    return "expected" in str(error) and RAISED not in str(error)
 
 
 NOT_OF_PROGRAMS = {"torch", "pyro", "pyro_vae", *sys.stdlib_module_names} - {"__main__"}

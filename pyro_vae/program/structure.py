@@ -15,6 +15,7 @@ from pyro_vae._random import seeded
 from pyro_vae.program.data_plate import dim_of_data
 from pyro_vae.program.draws import SIDE_BY_SIDE, Way
 from pyro_vae.program.in_turn import InTurn
+from pyro_vae.program.points import IS_POINT, WithPoints, delta_of
 from pyro_vae.program.refusals import (
     refuse_densities_without_volume,
     refuse_draws_as_distributions,
@@ -24,7 +25,6 @@ from pyro_vae.program.refusals import (
     refusing_noisy_modules,
     refusing_what_has_no_batch,
 )
-from pyro_vae.program.points import IS_POINT, WithPoints, delta_of
 from pyro_vae.program.sites import drawn_sites, plates_of, sample_sites
 from pyro_vae.program.summing import NOTHING, Summed, summing
 
