@@ -1,11 +1,14 @@
 """Evaluate public programs, unmodified, from copies of their repositories that lie outside of this project.
 
     python benchmarks/public_programs.py --pyro ../pyro --pyroved ../pyroVED
+    python benchmarks/public_programs.py --pyro ../pyro --only CEVAE
 
 `--pyro` is a checkout of Pyro, whose `examples/` are used, and `--pyroved` one of PyroVED. Each program is trained for
 a few steps of Pyro's own SVI on random data, or left as it was initialised. A row for each says how it was run, log
 p(x) from 2,000 draws of its guide, and what each estimator finds: the share of its reliable data, and the largest
-z-score of those that both call reliable. A program that ends in an error has its message in the row.
+z-score of those that both call reliable. The last column is of `posterior_samples`, four chains of 100 draws: the
+median and the largest R-hat over the data, after a look at the shapes. A program that ends in an error has its message
+in the row.
 
 With `--train` the table is another: the losses and gradients of four calls of `CompiledTrace_ELBO` beside those of
 Pyro's `Trace_ELBO` from the same seeds, as the largest relative difference, and how the calls were run.
@@ -14,6 +17,7 @@ Modules that only draw or download (visdom, scanpy and the like) are replaced by
 """
 
 import argparse
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -173,7 +177,21 @@ def row(program: Program, num_draws: int) -> str:
     ]
     for estimate in ESTIMATORS.values():
         cells.append(compared(estimate, run, program.options, reference))
-    return "  ".join(cells)
+    return "  ".join([*cells, sampled(run, program.options, len(reference))])
+
+
+def sampled(run: tuple[Any, ...], options: dict[str, Any], num_data: int) -> str:
+    """The median and the largest R-hat of posterior draws; a dash for all data together, which has none."""
+    if "joint" in options:
+        return f"{'-':>12}"
+    try:
+        found = pv.posterior_samples(*run, num_samples=100, num_chains=4, **options)
+    except (TypeError, ValueError):
+        return f"{'refused':>12}"
+    for name, value in [*found.latents.items(), ("log p(x|z)", found.log_likelihood)]:
+        if value.shape[:3] != (4, 100, num_data) or not value.double().isfinite().all():
+            return f"{name}: {tuple(value.shape)}, or not finite"
+    return f"{found.rhat.median():>6.2f} {found.rhat.max():>5.2f}"
 
 
 def compared(
@@ -227,13 +245,14 @@ def main() -> None:
     parser.add_argument("--pyro", type=Path, help="a checkout of Pyro")
     parser.add_argument("--pyroved", type=Path, help="a checkout of PyroVED")
     parser.add_argument("--num-draws", type=int, default=2_000, help="of the guide, for the reference")
+    parser.add_argument("--only", default="", help="a pattern of the names of programs to evaluate; all are trained")
     parser.add_argument("--train", action="store_true", help="compare compiled ELBOs with Pyro's, and nothing else")
     options = parser.parse_args()
     for name in STAND_INS:
         if find_spec(name) is None:
             sys.modules[name] = MagicMock(__spec__=None)
     warnings.simplefilter("ignore")
-    heads = "  ".join(f"{name:>12}" for name in ESTIMATORS)
+    heads = "  ".join(f"{name:>12}" for name in [*ESTIMATORS, "posterior"])
     if options.train:
         print(f"{'program':<34} {'loss':>8} {'gradient':>9}  how it ran")
     else:
@@ -243,6 +262,8 @@ def main() -> None:
             pyro.clear_param_store()
             pyro.set_rng_seed(0)
             for program in programs(folder):
+                if not re.search(options.only, program.name):
+                    continue
                 if not options.train:
                     print(row(program, options.num_draws), flush=True)
                 elif program.guide is not None:

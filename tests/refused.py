@@ -272,6 +272,39 @@ def _():
     return model, None, torch.where(X > 0.5, torch.nan, X)
 
 
+@case("missing values in what parameters are made of")
+def _():
+    return plain, of_z, torch.where(X > 0.5, torch.nan, X)
+
+
+@case("parameters of a distribution that cannot be")
+def _():
+    return with_likelihood(lambda z: dist.Normal(z, -1.0))
+
+
+@case("an error of the program's own")
+def _():
+    scope = {"__name__": "network"}
+    exec(compile("def network(z):\n    assert z.shape[-1] == 4, 'four numbers'\n", "network.py", "exec"), scope)
+    return with_likelihood(lambda z: dist.Normal(scope["network"](z), 1.0))
+
+
+@case("a density where the model has a point")
+def _():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            w = pyro.sample("w", dist.Normal(0.0, 1.0))
+            z = pyro.sample("z", dist.Delta(2 * w))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            w = pyro.sample("w", dist.Normal(x / 2, 1.0))
+            pyro.sample("z", dist.Normal(2 * w, 1.0))
+
+    return model, guide
+
+
 @case("densities that are no numbers")
 def _():
     return with_likelihood(lambda z: dist.Normal(z, torch.where(z > 1.0, torch.nan, 1.0)))

@@ -105,6 +105,7 @@ class Watch:
 
     def __init__(self, *roots: Found) -> None:
         self._places: list[_Place] = []
+        self._tables: list[_Place] = []
         self._empty: list[Any] = []
         self._states: list[tuple[str, Any, bytes]] = []
         self._instances: list[Any] = []
@@ -124,11 +125,16 @@ class Watch:
         # These are compared at each step, so they are laid out to run in C.
         self._reads = [place.read for place in self._places if place.values]
         self._values = [*itertools.chain.from_iterable(place.values for place in self._places)]
+        self._keys: list[Any] = [place.read() for place in self._tables]
+        self._names = [*map(len, self._keys), *itertools.chain.from_iterable(self._keys)]
+        self._places += self._tables
 
     def change(self) -> str | None:
         """Name the first place that has changed; None if none has."""
         now = [*itertools.chain.from_iterable([read() for read in self._reads])]
-        if any(self._empty) or len(now) != len(self._values) or not all(map(operator.is_, now, self._values)):
+        is_same = len(now) == len(self._values) and all(map(operator.is_, now, self._values))
+        names = [*map(len, self._keys), *itertools.chain.from_iterable(self._keys)]
+        if any(self._empty) or not is_same or names != self._names:
             for place in self._places:
                 if (change := place.change()) is not None:
                     return change
@@ -164,7 +170,8 @@ class Watch:
         if isinstance(value, STATEFUL):
             self._look_at_state(path, value)
         elif isinstance(value, (dict, types.MappingProxyType)):
-            yield from self._look_at(path, tuple(value), value.keys)  # where keys are data, one may replace another
+            if not all(isinstance(name, str) for name in value):  # where keys are data, one may replace another
+                yield from self._look_at(path, tuple(value), value.keys)
             yield from self._look_into_table(path, value)
         elif isinstance(value, SEQUENCES):
             yield from self._look_into_sequence(path, value)
@@ -182,14 +189,18 @@ class Watch:
         return iter(self._look_at(path, names, lambda: map(attributes.get, names)))
 
     def _look_into_table(self, path: str, items: Any) -> Iterator[Found]:
-        names = tuple(items)
+        before = dict(items)
+        names = tuple(before)
 
-        def restore(values: Sequence[Any]) -> None:
+        def restore(_: Sequence[Any]) -> None:
             items.clear()
-            items.update(zip(names, values, strict=True))
+            items.update(before)
 
+        undo = restore if isinstance(items, dict) else None
         self._empty += [] if items else [items]
-        yield from self._look_at(path, names, items.values, restore if isinstance(items, dict) else None)
+        if names and all(isinstance(name, str) for name in names):  # the same value may get another name
+            self._tables.append(_Place(path, names, items.keys, names, undo))
+        yield from self._look_at(path, names, items.values, undo)
 
     def _look_into_sequence(self, path: str, items: Any) -> Iterator[Found]:
         restore = functools.partial(operator.setitem, items, slice(None)) if isinstance(items, list) else None

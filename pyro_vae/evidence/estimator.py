@@ -83,6 +83,8 @@ class Task:
         how = {"amortized": structure.amortized, "draws": structure.draws}
         if structure.summed:
             how["summed_out"] = sorted(structure.summed.names)
+        if structure.listed_because:
+            how["listed_because"] = structure.listed_because
         return how if structure.amortized else how | {"not_amortized_because": structure.not_amortized_because}
 
     def blocks(self, width: int) -> Iterator[tuple[Block, Any]]:

@@ -172,8 +172,9 @@ class Objective(ELBO):
             return _number(self.losses(model, guide, *args, **kwargs)[0])
 
     def _loss_and_grads_as_it_is(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        value, surrogate = self.losses(model, guide, *args, **kwargs)
-        if surrogate.requires_grad:
+        with poutine.trace(param_only=True) as capture:
+            value, surrogate = self.losses(model, guide, *args, **kwargs)
+        if capture.trace.nodes and surrogate.requires_grad:  # as in a graph, and as Pyro does
             surrogate.backward(retain_graph=self.retain_graph)
         return _number(value)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_vae._random import seeded
+from pyro_vae.program.points import delta_of
 from pyro_vae.program.refusals import refusing_noisy_modules
 from pyro_vae.program.sites import plates_of, sample_sites
 
@@ -58,7 +59,11 @@ def gaussian_of(guide: AutoGuide, model: Callable[..., Any], args: tuple[Any, ..
         is_point = isinstance(guide, AutoDelta)
         traces = [poutine.trace(drawn_by).get_trace(*args, **kwargs) for _ in range(1 if is_point else NUM_DRAWS)]
         model_trace = poutine.trace(poutine.replay(model, trace=traces[0])).get_trace(*args, **kwargs)
-    latents = {name: site for name, site in sample_sites(model_trace) if not site["is_observed"] and name in traces[0]}
+    latents = {
+        name: site
+        for name, site in sample_sites(model_trace)
+        if not site["is_observed"] and name in traces[0] and delta_of(site["fn"]) is None
+    }
     _refuse_moving_supports(model, traces[-1], args, kwargs, latents)
     sites = {
         name: _moments(site, torch.stack([trace.nodes[name]["value"] for trace in traces]), is_point)

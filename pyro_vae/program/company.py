@@ -21,44 +21,19 @@ __all__ = [
     "agree",
     "refuse_company",
     "refuse_draws_that_meet",
-    "refuse_fixed_shapes",
     "refuse_place",
     "refuse_values_that_meet",
 ]
 
 
-def refuse_fixed_shapes(program: Program) -> None:
-    """Raise unless the pair runs on two draws at once, as evaluations do."""
-    expected = (2, program.num_data)
-    found: Any
-    try:
-        found = tuple(_weights_of_two_draws(program).shape)
-    except (RuntimeError, ValueError, IndexError) as error:
-        if ": expected " in str(error):  # it says more itself
-            raise
-        found = (str(error).splitlines() or [type(error).__name__])[0]
-    if found != expected:
-        raise ValueError(
-            f"model, guide: expected log weights of shape {expected} for 2 draws at once; got {found}; let the "
-            "functions inside accept dimensions to the left of the plate's, as Pyro's vectorize_particles=True needs."
-        )
-
-
-@torch.no_grad()
-def _weights_of_two_draws(program: Program) -> Tensor:
-    with seeded(program.device, 0), pyro.validation_enabled(False):
-        latents, guide = program.draw(2)
-        return sum(program.log_joint(latents)) - guide
-
-
-def refuse_place(program: Program, and_alone: bool = False) -> None:
+def refuse_place(found: Densities, and_alone: bool = False) -> None:
     """Raise if a row's density depends on its place, on the number of rows or on others: halves must give the same.
 
     With `and_alone`, so must a row in a batch of one.
     """
-    firsts = range(min(2, program.num_data))
-    found = Densities.of(program)
-    if not all(found.has(torch.arange(first, program.num_data, 2).flip(0)) for first in firsts):
+    num_data = found.program.num_data
+    firsts = range(min(2, num_data))
+    if not all(found.has(torch.arange(first, num_data, 2).flip(0)) for first in firsts):
         raise ValueError("model, guide: got other densities of the same rows in another place, or among fewer.")
     if and_alone and not all(found.has(torch.tensor([first])) for first in firsts):
         raise ValueError("model, guide: got other densities of the same row in a batch of one.")
@@ -83,12 +58,23 @@ def refuse_values_that_meet(program: Program) -> None:
 NUM_VALUES_LOOKED_AT = 3
 
 
-def refuse_draws_that_meet(program: Program) -> None:
-    """Raise if a draw has another density beside others than in a run without a dimension of draws."""
-    alone, together, again = _two_draws(program)
-    for name, one, other in zip(("model", "model", "guide"), zip(*alone, strict=True), together, strict=True):
+@torch.no_grad()
+def refuse_draws_that_meet(program: Program) -> Densities:
+    """Raise if a draw has another density beside another than in a run without a dimension of draws, or none.
+
+    Returns:
+        The first draw, with what was found of it.
+    """
+    alone = replace(program, structure=replace(program.structure, draws=ONE_BY_ONE))
+    with seeded(program.device, 0), pyro.validation_enabled(False):
+        drawn = [alone.draw(1) for _ in range(2)]
+        one_by_one = [(*alone.log_joint(latents), log_q) for latents, log_q in drawn]
+        _refuse_own_seed(*(latents for latents, _ in drawn))
+        both = {name: torch.cat([latents[name] for latents, _ in drawn]) for name in drawn[0][0]}
+        together = _of_two_draws(program, both)
+    for name, one, other in zip(("model", "model", "guide"), zip(*one_by_one, strict=True), together, strict=True):
         if other is not None and not agree(torch.cat(one), other):
-            _refuse_noise(alone[0], again)
+            _refuse_noise(one_by_one[0], lambda: alone.log_joint(drawn[0][0]))
             size = len(program.args[0])
             raise ValueError(
                 f"{name}: expected the same density of a draw alone, among {size} data, as beside another, in a "
@@ -96,24 +82,32 @@ def refuse_draws_that_meet(program: Program) -> None:
                 "which dimension it is about, counted from the right: Softmax(dim=-1), mean(-1); the channels of "
                 "BatchNorm1d, PReLU and GroupNorm are dimension 1, so give them rows by a reshape to (-1, channels)."
             )
+    prior, likelihood, log_q = together
+    return Densities(program, drawn[0][0], (prior[:1], likelihood[:1]), None if log_q is None else log_q[:1])
 
 
-@torch.no_grad()
-def _two_draws(
-    program: Program,
-) -> tuple[list[tuple[Tensor, ...]], tuple[Tensor | None, ...], Callable[[], tuple[Tensor, ...]]]:
-    """Return log p(z), log p(x|z) and log q(z|x) of two draws: `(1, N)` each alone, and `(2, N)` side by side.
+def _of_two_draws(program: Program, both: Latents) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return log p(z), log p(x|z) and log q(z|x), `(2, N)`; raise unless the pair runs on two draws at once."""
+    expected = (2, program.num_data)
+    try:
+        prior, likelihood = program.log_joint(both)
+        log_q = program.log_drawn(both)
+        drawn = program.draw(2)[1] if log_q is None else log_q
+    except (RuntimeError, ValueError, IndexError) as error:
+        if ": expected " in str(error):  # it says more itself
+            raise
+        raise _other_shape(expected, (str(error).splitlines() or [type(error).__name__])[0]) from None
+    for density in (prior, likelihood, drawn):
+        if density.shape != expected:
+            raise _other_shape(expected, tuple(density.shape))
+    return prior, likelihood, log_q
 
-    Also a function that evaluates the model at the first of them once more.
-    """
-    alone = replace(program, structure=replace(program.structure, draws=ONE_BY_ONE))
-    with seeded(program.device, 0), pyro.validation_enabled(False):
-        drawn = [alone.draw(1) for _ in range(2)]
-        densities: list[tuple[Tensor, ...]] = [(*alone.log_joint(latents), log_q) for latents, log_q in drawn]
-        _refuse_own_seed(*(latents for latents, _ in drawn))
-        both = {name: torch.cat([latents[name] for latents, _ in drawn]) for name in drawn[0][0]}
-        together = (*program.log_joint(both), program.log_drawn(both))
-    return densities, together, lambda: alone.log_joint(drawn[0][0])
+
+def _other_shape(expected: tuple[int, int], found: Any) -> ValueError:
+    return ValueError(
+        f"model, guide: expected log weights of shape {expected} for 2 draws at once; got {found}; let the "
+        "functions inside accept dimensions to the left of the plate's, as Pyro's vectorize_particles=True needs."
+    )
 
 
 @torch.no_grad()

@@ -13,6 +13,8 @@ from pyro_vae._random import seeded
 from pyro_vae.program.company import agree
 from pyro_vae.program.core import Program
 from pyro_vae.program.masks import Counting, elements_of
+from pyro_vae.program.refusals import refuse_impossible_data
+from pyro_vae.program.runs import Sites
 from pyro_vae.program.sites import name_of_latent
 
 __all__ = ["with_masks"]
@@ -23,7 +25,10 @@ NUM_MASKED_DRAWS = 64  # to test that nothing that counts depends on what is mas
 
 @torch.no_grad()
 def with_masks(program: Program) -> Program:
-    """Leave masked latents out of the densities, where nothing that counts depends on them."""
+    """Leave masked latents out of the densities, where nothing that counts depends on them.
+
+    The runs that show the masks also show whether the data are possible.
+    """
     counting = _counting(program)
     if not counting:
         return program
@@ -52,8 +57,11 @@ class _Masked(NamedTuple):
 
 
 def _counting(program: Program) -> dict[str, Counting]:
-    """Find which parts of the latents count, by the model's masks."""
-    pieces = [_masked(program.at(rows)) for rows in program.rows_at_a_time()]
+    """Find which parts of the latents count, by the model's masks; refuse data that cannot be."""
+    pieces = []
+    for some, sites in program.sites_of_pieces():
+        refuse_impossible_data(sites.observed)
+        pieces.append(_masked(some, sites))
     names = pieces[0].keys()
     if any(piece.keys() != names for piece in pieces):
         return {}
@@ -66,16 +74,14 @@ def _counting(program: Program) -> dict[str, Counting]:
     }
 
 
-def _masked(program: Program) -> dict[str, _Masked]:
+def _masked(program: Program, sites: Sites) -> dict[str, _Masked]:
     """Find the masked latents; none if the guide draws jointly what the model draws apart."""
+    latents, _, drawn = sites
+    masked = {name for name, site in latents.items() if elements_of(site).mask is not None}
+    if not masked or any(name_of_latent(site) not in latents for site in drawn.values()):
+        return {}
+    event_dims = {name: max(elements_of(site).fn.event_dim for site in (latents[name], drawn[name])) for name in masked}
     with seeded(program.device, 0), pyro.validation_enabled(False):
-        latents, _, drawn = program.sites()
-        masked = {name for name, site in latents.items() if elements_of(site).mask is not None}
-        if not masked or any(name_of_latent(site) not in latents for site in drawn.values()):
-            return {}
-        event_dims = {
-            name: max(elements_of(site).fn.event_dim for site in (latents[name], drawn[name])) for name in masked
-        }
         draws, _ = program.draw(NUM_MASKED_DRAWS)
         masks = program.parts_that_count(draws, event_dims)
     return {name: _Masked(masks[name], event_dim) for name, event_dim in event_dims.items()}

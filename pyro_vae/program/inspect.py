@@ -21,7 +21,6 @@ from pyro_vae.program.company import (
     Densities,
     refuse_company,
     refuse_draws_that_meet,
-    refuse_fixed_shapes,
     refuse_place,
     refuse_values_that_meet,
 )
@@ -29,10 +28,11 @@ from pyro_vae.program.core import Program
 from pyro_vae.program.counting import with_masks
 from pyro_vae.program.draws import AS_ROWS, ONE_BY_ONE, SIDE_BY_SIDE, Way
 from pyro_vae.program.listed import ListedProgram
-from pyro_vae.program.refusals import refuse_autocast
+from pyro_vae.program.points import WithPoints
+from pyro_vae.program.refusals import is_refusal, refuse_autocast, refuse_missing_numbers
 from pyro_vae.program.runs import LOOKED_AT_TOGETHER, has_rows, in_place_of_rows
 from pyro_vae.program.sites import drawn_sites
-from pyro_vae.program.structure import ENUMERABLE, NothingToDraw, enumerable, initialise, look_at
+from pyro_vae.program.structure import ENUMERABLE, NothingToDraw, OtherPrograms, enumerable, initialise, look_at
 from pyro_vae.program.undivided import UndividedProgram
 from pyro_vae.program.volume import refuse_other_volume
 from pyro_vae.program.whole import dims_of_rows, prior_of, with_rows_first, with_unused_latent
@@ -58,24 +58,39 @@ def program_of(
     if not (plate is None or isinstance(plate, str) or (type(plate) is int and plate < 0)):
         raise TypeError(f"plate: expected the name of the plate over data, or None; got {plate!r}; pass its name.")
     kwargs = _checks.keyword_arguments(kwargs)
+    pair = _Pair(model, guide, _arguments(args), kwargs, plate)
     try:
-        program = _of_pair(model, guide, args, kwargs, plate)
-    except (TypeError, ValueError):
-        dims = None if isinstance(plate, int) else dims_of_rows(model, args, kwargs, plate)
-        if dims is None:
-            raise
-        turned = tuple(arg if dim is None else arg.movedim(dim, 0) for arg, dim in zip(args, dims, strict=True))
-        model, guide = with_rows_first(model, dims), None if guide is None else with_rows_first(guide, dims)
-        program = _of_pair(model, guide, turned, kwargs, plate)
-    program.refuse_impossible_data()
+        program = _in_some_reading(pair)
+    except ValueError as error:
+        refuse_missing_numbers(pair.args, pair.kwargs, error)
+        raise
     some = (
         program.at(torch.zeros(1, dtype=torch.long, device=program.device)) if program.structure.amortized else program
     )
-    structure = replace(
-        program.structure, guide_has_density=_guide_has_density(some), can_draw_prior=_can_draw_prior(some)
-    )
-    program = with_masks(replace(program, structure=structure))
+    structure = program.structure
+    if structure.auxiliary:
+        structure = replace(structure, guide_has_density=_guide_has_density(some))
+    program = with_masks(replace(program, structure=replace(structure, can_draw_prior=_can_draw_prior(some))))
     return program if structure.amortized else _undivided(program)
+
+
+def _in_some_reading(pair: _Pair) -> Program:
+    """Return the program whose rows come first among the arguments; if there is none, one whose rows lie elsewhere."""
+    try:
+        return _of_pair(pair)
+    except (TypeError, ValueError):
+        readings = [] if isinstance(pair.plate, int) else dims_of_rows(pair.model, pair.args, pair.kwargs, pair.plate)
+        reasons = []
+        for dims in readings:
+            turned = pair.with_rows_in(dims)
+            try:
+                return _of_pair(turned)
+            except (TypeError, ValueError) as reason:
+                if len(turned.args[0]) != len(pair.args[0]):  # no plate has the size of the first dimension
+                    reasons.append(reason)
+        if reasons:
+            raise reasons[0] from None
+        raise
 
 
 @torch.no_grad()
@@ -90,23 +105,16 @@ def _undivided(program: Program) -> Program:
     return UndividedProgram.of(program, found.latents)
 
 
-def _of_pair(
-    model: Callable[..., Any],
-    guide: Callable[..., Any] | None,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    plate: str | int | None,
-) -> Program:
-    args = _arguments(args)
-    if guide is None:
-        return _without_guide(_Pair(model, prior_of(model), args, kwargs, plate))
-    return _with_guide(_Pair(model, guide, args, kwargs, plate))
+def _of_pair(pair: _Pair) -> Program:
+    _refuse_other_rows(pair.args)
+    if pair.guide is None:
+        return _without_guide(pair._replace(guide=prior_of(pair.model)))
+    return _with_guide(pair)
 
 
 def _without_guide(pair: _Pair) -> Program:
     """Draw from the prior, and sum discrete latents out; where that is not possible, draw them too, and warn."""
-    prior = pair.guide
-    program = _looked_at(pair._replace(guide=config_enumerate(prior)))
+    program = _looked_at(pair._replace(guide=config_enumerate(pair.guide)))
     left = enumerable(program.guide_sites(1))
     if left:
         _checks.warn(
@@ -140,8 +148,9 @@ def _looked_at(pair: _Pair) -> Program:
     try:
         found = _amortized(pair)
         return found if isinstance(found, Program) else _not_amortized(pair, found)
-    except NothingToDraw as nothing:
-        model, guide = (with_unused_latent(program, *nothing.args) for program in (pair.model, pair.guide))
+    except OtherPrograms as other:
+        change = with_unused_latent if isinstance(other, NothingToDraw) else WithPoints
+        model, guide = (change(program, *other.args) for program in (pair.model, pair.guide))
         return _looked_at(pair._replace(model=model, guide=guide))
 
 
@@ -174,10 +183,16 @@ class _Pair(NamedTuple):
     """A model and a guide, with what they are called on."""
 
     model: Callable[..., Any]
-    guide: Callable[..., Any]
+    guide: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     plate: str | int | None
+
+    def with_rows_in(self, dims: tuple[int | None, ...]) -> _Pair:
+        """Move these dimensions of the arguments to the front."""
+        model, guide = (fn and with_rows_first(fn, dims) for fn in (self.model, self.guide))
+        turned = (arg if dim is None else arg.movedim(dim, 0) for arg, dim in zip(self.args, dims, strict=True))
+        return self._replace(model=model, guide=guide, args=tuple(turned))
 
     def on(self, args: tuple[Any, ...], amortized: bool, way: Way) -> Program:
         """Inspect the pair on these arguments."""
@@ -216,8 +231,8 @@ def _amortized(pair: _Pair) -> Program | str:
     for way in pair.ways(SIDE_BY_SIDE, AS_ROWS):
         for size in (7, 11):
             try:
-                return _on_any_rows(pair, way, size)
-            except NothingToDraw:
+                return _warned_of_listing(_on_any_rows(pair, way, size), reason)
+            except OtherPrograms:
                 raise
             except Exception as error:  # whatever it is: the pair may run on all data together, or fail there again
                 reason = reason or _first_line(error)
@@ -227,16 +242,28 @@ def _amortized(pair: _Pair) -> Program | str:
 def _on_any_rows(pair: _Pair, way: Way, size: int) -> Program:
     """Run the pair on so many rows, and return the program, or raise an error if rows or draws see each other."""
     found = pair.on(_repeated(pair.args, size), True, way)
-    refuse_fixed_shapes(found)
-    refuse_draws_that_meet(found)
+    densities = refuse_draws_that_meet(found)
     refuse_values_that_meet(found)
     refuse_other_volume(found)
-    refuse_place(found, and_alone=True)
-    program = found.with_rows(arg for arg in pair.args if has_rows(arg))
+    refuse_place(densities, and_alone=True)
+    program = found.with_rows(arg for arg in pair.args if has_rows(arg)).knowing(densities.of_guide is not None)
     if isinstance(program, ListedProgram):  # values may be others for other rows
         program = ListedProgram.of(program)
-    refuse_place(program.at(torch.arange(min(program.num_data, LOOKED_AT_TOGETHER), device=program.device)))
+    some = program.at(torch.arange(min(program.num_data, LOOKED_AT_TOGETHER), device=program.device))
+    refuse_place(Densities.of(some))
     return program
+
+
+def _warned_of_listing(program: Program, reason: str) -> Program:
+    """Warn if each value of discrete latents is a draw, and keep the reason."""
+    if not isinstance(program, ListedProgram):
+        return program
+    _checks.warn(
+        f"model: expected discrete latents that take all their values at once, in a dimension to the left; got "
+        f"{', '.join(sorted(program.structure.summed.names))}, whose {program.num_values} joint values are draws, "
+        f"{program.structure.draws}, and as much slower ({reason.rstrip('.')})."
+    )
+    return replace(program, structure=replace(program.structure, listed_because=reason))
 
 
 def _first_line(error: Exception) -> str:
@@ -268,25 +295,25 @@ def _warn_of(program: Program, reason: str, is_whole: bool) -> None:
 
 def _on_all(pair: _Pair) -> Program:
     """Return the program on all rows, in the first way in which draws do not see each other."""
-    errors = {}
+    errors: dict[Way, Exception] = {}
     for way in pair.ways(SIDE_BY_SIDE, ONE_BY_ONE):
         try:
             program = pair.on(pair.args, False, way)
-            refuse_fixed_shapes(program)
-            refuse_draws_that_meet(program)
+            densities = refuse_draws_that_meet(program)
             refuse_values_that_meet(program)
             refuse_other_volume(program)
-            return program
-        except NothingToDraw:
+            program = program.knowing(densities.of_guide is not None)
+            return _warned_of_listing(program, _first_line(next(iter(errors.values()))) if errors else "")
+        except OtherPrograms:
             raise
         except Exception as error:  # another way may do; if none does, the plainest has the best reason
             errors[way] = error
     plain = [error for way, error in errors.items() if way.draws == ONE_BY_ONE]
-    raise next((error for error in plain if "expected" in str(error)), plain[0])
+    raise next((error for error in plain if is_refusal(error)), plain[0])
 
 
 def _arguments(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Check the positional arguments: tensors and arrays, but for single numbers, need one row for each datum."""
+    """Check the positional arguments, and make tensors of arrays."""
     if not args:
         raise TypeError("x: expected the data after model and guide; got nothing; pass a tensor (N, ...).")
     x, *others = _checks.tensor("x", args[0]), *args[1:]
@@ -294,12 +321,17 @@ def _arguments(args: tuple[Any, ...]) -> tuple[Any, ...]:
     for i, arg in enumerate(others, start=1):
         is_array = isinstance(arg, np.ndarray) or has_rows(arg)
         found.append(_checks.tensor(f"args[{i}]", arg) if is_array else arg)
-        if is_array and len(arg) != len(x):
+    return tuple(found)
+
+
+def _refuse_other_rows(args: tuple[Any, ...]) -> None:
+    """Raise unless all tensors, but for single numbers, have one row for each datum."""
+    for i, arg in enumerate(args):
+        if has_rows(arg) and len(arg) != len(args[0]):
             raise ValueError(
-                f"args[{i}]: expected one row for each of the {len(x)} data, as all tensors by position; got "
+                f"args[{i}]: expected one row for each of the {len(args[0])} data, as all tensors by position; got "
                 f"{len(arg)} rows; pass what is shared by the data in kwargs={{...}}."
             )
-    return tuple(found)
 
 
 def _repeated(args: tuple[Any, ...], size: int) -> tuple[Any, ...]:

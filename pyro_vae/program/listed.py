@@ -78,6 +78,11 @@ class ListedProgram(Program):
         return Program(program.model, program.guide, program.args, program.kwargs, structure, program.counting)
 
     @property
+    def num_values(self) -> int:
+        """How many joint values there are."""
+        return len(next(iter(self.values.values())))
+
+    @property
     def whole(self) -> Program:
         """The program with the discrete latents as latents that are drawn."""
         return self._whole_of(self)

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from pyro import poutine
 from pyro.distributions import Empirical
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from pyro_vae._private import BatchNorm, Dropout
 from pyro_vae.program.masks import elements_of
 from pyro_vae.program.sites import is_point, layers_of, sample_sites
 
 __all__ = [
+    "is_refusal",
     "refuse_autocast",
     "refuse_densities_without_volume",
     "refuse_draws_as_distributions",
     "refuse_half_precision",
     "refuse_impossible_data",
     "refuse_mismatch",
+    "refuse_missing_numbers",
     "refuse_other_names",
     "refuse_subsampling",
     "refusing_noisy_modules",
@@ -31,11 +37,16 @@ __all__ = [
 
 @contextmanager
 def refusing_what_has_no_batch() -> Iterator[None]:
-    """Explain the errors of Pyro's runs: distributions that cannot be expanded or evaluated, and other dimensions."""
+    """Explain the errors of Pyro's runs: distributions that cannot be expanded or evaluated, and other dimensions.
+
+    What the program itself raises is said as it is, with its place.
+    """
     try:
         yield
     except (NotImplementedError, AssertionError, IndexError) as error:
         said = (str(error).splitlines() or [""])[0].rstrip(".") or "no reason given"
+        if place := _place_in_program(error):
+            raise ValueError(_raised(f"{type(error).__name__}: {said}", place)) from error
         if "enumerate_support" in said:
             raise ValueError(
                 "model, guide: expected discrete latents with one list of values for all elements, where no guide "
@@ -47,17 +58,51 @@ def refusing_what_has_no_batch() -> Iterator[None]:
             f"{type(error).__name__}: {said}; use another (LKJCholesky for LKJ, say), or write one with `expand`, "
             "`sample` and `log_prob`."
         ) from error
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         said, *shapes = str(error).split("\nTrace Shapes:")
         if said.startswith("Shape mismatch inside plate"):
             raise ValueError(
                 f"model, guide: expected sites whose batch dimensions are those of plates; got a {said[0].lower()}"
                 f"{said[1:]}; declare dimensions of one datum by .to_event(1), or by a plate of their own."
             ) from error
-        if shapes:  # which a trace adds to all errors of a run
-            kind = ValueError if isinstance(error, ValueError) else TypeError
-            raise kind(said) from error
+        kind = type(error) if type(error) in (TypeError, ValueError, RuntimeError) else None
+        if kind and ": expected " not in said and (place := _place_in_program(error)):
+            raise kind(_raised(f"{kind.__name__}: {said.rstrip('.')}", place)) from error
+        if shapes and isinstance(error, (TypeError, ValueError)):  # which a trace adds to all errors of a run
+            raise (ValueError if isinstance(error, ValueError) else TypeError)(said) from error
         raise
+
+
+RAISED = ", raised by your program in "
+
+
+def _raised(what: str, place: str) -> str:
+    return (
+        f"model, guide: expected programs that run on these arguments; got {what}{RAISED}{place}; "
+        "run it alone, model(*args, **kwargs), and mend it there."
+    )
+
+
+def is_refusal(error: Exception) -> bool:
+    """Tell whether an error says what was expected, rather than what a program raised."""
+    return "expected" in str(error) and RAISED not in str(error)
+
+
+NOT_OF_PROGRAMS = {"torch", "pyro", "pyro_vae", *sys.stdlib_module_names} - {"__main__"}
+"""Packages whose functions raise what the program that called them did wrong."""
+
+
+def _place_in_program(error: BaseException) -> str:
+    """Return where in a program an error was raised; nothing if a distribution raised it, or nothing of a program."""
+    while error.__cause__ is not None:  # Pyro's trace raises it once more
+        error = error.__cause__
+    place = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        if isinstance(frame.f_locals.get("self"), Distribution):
+            return ""
+        if frame.f_globals.get("__name__", "").split(".")[0] not in NOT_OF_PROGRAMS:
+            place = f"{Path(frame.f_code.co_filename).name}:{line} ({frame.f_code.co_name})"
+    return place
 
 
 def refuse_half_precision(sites: dict[str, Any]) -> None:
@@ -164,15 +209,40 @@ def refuse_impossible_data(observed: dict[str, Any]) -> None:
             num_missing = int(site["value"].isnan().sum())
             if num_missing:
                 raise ValueError(
-                    f"model: expected observed numbers; got NaN at site {name!r}, in {num_missing} places; put "
-                    "numbers in their place under the mask, obs=x.nan_to_num(0), for NaN passes through gradients even "
-                    "there, or take a distribution that knows missing values, such as NanMaskedNormal."
+                    f"model: expected observed numbers; got NaN at site {name!r}, in {num_missing} of its "
+                    f"{site['value'].numel()} numbers; drop these rows; or put numbers in their place, "
+                    "obs=x.nan_to_num(0), under poutine.mask or with obs_mask=~x.isnan(), for NaN passes through "
+                    "gradients even under a mask; or take a distribution that knows missing values, such as "
+                    "NanMaskedNormal."
                 )
             low, high = site["value"].min().item(), site["value"].max().item()
             raise ValueError(
                 f"model: expected observed values in the support of their distribution, {site['fn'].support}; got "
                 f"values from {low:g} to {high:g} at site {name!r}; transform the data, or take another distribution."
             )
+
+
+def refuse_missing_numbers(args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception) -> None:
+    """Explain an error of a distribution whose parameters are NaN: by NaN in the arguments, or in the program."""
+    if not str(error).startswith("Expected parameter "):
+        return
+    arguments = {f"args[{i}]": arg for i, arg in enumerate(args)} | {
+        f"kwargs[{name!r}]": kwargs[name] for name in kwargs
+    }
+    for name, arg in arguments.items():
+        if isinstance(arg, Tensor) and (num_missing := int(arg.isnan().sum())):
+            raise ValueError(
+                f"{name}: expected numbers wherever parameters of distributions are made of them; got NaN in "
+                f"{num_missing} of {arg.numel()} numbers; drop these rows; or give networks and formulas "
+                "x.nan_to_num(0), and leave missing values to a site that knows them, such as NanMaskedNormal, or one "
+                "with obs_mask=~x.isnan()."
+            ) from error
+    said = " ".join(str(error).split(", but found")[0].split())
+    raise ValueError(
+        "model, guide: expected distributions with possible parameters; got others, and no NaN in the arguments: "
+        f"{said[0].lower()}{said[1:]}; look for NaN among the parameters of networks, and map outputs to the support, "
+        "as softplus does for a scale."
+    ) from error
 
 
 def _stands_for_missing(fn: Any, value: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ from torch import Tensor
 from pyro_vae._random import seeded
 from pyro_vae.program.draws import AS_ROWS, SIDE_BY_SIDE, Fixed, Given, apart, as_rows, widened
 from pyro_vae.program.masks import elements_of, mask_of
-from pyro_vae.program.refusals import refuse_impossible_data, refuse_subsampling
+from pyro_vae.program.points import IS_POINT
+from pyro_vae.program.refusals import refuse_subsampling
 from pyro_vae.program.sites import drawn_sites, kind_of, sample_sites
 from pyro_vae.program.structure import Structure
 from pyro_vae.program.summing import NOTHING, Summed, summing
@@ -169,6 +170,10 @@ class Runs:
         """Replace the rows; which parts of the latents count stays."""
         return replace(self, args=in_place_of_rows(self.args, rows))
 
+    def knowing(self, guide_has_density: bool) -> Self:
+        """Keep whether the guide's density is known at values that it has not drawn."""
+        return replace(self, structure=replace(self.structure, guide_has_density=guide_has_density))
+
     def with_guide(self, guide: Callable[..., Any]) -> Self:
         """Replace the guide."""
         return replace(self, guide=guide)
@@ -195,24 +200,23 @@ class Runs:
             name: self._in_layout(site) for name, site in sample_sites(trace) if name not in self.structure.summed.names
         }
         latent = {name: {**site, "value": latents[name]} for name, site in sites.items() if name in latents}
-        return Sites(latent, {name: site for name, site in sites.items() if name not in latents}, drawn)
+        hidden = {name for name, site in sites.items() if site["infer"].get(IS_POINT)} | latents.keys()
+        return Sites(latent, {name: site for name, site in sites.items() if name not in hidden}, drawn)
 
     def observed_values(self) -> dict[str, ObservedSite]:
         """Return what was observed at each site."""
-        parts = [{name: self._observed_site(site) for name, site in observed.items()} for observed in self._observed()]
+        pieces = [each for _, each in self.sites_of_pieces()]
+        parts = [{name: self._observed_site(site) for name, site in each.observed.items()} for each in pieces]
         return {name: ObservedSite.joined([part[name] for part in parts]) for name in parts[0]}
 
-    def refuse_impossible_data(self) -> None:
-        """Raise if an observed value is outside the support of its distribution."""
-        for observed in self._observed():
-            refuse_impossible_data(observed)
-
     @torch.no_grad()
-    def _observed(self) -> Iterator[dict[str, Any]]:
-        """Yield the observed sites, some rows at a time."""
+    def sites_of_pieces(self) -> Iterator[tuple[Self, Sites]]:
+        """Yield the program on some rows at a time, with its sites."""
         for rows in self.rows_at_a_time():
+            some = self.at(rows)
             with seeded(rows.device, 0), pyro.validation_enabled(False):
-                yield self.at(rows).sites().observed
+                sites = some.sites()
+            yield some, sites
 
     def _observed_site(self, site: dict[str, Any]) -> ObservedSite:
         value, ndim = site["value"], self._batch_ndim + site["fn"].event_dim

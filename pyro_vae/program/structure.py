@@ -15,6 +15,7 @@ from pyro_vae._random import seeded
 from pyro_vae.program.data_plate import dim_of_data
 from pyro_vae.program.draws import SIDE_BY_SIDE, Way
 from pyro_vae.program.in_turn import InTurn
+from pyro_vae.program.points import IS_POINT, WithPoints, delta_of
 from pyro_vae.program.refusals import (
     refuse_densities_without_volume,
     refuse_draws_as_distributions,
@@ -31,8 +32,16 @@ ENUMERABLE = "has_enumerate_support"
 """What Pyro's distributions say of themselves that have a list of values."""
 
 
-class NothingToDraw(Exception):
-    """All latents are summed out. The argument is the dimension of data."""
+class OtherPrograms(Exception):
+    """Raised for a pair that has to be changed first."""
+
+
+class NothingToDraw(OtherPrograms):
+    """All latents are summed out, or points. The argument is the dimension of data."""
+
+
+class PointsAmongLatents(OtherPrograms):
+    """Latents of the model are points. The argument names them, and tells which have a log density that is not 0."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,8 @@ class Structure:
     """Whether the latents can be drawn from the model."""
     not_amortized_because: str = ""
     """What went wrong on other numbers of rows."""
+    listed_because: str = ""
+    """What went wrong with all values of discrete latents at once, where each is a draw."""
     in_turn: InTurn | None = None
     """How the sites of each datum make those of all, for programs that visit data one after the other."""
 
@@ -70,8 +81,11 @@ class Structure:
 
 @torch.no_grad()
 def initialise(guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> poutine.Trace:
-    """Run the guide once on all data: parameters that it makes at its first call get the size that they should have."""
-    with poutine.block(), seeded(args[0].device, 0), refusing_noisy_modules():
+    """Run the guide once on all data: parameters that it makes at its first call get the size that they should have.
+
+    Those of its distributions are validated, above all as to NaN.
+    """
+    with poutine.block(), seeded(args[0].device, 0), refusing_noisy_modules(), pyro.validation_enabled(True):
         return traced(guide, args, kwargs)
 
 
@@ -99,15 +113,16 @@ def look_at(
 ) -> Structure:
     """Read the structure of the pair off a run on these rows, or raise an error that says what it lacks."""
     with poutine.block(), seeded(args[0].device, 0), refusing_noisy_modules():
-        with pyro.validation_enabled(True):  # of parameters, above all NaN
+        with pyro.validation_enabled(False):
             guide_trace = _trace(guide, args, kwargs)
+        with pyro.validation_enabled(True):  # of parameters, above all NaN; those of the guide were validated before
             enumerated = _enumerated(model, guide_trace, args, kwargs, way)
         with pyro.validation_enabled(False):  # a draw outside the prior's support is no error: its weight is zero
-            guide_trace = _trace(guide, args, kwargs)
             model_trace = _model_trace(model, guide_trace, enumerated, args, kwargs)
             for trace in (guide_trace, model_trace):
                 refuse_subsampling(trace)
                 refuse_draws_as_distributions(trace)
+            _find_points(guide_trace, model_trace)
             turns, summed = _in_turn((guide_trace, model_trace), len(args[0]), plate), enumerated.summed
             if turns is not None:
                 summed = _summed_in_turn(turns, enumerated, model_trace)
@@ -123,9 +138,10 @@ def look_at(
     for site in sites:
         if data_dim in [frame.dim for frame in plates_of(site)]:
             check_site_shape(site, -deepest)
-    with_draws = {name: site for name, site in model_sites.items() if name not in summed.names}
+    points = {name for name, site in model_sites.items() if site["infer"].get(IS_POINT)}
+    with_draws = {name: site for name, site in model_sites.items() if name not in summed.names | points}
     drawn = {name: site for name, site in guide_sites.items() if name not in summed.names}
-    if summed and all(site["is_observed"] for site in with_draws.values()):
+    if (summed or isinstance(model, WithPoints)) and all(site["is_observed"] for site in with_draws.values()):
         raise NothingToDraw(data_dim)
     refuse_mismatch(with_draws, drawn)
     refuse_densities_without_volume(with_draws, drawn)
@@ -141,6 +157,23 @@ def look_at(
         auxiliary=frozenset(drawn) - latents,
         in_turn=turns,
     )
+
+
+def _find_points(guide_trace: poutine.Trace, model_trace: poutine.Trace) -> None:
+    """Raise for latents of the model that have one value, given those before them, and that the guide does not draw."""
+    drawn, points = drawn_sites(guide_trace), {}
+    for name, site in drawn_sites(model_trace).items():
+        delta = delta_of(site["fn"])
+        if delta is None:
+            continue
+        if name in drawn and delta_of(drawn[name]["fn"]) is None:
+            raise ValueError(
+                f"guide: expected nothing at site {name!r}, which the model makes a point (Delta) of what is before "
+                f"it; got a {type(drawn[name]['fn']).__name__}, whose draws have a weight of 0; leave it out."
+            )
+        points[name] = bool(delta.log_density.any())
+    if points:
+        raise PointsAmongLatents(points)
 
 
 def _in_turn(traces: tuple[poutine.Trace, ...], num_rows: int, plate: str | int | None) -> InTurn | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from itertools import product
 from typing import Any, NamedTuple
 
 import pyro
@@ -59,36 +60,35 @@ def with_unused_latent(program: Callable[..., Any], data_dim: int) -> Callable[.
 @torch.no_grad()
 def dims_of_rows(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], plate: str | None
-) -> tuple[int | None, ...] | None:
-    """Find where the rows of each argument lie, from the plate that holds all sites, if not in the first dimension.
+) -> list[tuple[int | None, ...]]:
+    """List where the rows of each argument may lie, from the plate that holds all sites, if not all come first.
 
-    None if no plate has a size that each tensor has in just one dimension.
+    A size may occur twice in a tensor, as in (time, data) with as many steps as data: an inspection tells which it is.
     """
     x = args[0] if args else None
     if not isinstance(x, Tensor) or x.ndim < 2:
-        return None
+        return []
     try:
         with poutine.block(), seeded(x.device, 0), refusing_noisy_modules(), pyro.validation_enabled(False):
             trace = poutine.trace(model).get_trace(*args, **kwargs)
     except Exception:  # a model that does not run on these arguments has no plate to tell
-        return None
+        return []
     frames = [{(frame.name, frame.size) for frame in plates_of(site)} for _, site in sample_sites(trace)]
-    for name, size in sorted(set.intersection(*frames)) if frames else ():
-        found = tuple(_dim_of_size(arg, size) for arg in args)
-        if plate in (None, name) and size != len(x) and _MISSING not in found:
-            return found
-    return None
+    sizes = {size for name, size in set.intersection(*frames) if plate in (None, name)} if frames else ()
+    found = [
+        dims for size in sorted(sizes) for dims in product(*(_dims_of_size(arg, size) for arg in args)) if any(dims)
+    ]
+    return found[:MOST_READINGS]
 
 
-_MISSING = -1
+MOST_READINGS = 8
 
 
-def _dim_of_size(arg: Any, size: int) -> int | None:
-    """Find the one dimension of that size; -1 if there is none or more than one, None for what is no tensor."""
+def _dims_of_size(arg: Any, size: int) -> list[int] | list[None]:
+    """List the dimensions of that size; None for what is no tensor."""
     if not isinstance(arg, Tensor) or arg.ndim == 0:
-        return None
-    dims = [dim for dim in range(arg.ndim) if arg.shape[dim] == size]
-    return dims[0] if len(dims) == 1 else _MISSING
+        return [None]
+    return [dim for dim in range(arg.ndim) if arg.shape[dim] == size]
 
 
 def with_rows_first(program: Callable[..., Any], dims: tuple[int | None, ...]) -> Callable[..., Any]:

@@ -5,9 +5,13 @@ import logging
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import Trace_ELBO
 
+import pyro_vae as pv
 from pyro_vae.compile.watch import Watch
 
 SETTINGS = {"scale": 1.0}
@@ -75,3 +79,74 @@ def test_a_new_attribute_of_a_function():
     assert "new item" in watch.change()
     watch.undo()
     assert watch.change() is None and not hasattr(model, "scale")
+
+
+class Named:
+    """Reads one of its numbers, whichever is there."""
+
+    kind = 1.0
+
+    def __init__(self):
+        self.table = {"loc": 0.5}
+        self.loc = 0.5
+
+    def __call__(self, x):
+        return x - self.loc if hasattr(self, "loc") else x - 2 * self.other
+
+
+def rename_an_attribute(program):
+    program.other = program.__dict__.pop("loc")
+
+
+def rename_an_item(program):
+    program.table["other"] = program.table.pop("loc")
+
+
+def rename_in_a_class(program):
+    cls = type(program)
+    cls.other = cls.loc
+    del cls.loc
+
+
+@pytest.mark.parametrize("rename", [rename_an_attribute, rename_an_item, rename_in_a_class])
+def test_the_same_object_by_another_name(rename):
+    """The values of a table are what they were, in their order, and a program finds them elsewhere."""
+
+    class Program(Named):
+        pass
+
+    Program.loc = 2.0
+    program = Program()
+    watch = Watch(("model", program))
+    assert watch.change() is None
+    rename(program)
+    assert watch.change() is not None
+    if rename is not rename_in_a_class:  # whose attributes cannot be restored
+        watch.undo()
+        assert watch.change() is None and program.loc == 0.5 and program.table == {"loc": 0.5}
+
+
+def test_a_graph_is_of_the_names_that_a_program_reads():
+    """Compiled and eager losses of a program that finds its number under another name."""
+    program = Named()
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(program(z), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.8))
+
+    x, elbo = torch.linspace(-1.0, 1.0, 5), pv.objectives.CompiledTrace_ELBO()
+
+    def loss(objective):
+        torch.manual_seed(0)
+        return objective.loss(model, guide, x)
+
+    for rename in (lambda: None, lambda: rename_an_attribute(program)):
+        rename()
+        losses = [loss(elbo) for _ in range(4)]  # the third is compiled
+        assert losses == pytest.approx([loss(Trace_ELBO())] * 4, rel=1e-5)
+    assert elbo.execution(model, guide).startswith("compiled")

@@ -264,3 +264,29 @@ def test_compile_false_compiles_nothing(interpreted):
     history = pv.fit(vae, vae.sample(20).detach(), objective=objective, compile=False, num_epochs=3, progress=False)
     assert history.execution == "as it is: compile=False" and not interpreted
     assert objective.compile
+
+
+@pytest.mark.parametrize("kind", [ImportanceWeighted, pv.objectives.CompiledTrace_ELBO])
+def test_without_parameters_of_the_store_nothing_is_differentiated(kind):
+    """Eagerly as by the graph, and as by Pyro: a tensor that asks for a gradient of its own is left alone."""
+    loc = torch.zeros((), requires_grad=True)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", pyro.distributions.Normal(loc, 1.0))
+            pyro.sample("x", pyro.distributions.Normal(z, 1.0), obs=x)
+
+    def guide(x, scale=None):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", pyro.distributions.Normal(x / 2, 0.8 if scale is None else scale))
+
+    def trained(x):
+        guide(x, pyro.param("scale", torch.tensor(0.8)))
+
+    objective = kind()
+    for _ in range(4):
+        objective.loss_and_grads(model, guide, torch.zeros(3))
+        assert loc.grad is None
+    for calls in range(1, 4):
+        objective.loss_and_grads(model, trained, torch.zeros(3))
+        assert loc.grad.abs() > 0, calls

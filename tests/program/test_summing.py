@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import warnings
 
 import pyro
 import pyro.distributions as dist
@@ -370,3 +371,28 @@ def test_a_factor_and_data_that_depend_on_what_is_summed_out():
     assert torch.allclose(pv.importance_sampling(by_factor, nothing, x).log_evidence, exact)
     normalised = exact - 0.5 * math.log(2 * math.pi)
     assert torch.allclose(pv.importance_sampling(by_difference, nothing, x).log_evidence, normalised)
+
+
+def test_values_that_are_draws_are_said():
+    """Each value is one more draw where a program does not take all at once: a warning, and `settings`, say why."""
+    x = torch.linspace(-1.0, 1.0, 5)
+
+    def model(x, takes_all=False):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            k = pyro.sample("k", dist.Bernoulli(torch.tensor(0.3)))
+            assert takes_all or k.shape == z.shape, "one value for each"
+            pyro.sample("x", dist.Normal(z + 2 * k, 1.0), obs=x)
+
+    def guide(x, takes_all=False):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.9))
+
+    with pytest.warns(UserWarning, match="got k, whose 2 joint values are draws, .*one value for each"):
+        listed = pv.importance_sampling(model, guide, x)
+    assert "one value for each" in listed.settings["listed_because"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        at_once = pv.importance_sampling(model, guide, x, kwargs={"takes_all": True})
+    assert "listed_because" not in at_once.settings
+    assert torch.allclose(listed.log_evidence, at_once.log_evidence, atol=0.2)
