@@ -46,9 +46,11 @@ def log_evidence(
 
     For each datum a pilot run draws from the guide; where that will not do, from Laplace's Gaussian; and where that
     will not do either, a short annealing shows how many temperatures are needed. The pilots pick the estimator:
-    importance sampling where k-hat is below 0.3 and the draws that the tolerance takes are affordable, else AIS. Where
-    other draws found significantly more than Laplace's Gaussian, which then missed a mode, or where four modes or more
-    were found, a mixture of it and the guide gets the rest of the budget.
+    importance sampling where k-hat is below 0.3 and the draws that the tolerance takes are affordable, else AIS. A
+    guide that looks good may sit on one of several modes: sixty evaluations go to climbs from afar, and where one ends
+    in mass that the guide's draws have missed, Laplace's Gaussians at all modes that are found come next. Where other
+    draws found significantly more than Laplace's Gaussian, which then missed a mode, or where four modes or more were
+    found, a mixture of it and the guide gets the rest of the budget.
 
     The estimator then runs once, with frozen settings and fresh noise. Its result is reported even where it missed the
     tolerance with budget left: to go on after a look at it would bias it. As pilots only decide, and only the measured
@@ -56,8 +58,8 @@ def log_evidence(
 
     A datum whose error stays above the tolerance, or whose estimate is not `reliable`, is flagged:
     `diagnostics["reached"]` is False, and the summary counts them. So is one for which draws from the guide or around
-    it found significantly more than the measured run (`diagnostics["contradicted"]`). A mode that no draw came near
-    stays unnoticed.
+    it found significantly more than the measured run (`diagnostics["contradicted"]`). A mode that no draw and
+    no climb came near stays unnoticed.
 
     Args:
         model, guide: a Pyro program and its guide, or None for the prior. Discrete latents of few joint

@@ -13,6 +13,7 @@ from pyro_vae.evidence.survey import NUM_POINTS
 from pyro_vae.evidence.weights import Estimate
 
 __all__ = [
+    "CLIMBS",
     "FEWEST_TEMPERATURES",
     "GUIDE_PILOT",
     "LAPLACE_PILOT",
@@ -24,6 +25,7 @@ __all__ = [
 
 GUIDE_PILOT = 200
 LAPLACE_PILOT = 200
+CLIMBS = 60  # evaluations to look for mass that the guide's draws have missed
 NUM_CHAINS, NUM_LEAPFROG = 16, 3
 LARGEST_KHAT = 0.3  # of a pilot run, whose k-hat is rough: well below the measured run's threshold
 SAFETY = 3.0  # factor on the variance that a pilot run saw, which is rough

@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_vae._random import seed_for
 from pyro_vae.evidence.annealing import Annealing, anneal, annealed, end_draws
 from pyro_vae.evidence.budget import (
+    CLIMBS,
     FEWEST_TEMPERATURES,
     GUIDE_PILOT,
     LAPLACE_PILOT,
@@ -23,10 +24,11 @@ from pyro_vae.evidence.budget import (
 from pyro_vae.evidence.collect import Collected, collected
 from pyro_vae.evidence.draws import Draws
 from pyro_vae.evidence.elsewhere import Elsewhere, checked
+from pyro_vae.evidence.laplace import Summits, is_twice_differentiable
 from pyro_vae.evidence.pilot import PILOT_CHAINS, PILOT_TEMPERATURES, Pilot, pilot
 from pyro_vae.evidence.region import Component, Region
 from pyro_vae.evidence.sources import Modes, Source, guide_at
-from pyro_vae.evidence.survey import Survey, find_modes, survey
+from pyro_vae.evidence.survey import Survey, find_modes, find_summits, survey
 from pyro_vae.evidence.weights import Estimate
 from pyro_vae.program.tiles import Block, Noise, evaluating, noise, refuse_nan
 
@@ -55,6 +57,8 @@ class Cascade:
     budget: Budget
     seed: int
     results: list[Result] = field(default_factory=list)
+    summits: Summits | None = None
+    """Where climbs from afar ended, at their places in the block."""
 
     def run(self) -> None:
         """Find a result for each datum that was asked for."""
@@ -67,12 +71,14 @@ class Cascade:
         self.elsewhere = self.seen.against(guide.fitted.component)
         if self.seen.is_everything:
             return self._sum_up(everyone)
-        can_seek = isinstance(self.region, Region) and self.budget.can_find_modes(self.region.view.dim)
+        can_seek = isinstance(self.region, Region) and self._can_find_modes(self.region)
         if can_seek and self.budget.always_seeks_modes:
             modes = self._find_modes(everyone, self.region)
             if modes.are_several(everyone).any():
                 return self._go_on_from_modes(everyone, self.region, modes)
         needed = self.budget.num_draws(self.pilot, GUIDE_PILOT, self.elsewhere).to(everyone.device)
+        if can_seek and not self.budget.always_seeks_modes:
+            needed = needed.where(~self._is_elsewhere(everyone, needed, self.region), torch.inf)
         left = self._sample(everyone, needed, self._guide)
         if not len(left):
             return None
@@ -95,6 +101,28 @@ class Cascade:
         self._spend_the_rest(left[~can_anneal], modes.laplace)
         if can_anneal.any():
             self._anneal(left[can_anneal], modes)
+
+    def _can_find_modes(self, region: Region) -> bool:
+        """Tell whether the budget pays for a search for modes, and the program has the derivatives that it takes."""
+        if not self.budget.can_find_modes(region.view.dim):
+            return False
+        with noise(self.block.program, seed_for(self.seed, "derivatives"), self.block.place):
+            return is_twice_differentiable(region.at(self.block.asked_for[:1]).view, self.seen.places[0, :1])
+
+    def _is_elsewhere(self, columns: Tensor, needed: Tensor, region: Region) -> Tensor:
+        """Tell for which data climbs end in mass that the guide's draws, though they look good, cannot have seen."""
+        found = torch.zeros_like(columns, dtype=torch.bool)
+        affordable = self._for_all(self.spent[columns] + CLIMBS + needed <= self.budget.max_evaluations)
+        if not affordable.any():
+            return found
+        chosen = columns[affordable]
+        with noise(self.block.program, seed_for(self.seed, "climbs"), self.block.place):
+            seen, log_evidence = self.seen.at(chosen - self.block.columns.start), self.pilot.at(self._rows(chosen))
+            summits = find_summits(region.at(chosen), seen, log_evidence.log_evidence.to(columns.device))
+        self.spent[chosen] += summits.num_evaluations
+        self.summits = summits.spread(chosen, self.width)
+        found[affordable] = summits.log_mass.isfinite().any(0)
+        return found
 
     def _for_all(self, possible: Tensor) -> Tensor:
         return possible if self.budget.amortized else possible.all().expand_as(possible)
@@ -131,7 +159,8 @@ class Cascade:
     def _find_modes(self, columns: Tensor, region: Region) -> Modes:
         """Find Laplace's Gaussians of these columns."""
         with noise(self.block.program, seed_for(self.seed, "where to start"), self.block.place):
-            fit = find_modes(region.at(columns), self.seen.at(columns - self.block.columns.start))
+            seen = self.seen.at(columns - self.block.columns.start)
+            fit = find_modes(region.at(columns), seen, self.summits and self.summits.at(columns))
         self.spent[columns] += fit.num_evaluations
         return Modes(self.block.program, region, fit.gaussians.spread(columns, self.width))
 

@@ -49,6 +49,17 @@ class FullNormal(NamedTuple):
         centred = (u - self.loc).movedim(0, -1)
         return torch.linalg.solve_triangular(self.scale_tril, centred, upper=False).movedim(-1, 0)
 
+    @classmethod
+    def of(cls, u: Tensor) -> FullNormal:
+        """Fit one to draws `(K, N, D)`. The fewer draws there are, the more do variances count, and no covariances."""
+        loc, variance = moments(u)
+        inside = u.isfinite().all(-1, keepdim=True)
+        centred = (u - loc).where(inside, 0.0)
+        covariance = torch.einsum("kni,knj->nij", centred, centred) / (inside.sum(0) - 1).clamp(min=1)[..., None]
+        share = len(u) / (len(u) + u.shape[-1])
+        diagonal = (variance - share * covariance.diagonal(dim1=-2, dim2=-1)).diag_embed()
+        return cls(loc, torch.linalg.cholesky(share * covariance + diagonal))
+
     @property
     def log_volume(self) -> Tensor:
         """log det L + D log(2 pi) / 2, `(N,)`."""

@@ -13,16 +13,19 @@ from torch import Tensor
 from pyro_vae.evidence.gaussians import FullNormal, NormalMixture, moments
 from pyro_vae.program.unconstrained import Unconstrained
 
-__all__ = ["LaplaceFit", "fit_laplace"]
+__all__ = ["LaplaceFit", "Summits", "fit_laplace", "is_twice_differentiable", "seek_summits"]
 
 NUM_STEPS, MAX_ROUNDS = 10, 6
 NUM_EXPLORING = 15  # steps from another start, before a Hessian is spent where they end
+NUM_CLIMBING = 12  # of the climbs that every datum pays for
 CONVERGED = 1e-2  # bound on the squared length of a Newton step, which is twice its gain in nats
 NUM_PRIOR_STARTS, NUM_FAR_STARTS, MAX_STARTS_ELSEWHERE = 2, 2, 2
 SHARE_ELSEWHERE = 0.01  # of p(x), beyond which another start is worth its cost
 SAME_MODE = 2.0  # distance, in the standard deviations of one of two Gaussians
 SMALLEST_SHARE = 0.08  # of the draws, for a mode of little mass: at least one in 16 chains
 NEGLIGIBLE = 10.0  # nats below the mass of the first mode
+NUM_MORE_STARTS, MAX_MORE_MODES = 16, 8  # where climbs found several modes, of which there may be more
+UNCOVERED = 2.0  # nats by which the weight of a place exceeds p(x), where draws would have missed it
 MAX_PAIRS = 16_384  # (direction, datum) pairs for which products with the Hessian are formed together
 
 
@@ -34,6 +37,29 @@ class LaplaceFit(NamedTuple):
     """Whether the search for the main mode converged, `(N,)`."""
     num_evaluations: Tensor
     """Evaluations of log p(x, z), `(N,)`, int64. A product with the Hessian counts as two."""
+
+
+class Summits(NamedTuple):
+    """Where K climbs from afar ended for each of N data, and what they found that draws had missed."""
+
+    places: Tensor
+    """`(K, N, D)`."""
+    log_mass: Tensor
+    """Laplace's approximation of the mass of p(x, u) there, `(K, N)`; -inf where there is nothing new."""
+    num_evaluations: Tensor
+    """`(N,)`, int64."""
+
+    def at(self, rows: Tensor) -> Summits:
+        """Select rows by index."""
+        return Summits(self.places[:, rows], self.log_mass[:, rows], self.num_evaluations[rows])
+
+    def spread(self, rows: Tensor, num_data: int) -> Summits:
+        """Place these as rows among more data; the others get none."""
+        places = self.places.new_zeros(len(self.places), num_data, self.places.shape[-1])
+        log_mass = self.log_mass.new_full((len(places), num_data), -math.inf)
+        num_evaluations = self.num_evaluations.new_zeros(num_data)
+        places[:, rows], log_mass[:, rows], num_evaluations[rows] = self
+        return Summits(places, log_mass, num_evaluations)
 
 
 class _Modes(NamedTuple):
@@ -64,7 +90,12 @@ class _Modes(NamedTuple):
 
 
 def fit_laplace(
-    view: Unconstrained, start: Tensor, prior: Tensor, places: Tensor | None = None, log_ratio: Tensor | None = None
+    view: Unconstrained,
+    start: Tensor,
+    prior: Tensor,
+    places: Tensor | None = None,
+    log_ratio: Tensor | None = None,
+    summits: Summits | None = None,
 ) -> LaplaceFit:
     r"""Fit N(m, H^{-1}), with m a mode of $\log p(x, u)$ over u and $H = -\nabla^2 \log p(x, m)$; or a mixture.
 
@@ -82,6 +113,7 @@ def fit_laplace(
         view: the posterior.
         start: where to begin, `(N, D)`.
         prior: draws from the prior, `(K, N, D)`.
+        summits: where former climbs ended, from which searches start too.
         places, log_ratio: draws of g `(M, N, D)`, and log p / g of them `(M, N)`.
 
     References:
@@ -91,6 +123,12 @@ def fit_laplace(
     first = _search(view, start, floor)
     search = _Searches(view, floor, [first], first.num_evaluations)
     everyone = torch.arange(len(start), device=start.device)
+    if summits is not None:
+        for place, log_mass in zip(summits.places, summits.log_mass, strict=True):
+            rows = log_mass.isfinite().nonzero().flatten()
+            if len(rows):
+                search.go_on(rows, place[rows])
+        search.look_around(summits.log_mass.isfinite().any(0).nonzero().flatten(), prior[-NUM_MORE_STARTS:])
     for other in prior[:NUM_PRIOR_STARTS]:
         search.go_on(everyone, other.where(other.isfinite(), first.gaussian.loc))
     for _ in range(NUM_FAR_STARTS):
@@ -107,6 +145,72 @@ def fit_laplace(
             search.go_on(left, places[index, left])
             share[index, left] = 0.0
     return LaplaceFit(_mixture(search.found), first.converged, search.num_evaluations)
+
+
+@torch.no_grad()
+def seek_summits(
+    view: Unconstrained, around: FullNormal, prior: Tensor, log_prob: Callable[[Tensor], Tensor], log_evidence: Tensor
+) -> Summits:
+    r"""Climb from draws of the prior, to find mass that draws of a density q around a Gaussian cannot have seen.
+
+    Climbs start from a few draws of the prior, and from those that are farthest from the Gaussian and from each other.
+    They climb in its metric. A summit is new if it lies away from the Gaussian, if a draw of q there would have had a
+    weight well above p(x), and if its mass, $\log p(x, u) + \frac12 |\nabla|^2_{H^{-1}} + \frac12 \log |2 \pi H^{-1}|$,
+    is no negligible share of p(x). So a datum whose posterior has one mode costs the climbs alone.
+
+    Args:
+        view: the posterior.
+        around: where the draws of q lie.
+        prior: draws from the prior, `(K, N, D)`.
+        log_prob: log q(u).
+        log_evidence: log p(x) as q's draws found it, `(N,)`.
+    """
+    starts = _far_starts(around, prior)
+    density = _density(view)
+    end = _climb(density, around, starts, NUM_CLIMBING)
+    spent = torch.full_like(log_evidence, NUM_CLIMBING * len(starts), dtype=torch.int64)
+    is_away = (around.whitened(end.position).norm(dim=-1) > _away(view.dim)) & (end.gain < view.dim)
+    is_new = is_away & (end.value - log_prob(end.position) > log_evidence + UNCOVERED)
+    log_mass = torch.full_like(end.value, -math.inf)
+    floor = _smallest_curvature(prior)
+    for place, new, mass in zip(end.position, is_new, log_mass, strict=True):
+        rows = new.nonzero().flatten()
+        if len(rows):
+            mass[rows] = _log_mass(_density(view.at(rows)), place[rows], floor[rows])
+            spent[rows] += 1 + 2 * view.dim
+    is_large = log_mass > log_evidence + math.log(SHARE_ELSEWHERE)
+    return Summits(end.position, log_mass.where(is_large, -math.inf), spent)
+
+
+def _far_starts(around: FullNormal, prior: Tensor) -> Tensor:
+    """Select draws of the prior, those farthest from a Gaussian and each other, and its mirror image at their mean."""
+    middle, _ = moments(prior)
+    white = around.whitened(prior)
+    distance = white.norm(dim=-1)
+    starts = [*prior[:NUM_PRIOR_STARTS], 2 * middle - around.loc]
+    rows = torch.arange(prior.shape[1], device=prior.device)
+    for _ in range(NUM_FAR_STARTS):
+        index = distance.nan_to_num(nan=-1.0, posinf=-1.0).argmax(0)
+        starts.append(prior[index, rows])
+        distance = torch.minimum(distance, (white - white[index, rows]).norm(dim=-1))
+    found = torch.stack(starts)
+    return found.where(found.isfinite(), around.loc)
+
+
+def _log_mass(density: Callable[[Tensor], Tensor], place: Tensor, floor: Tensor) -> Tensor:
+    """Return Laplace's approximation of the mass about a place near a mode, `(N,)`."""
+    value, gradient = _with_gradient(density, place[None])
+    gaussian = FullNormal(place, _scale_tril(_hessian(density, place), floor))
+    return value[0] + 0.5 * gaussian.scaled_transposed(gradient)[0].square().sum(-1) + gaussian.log_volume
+
+
+def is_twice_differentiable(view: Unconstrained, place: Tensor) -> bool:
+    """Tell whether log p(x, u) has second derivatives, as the search for modes needs, at a place `(N, D)`."""
+    try:
+        _hessian_products(_density(view), place, torch.ones_like(place[:1]))
+    except RuntimeError:  # from what has no gradient
+        return False
+    return True
 
 
 @dataclass
@@ -133,18 +237,42 @@ class _Searches:
 
     def go_on(self, rows: Tensor, start: Tensor) -> None:
         """Look for one more mode of these data."""
-        first, known = self.found[0].at(rows), [each.at(rows) for each in self.found]
-        end = _climb(_density(self.view.at(rows)), first.gaussian, start, NUM_EXPLORING)
+        end = self._climb(rows, start[None]).at(0)
+        known = [each.at(rows) for each in self.found]
         is_away = _distances(known, end.position[None])[0] > _away(self.view.dim)
         new = (is_away & (end.gain < self.view.dim)).nonzero().flatten()
-        self.num_evaluations = self.num_evaluations.index_add(0, rows, torch.full_like(rows, NUM_EXPLORING))
-        if not len(new):
+        self._add(rows[new], end.position[new])
+
+    def look_around(self, rows: Tensor, starts: Tensor) -> None:
+        """Look for more modes of these data from all of the starts `(K, N, D)`, the highest summits first."""
+        if not len(rows):
             return
-        mode = _search(self.view.at(rows[new]), end.position[new], self.floor[rows[new]])
-        is_new = _distances([each.at(new) for each in known], mode.gaussian.loc[None])[0] > SAME_MODE
+        end = self._climb(rows, starts[:, rows].where(starts[:, rows].isfinite(), 0.0))
+        value = end.value.where(end.gain < self.view.dim, -torch.inf)
+        for _ in range(MAX_MORE_MODES):
+            known = [each.at(rows) for each in self.found]
+            value = value.where(_distances(known, end.position) > _away(self.view.dim), -torch.inf)
+            best, index = value.max(0)
+            new = best.isfinite().nonzero().flatten()
+            if not len(new):
+                return
+            self._add(rows[new], end.position[index[new], new])
+            value[index[new], new] = -torch.inf
+
+    def _climb(self, rows: Tensor, start: Tensor) -> _Climbed:
+        spent = torch.full_like(rows, len(start) * NUM_EXPLORING)
+        self.num_evaluations = self.num_evaluations.index_add(0, rows, spent)
+        return _climb(_density(self.view.at(rows)), self.found[0].gaussian.at(rows), start, NUM_EXPLORING)
+
+    def _add(self, rows: Tensor, start: Tensor) -> None:
+        """Search from a summit, and keep the mode if it is new."""
+        if not len(rows):
+            return
+        mode = _search(self.view.at(rows), start, self.floor[rows])
+        is_new = _distances([each.at(rows) for each in self.found], mode.gaussian.loc[None])[0] > SAME_MODE
         mode = mode._replace(value=mode.value.where(is_new & mode.converged, -torch.inf))
-        self.found.append(mode.spread(self.found[0], rows[new]))
-        self.num_evaluations = self.num_evaluations.index_add(0, rows[new], mode.num_evaluations)
+        self.found.append(mode.spread(self.found[0], rows))
+        self.num_evaluations = self.num_evaluations.index_add(0, rows, mode.num_evaluations)
 
 
 def _away(dim: int) -> float:
@@ -181,7 +309,7 @@ def _search(view: Unconstrained, loc: Tensor, floor: Tensor) -> _Modes:
             break
         density = _density(view.at(left))
         metric = FullNormal(loc[left], _scale_tril(_hessian(density, loc[left]), floor[left]))
-        climbed = _climb(density, metric, loc[left], NUM_STEPS)
+        climbed = _climb(density, metric, loc[left][None], NUM_STEPS).at(0)
         loc[left], value[left], converged[left] = climbed.position, climbed.value, climbed.gain < CONVERGED
         spent[left] += NUM_STEPS + 2 * dim
     scale_tril = _scale_tril(_hessian(_density(view), loc), floor)
@@ -189,27 +317,33 @@ def _search(view: Unconstrained, loc: Tensor, floor: Tensor) -> _Modes:
 
 
 class _Climbed(NamedTuple):
+    """Where K climbs ended for each of N data."""
+
     position: Tensor
     value: Tensor
     gain: Tensor
     """The squared length of the next step."""
 
+    def at(self, index: int) -> _Climbed:
+        """Select one of the K."""
+        return _Climbed(*(each[index] for each in self))
+
 
 def _climb(density: Callable[[Tensor], Tensor], metric: FullNormal, start: Tensor, num_steps: int) -> _Climbed:
-    """Climb by a number of steps in the metric of a Gaussian."""
-    size = torch.ones_like(start[:, :1])
-    best, value, step = start, torch.full_like(start[:, 0], -math.inf), torch.zeros_like(start)
+    """Climb from `(K, N, D)` by a number of steps in the metric of a Gaussian."""
+    size = torch.ones_like(start[..., :1])
+    best, value, step = start, torch.full_like(start[..., 0], -math.inf), torch.zeros_like(start)
     gain = torch.full_like(value, math.inf)
     for _ in range(num_steps):
         proposed = best + size * step
-        new_value, gradient = _with_gradient(density, proposed[None])
-        better = new_value[0] > value
-        value = new_value[0].where(better, value)
-        best = proposed.where(better[:, None], best)
+        new_value, gradient = _with_gradient(density, proposed)
+        better = new_value > value
+        value = new_value.where(better, value)
+        best = proposed.where(better[..., None], best)
         whitened = metric.scaled_transposed(gradient)
-        gain = whitened.square().sum(-1)[0].where(better, gain)
-        step = metric.scaled(whitened)[0].where(better[:, None], step)
-        size = torch.where(better[:, None], (1.5 * size).clamp(max=1.0), 0.5 * size)
+        gain = whitened.square().sum(-1).where(better, gain)
+        step = metric.scaled(whitened).where(better[..., None], step)
+        size = torch.where(better[..., None], (1.5 * size).clamp(max=1.0), 0.5 * size)
     return _Climbed(best, value, gain)
 
 

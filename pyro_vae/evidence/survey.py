@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from pyro_vae.evidence.elsewhere import Elsewhere
-from pyro_vae.evidence.gaussians import moments
-from pyro_vae.evidence.laplace import LaplaceFit, fit_laplace
+from pyro_vae.evidence.gaussians import FullNormal, moments
+from pyro_vae.evidence.laplace import LaplaceFit, Summits, fit_laplace, seek_summits
 from pyro_vae.evidence.region import NUM_MOMENT_DRAWS, Component, Latent, Region
 
-__all__ = ["NUM_POINTS", "Survey", "find_modes", "survey"]
+__all__ = ["NUM_POINTS", "Survey", "find_modes", "find_summits", "survey"]
 
 NUM_POINTS = 60  # in all
 
@@ -85,11 +85,24 @@ def _number(log_density: Tensor) -> Tensor:
     return log_density.where(~log_density.isnan(), -torch.inf)
 
 
-def find_modes(region: Region, seen: Survey) -> LaplaceFit:
-    """Find Laplace's Gaussians, starting at the guide's mean, and where a survey found what they leave out.
+def find_modes(region: Region, seen: Survey, summits: Summits | None = None) -> LaplaceFit:
+    """Find Laplace's Gaussians, starting at the guide's mean, and where a survey or climbs found what they leave out.
 
     It consumes noise of the block.
     """
     loc, _ = moments(region.draw_guide(NUM_MOMENT_DRAWS))
-    prior = region.draw_prior(NUM_MOMENT_DRAWS) if region.view.program.can_draw_prior else seen.places
-    return fit_laplace(region.view, loc, prior, seen.places, seen.log_ratio)
+    return fit_laplace(region.view, loc, _prior(region, seen), seen.places, seen.log_ratio, summits)
+
+
+def find_summits(region: Region, seen: Survey, log_evidence: Tensor) -> Summits:
+    """Find mass that draws of the guide, which found `log_evidence`, cannot have seen; climb to it from the prior.
+
+    It consumes noise of the block.
+    """
+    around = FullNormal.of(region.draw_guide(NUM_MOMENT_DRAWS))
+    return seek_summits(region.view, around, _prior(region, seen), region.guide.log_prob, log_evidence)
+
+
+def _prior(region: Region, seen: Survey) -> Tensor:
+    """Draw from the prior; where that is not possible, return the places of a survey."""
+    return region.draw_prior(NUM_MOMENT_DRAWS) if region.view.program.can_draw_prior else seen.places
