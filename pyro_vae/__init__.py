@@ -18,6 +18,7 @@ from pyro_vae.evidence import (
     posterior_samples,
     proposals,
 )
+from pyro_vae.imputation import Imputation, impute
 from pyro_vae.objectives.svi import SVI
 from pyro_vae.optim import FusedAdam
 from pyro_vae.program.check import check_program
@@ -35,6 +36,7 @@ __all__ = [
     "Evidence",
     "FusedAdam",
     "History",
+    "Imputation",
     "InferenceGap",
     "LatentUse",
     "Posterior",
@@ -48,6 +50,7 @@ __all__ = [
     "evidence",
     "fit",
     "importance_sampling",
+    "impute",
     "inference_gap",
     "latent_use",
     "likelihoods",
