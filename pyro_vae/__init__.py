@@ -21,6 +21,7 @@ from pyro_vae.evidence import (
 from pyro_vae.objectives.svi import SVI
 from pyro_vae.optim import FusedAdam
 from pyro_vae.program.check import check_program
+from pyro_vae.report import write_report
 from pyro_vae.training import DivergedError, History, fit, load
 from pyro_vae.vae import VAE
 
@@ -62,4 +63,5 @@ __all__ = [
     "proposals",
     "rate_distortion",
     "training",
+    "write_report",
 ]
