@@ -22,6 +22,7 @@ from pyro_vae.imputation import Imputation, impute
 from pyro_vae.objectives.svi import SVI
 from pyro_vae.optim import FusedAdam
 from pyro_vae.program.check import check_program
+from pyro_vae.report import write_report
 from pyro_vae.training import DivergedError, History, fit, load
 from pyro_vae.vae import VAE
 
@@ -65,4 +66,5 @@ __all__ = [
     "proposals",
     "rate_distortion",
     "training",
+    "write_report",
 ]

@@ -6,6 +6,7 @@ import argparse
 import inspect
 import os
 import platform
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from pyro_vae.cli.folder import EVALUATION, EVIDENCE, OpenRun, write_json
 from pyro_vae.cli.kinds import FLAG, SEED, Kind, choice, number, several, whole
 from pyro_vae.cli.settings import flag_of
 from pyro_vae.data import Dataset
+from pyro_vae.evidence.summary import remarks_of, table_of
 
 __all__ = ["add_evaluate"]
 
@@ -114,8 +116,9 @@ def evaluate(args: argparse.Namespace) -> Answer:
     result = estimate(vae.model, vae.guide, *_arguments(args.estimator, run, test, options), **options)
     record = _record(args, run, test, result)
     _keep(run.folder, args.estimator, result, record)
-    advice = _advice(args.estimator, result)
-    return Answer("\n".join([result.summary(), *_own_unit(run, result), *advice]), {**record, "warnings": advice})
+    warnings = _warnings(result)
+    lines = [_table(result), *_own_unit(run, result), *(f"warning: {warning}" for warning in warnings)]
+    return Answer("\n".join(lines), {**record, "warnings": warnings})
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
@@ -196,6 +199,15 @@ def _keep(folder: Path, estimator: str, result: Any, record: dict[str, Any]) -> 
     write_json(folder / EVALUATION, record)
 
 
+def _table(result: Any) -> str:
+    """Return the figures, without the remarks, whose remedies are for Python."""
+    if not isinstance(result, pv.Evidence):
+        return result.summary()
+    reliable = int(result.reliable.sum())
+    row = f"{'reliable':<28}{f'{reliable / len(result):.0%}':>10}   {reliable:,} of {len(result):,} data"
+    return "\n".join([table_of(result)._replace(remarks=[]).text, row])
+
+
 def _own_unit(run: OpenRun, result: Any) -> list[str]:
     found = _evidence_of(result)
     if found is None or run.scaling is None:
@@ -207,28 +219,27 @@ def _own_unit(run: OpenRun, result: Any) -> list[str]:
     ]
 
 
-def _advice(estimator: str, result: Any) -> list[str]:
-    """Say in one line each what is to be done about what went wrong."""
+def _warnings(result: Any) -> list[str]:
+    """Say in one line each what went wrong, and what to do about it, in the words of the command line."""
     found = _evidence_of(result)
-    if found is None or not found.is_bound:
+    if found is None:
         return []
-    lines, num_data = [], len(found)
-    num_bad = int((~found.reliable).sum())
-    if num_bad:
-        remedies = {
-            "ais": "raise --num-temperatures, or --num-chains",
-            "log_evidence": "raise --max-evaluations, or pass --estimator ais --num-temperatures 500",
-        }
-        remedy = remedies.get(estimator, "pass --estimator log_evidence, or ais")
-        lines.append(f"warning: log p(x) of {num_bad:,} of {num_data:,} data is not reliable: {remedy}")
-    missed = int((~found.diagnostics["reached"].bool() & found.reliable).sum()) if "reached" in found.diagnostics else 0
-    if missed:
-        lines.append(f"warning: {missed:,} of {num_data:,} data missed the tolerance: raise --max-evaluations")
-    if num_data < 2:
-        lines.append("warning: one datum says nothing of others: raise --num-test")
+    lines = [f"{remark.what}: {_with_flags(remark.remedy)}" for remark in remarks_of(found) if remark.remedy]
+    if len(found) < 2:
+        lines.append("one datum says nothing of others: raise --num-test")
     elif found.sampling_error > max(10 * found.mean_std_error, 1.0):
         lines.append(
-            f"warning: other data would change the mean by {found.sampling_error:.2f} nats, the draws by "
-            f"{found.mean_std_error:.3f}: raise --num-test, where there are more"
+            f"other data would change the mean by {found.sampling_error:.2f} nats, other draws by "
+            f"{found.mean_std_error:.3f}: raise --num-test, if there are more"
         )
     return lines
+
+
+def _with_flags(remedy: str) -> str:
+    """Write options as they are typed."""
+    names = "|".join(OPTIONS)
+    return re.sub(
+        rf"\b({names})\b",
+        lambda match: flag_of(match[1]),
+        remedy.replace("use log_evidence", "pass --estimator log_evidence"),
+    )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +13,7 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae import VAE, data
+from pyro_vae._files import read_json, replace_file
 from pyro_vae.cli.failure import Refusal, refuse
 from pyro_vae.cli.model import make_vae
 from pyro_vae.cli.rundata import RunData, Scaling, is_image, read_data
@@ -49,7 +48,7 @@ class KeepSettings(Callback):
 class OpenRun:
     """A run that was trained, with its VAE and its data, each read when it is first asked for."""
 
-    def __init__(self, folder: str, which: str = "best") -> None:
+    def __init__(self, folder: str, which: Any = "best") -> None:
         self.folder, self.which = Path(folder), which
         kept = saved_settings(self.folder)
         if kept is None:
@@ -91,8 +90,8 @@ class OpenRun:
         """The VAE with the parameters of the run."""
         blank = data.from_tensor(torch.zeros(1, *self.shape))
         known = blank if self.settings.vae is None else self.data.train  # the user's own may look at the data
-        vae = make_vae(self.settings, self.shape, self.num_labels, known)
-        return pv.load(self.folder, vae, which=self.which)  # type: ignore[arg-type]
+        made = make_vae(self.settings, self.shape, self.num_labels, known)
+        return pv.load(self.folder, made, which=self.which)
 
     def test_data(self, number: int | None, default: int) -> Dataset:
         """Return the first of the test data."""
@@ -124,7 +123,7 @@ def saved_settings(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        kept = json.loads(path.read_text())
+        kept = read_json(path)
         Settings.kept(kept["settings"])
         if not {"train", "test", "shape", "num_labels", "scale", "shift", "names"} <= kept["data"].keys():
             raise KeyError("data")
@@ -147,9 +146,7 @@ def _refuse_no_run(folder: Path) -> NoReturn:
 
 def write_json(path: Path, values: Any) -> None:
     """Write a file whole, or not at all."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}", delete=False) as file:
-        json.dump(plain(values), file, indent=1)
-    os.replace(file.name, path)
+    replace_file(path, json.dumps(plain(values), indent=1).encode())
 
 
 def plain(value: Any) -> Any:

@@ -11,6 +11,7 @@ from pyro_vae.cli.answer import Answer, add_command, add_which, shows_progress
 from pyro_vae.cli.arguments import add_option
 from pyro_vae.cli.folder import EVIDENCE, OpenRun
 from pyro_vae.cli.kinds import SEED, whole
+from pyro_vae.report import write_report
 
 __all__ = ["add_report"]
 
@@ -39,8 +40,6 @@ def add_report(commands: Any) -> None:
 
 def report(args: argparse.Namespace) -> Answer:
     """Write the page."""
-    from pyro_vae.report import write_report
-
     run = OpenRun(args.run, args.which)
     kept = run.folder / EVIDENCE
     evidence = pv.Evidence.load(kept) if kept.is_file() else None
