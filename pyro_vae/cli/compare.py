@@ -58,16 +58,16 @@ def compare(args: argparse.Namespace) -> Answer:
 
 
 def _evidence(run: OpenRun) -> pv.Evidence:
-    path = run.folder / EVIDENCE
-    if not path.is_file():
-        refuse(
-            "run", "a run that was evaluated", f"{str(run.folder)!r}, which was not", f"pyro-vae evaluate {run.folder}"
-        )
-    return pv.Evidence.load(path)
+    found = run.evidence()
+    if found is None:
+        is_old = (run.folder / EVIDENCE).is_file()
+        why = "which was trained further since" if is_old else "which was not"
+        refuse("run", "a run that was evaluated", f"{str(run.folder)!r}, {why}", f"pyro-vae evaluate {run.folder}")
+    return found
 
 
 def _refuse_other_units(a: OpenRun, b: OpenRun) -> None:
-    if bool(a.recorded["scale"]) != bool(b.recorded["scale"]):
+    if (a.scaling is None) != (b.scaling is None):
         refuse(
             "run", "densities in one unit", "one run of standardized columns and one of columns as they are",
             "train both alike, with --standardize or --no-standardize",

@@ -151,8 +151,9 @@ def _record(args: argparse.Namespace, run: OpenRun, test: Dataset, result: Any) 
     return {
         "run": str(run.folder),
         "command": ["pyro-vae", *args.argv],
-        "estimator": args.estimator,
+        "asked_for": args.estimator,
         "parameters": args.which,
+        "checkpoint": run.checkpoint,
         "data": test.provenance.as_dict(),
         **({} if found is None else found.as_dict() | {"reliable_share": found.reliable.double().mean().item()}),
         **({} if found is result else _figures(result)),

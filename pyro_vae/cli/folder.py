@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 import torch
 
 import pyro_vae as pv
-from pyro_vae import VAE, data
-from pyro_vae._files import read_json, replace_file
+from pyro_vae import VAE
+from pyro_vae._files import read_file, read_json, replace_file
 from pyro_vae.cli.failure import Refusal, refuse
 from pyro_vae.cli.model import make_vae
 from pyro_vae.cli.rundata import RunData, Scaling, is_image, read_data
@@ -23,7 +23,10 @@ from pyro_vae.training import Callback, Progress
 
 __all__ = ["EVALUATION", "EVIDENCE", "SETTINGS", "KeepSettings", "OpenRun", "plain", "saved_settings", "write_json"]
 
-SETTINGS, EVIDENCE, EVALUATION, HISTORY = "settings.json", "evidence.npz", "evaluation.json", "history.jsonl"
+SETTINGS, COLUMNS, HISTORY = "settings.json", "columns.json", "history.jsonl"
+EVIDENCE, EVALUATION = "evidence.npz", "evaluation.json"
+LARGEST_TABLE = 1 << 28
+"""Bytes of what is kept of a table's columns."""
 
 
 @dataclass
@@ -33,15 +36,15 @@ class KeepSettings(Callback):
     run: Path
     settings: Settings
     data: RunData
-    command: list[str]
 
     def on_start(self, progress: Progress) -> None:
         written = {
-            "command": self.command,
+            "command": self.settings.command(self.run),
             "settings": self.settings.as_dict(),
             "data": self.data.as_dict(),
             "version": pv.__version__,
         }
+        write_json(self.run / COLUMNS, self.data.columns())
         write_json(self.run / SETTINGS, written)
 
 
@@ -53,7 +56,7 @@ class OpenRun:
         kept = saved_settings(self.folder)
         if kept is None:
             _refuse_no_run(self.folder)
-        self.settings, self.recorded = Settings.kept(kept["settings"]), kept["data"]
+        self.settings, self.recorded, self.columns = Settings.kept(kept["settings"]), kept["data"], kept["columns"]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -74,9 +77,9 @@ class OpenRun:
     def data(self) -> RunData:
         """The data, if they are those that the run was trained on."""
         read = read_data(self.settings)
-        for part in ("train", "test"):
+        for part in ("train", "validation", "test"):
             dataset, before = getattr(read, part), self.recorded[part]
-            if dataset.provenance.sha256 != before["sha256"]:
+            if dataset is not None and dataset.provenance.sha256 != before["sha256"]:
                 source = self.settings.test if part == "test" and self.settings.test else self.settings.data
                 refuse(
                     str(self.folder), f"the data that it was trained with, sha256 {before['sha256'][:12]}",
@@ -88,9 +91,8 @@ class OpenRun:
     @cached_property
     def vae(self) -> VAE:
         """The VAE with the parameters of the run."""
-        blank = data.from_tensor(torch.zeros(1, *self.shape))
-        known = blank if self.settings.vae is None else self.data.train  # the user's own may look at the data
-        made = make_vae(self.settings, self.shape, self.num_labels, known)
+        train = None if self.settings.vae is None else lambda: self.data.train
+        made = make_vae(self.settings, self.shape, self.num_labels, train)
         return pv.load(self.folder, made, which=self.which)
 
     def test_data(self, number: int | None, default: int) -> Dataset:
@@ -104,8 +106,27 @@ class OpenRun:
     @property
     def scaling(self) -> Scaling | None:
         """How columns were standardized."""
-        shift, scale = self.recorded["shift"], self.recorded["scale"]
+        shift, scale = self.columns["shift"], self.columns["scale"]
         return None if scale is None else Scaling(torch.tensor(shift), torch.tensor(scale))
+
+    @property
+    def names(self) -> list[str] | None:
+        """The names of a table's columns."""
+        return self.columns["names"]
+
+    @property
+    def checkpoint(self) -> str | None:
+        """Which parameters there are: the name changes when training goes on."""
+        path = self.folder / "last.json"
+        return read_json(path).get("checkpoint") if path.is_file() else None
+
+    def evidence(self) -> pv.Evidence | None:
+        """Read the last evaluation; None if there is none of these parameters."""
+        if not ((self.folder / EVIDENCE).is_file() and (self.folder / EVALUATION).is_file()):
+            return None
+        record = read_json(self.folder / EVALUATION)
+        is_of_these = (record.get("checkpoint"), record.get("parameters")) == (self.checkpoint, self.which)
+        return pv.Evidence.load(self.folder / EVIDENCE) if is_of_these else None
 
     def standardized(self, x: torch.Tensor) -> torch.Tensor:
         """Return data of the file as the VAE takes them."""
@@ -124,9 +145,12 @@ def saved_settings(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         kept = read_json(path)
+        kept["columns"] = json.loads(read_file(folder / COLUMNS, LARGEST_TABLE))
         Settings.kept(kept["settings"])
-        if not {"train", "test", "shape", "num_labels", "scale", "shift", "names"} <= kept["data"].keys():
+        if not {"train", "test", "shape", "num_labels"} <= kept["data"].keys():
             raise KeyError("data")
+        if not {"names", "shift", "scale"} <= kept["columns"].keys():
+            raise KeyError("columns")
     except (OSError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise Refusal(
             f"{path}: expected the settings that training wrote; got a file that is damaged, or of another version "

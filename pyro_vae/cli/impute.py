@@ -76,7 +76,7 @@ def impute(args: argparse.Namespace) -> Answer:
     labels = {} if dataset.labels is None else {"labels": dataset.labels}
     write_arrays(
         path,
-        run.recorded["names"],
+        run.names,
         x=x,
         sd=sd,
         missing=missing,

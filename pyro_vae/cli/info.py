@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pyro_vae._files import read_json
 from pyro_vae.cli.answer import Answer, add_command
+from pyro_vae.cli.failure import refuse
 from pyro_vae.cli.folder import EVALUATION, HISTORY, OpenRun
 
 __all__ = ["add_info"]
@@ -30,7 +32,7 @@ def info(args: argparse.Namespace) -> Answer:
     run = OpenRun(args.run)
     epochs = _lines(run.folder / HISTORY)
     evaluation = run.folder / EVALUATION
-    found = json.loads(evaluation.read_text()) if evaluation.is_file() else None
+    found = read_json(evaluation) if evaluation.is_file() else None
     settings = run.settings.as_dict()
     values = {
         "run": str(run.folder),
@@ -40,10 +42,10 @@ def info(args: argparse.Namespace) -> Answer:
         "last_epoch": epochs[-1] if epochs else None,
         "evaluation": found,
     }
-    set_by = {name: value for name, value in settings.items() if value not in (None, False)}
+    set_by = {name: value for name, value in settings.items() if value is not None and value is not False}
     lines = [
         *(
-            f"{name:<16}{' '.join(map(str, value)) if isinstance(value, list) else value}"
+            f"{name:<16}{' '.join(map(str, value)) if isinstance(value, tuple) else value}"
             for name, value in set_by.items()
         ),
         *(_line_of(part, run.recorded[part]) for part in ("train", "validation", "test") if run.recorded[part]),
@@ -61,7 +63,15 @@ def info(args: argparse.Namespace) -> Answer:
 
 
 def _lines(path: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    except ValueError as error:
+        refuse(
+            str(path),
+            "one JSON object an epoch",
+            f"a damaged file ({error})",
+            "go on with train --resume, which mends it",
+        )
 
 
 def _line_of(part: str, provenance: dict[str, Any]) -> str:

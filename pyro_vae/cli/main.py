@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from pyro_vae import DivergedError
+from pyro_vae import DivergedError, __version__
 from pyro_vae.cli.arguments import Parser
 from pyro_vae.cli.compare import add_compare
 from pyro_vae.cli.data import add_data
@@ -54,6 +54,7 @@ OPTIONAL = {"PIL": "pillow", "matplotlib": "matplotlib", "torchvision": "torchvi
 def parser() -> Parser:
     """Make the parser of all commands."""
     made = Parser(prog="pyro-vae", description=ABOUT, epilog=EXAMPLES)
+    made.add_argument("--version", action="version", version=f"pyro-vae {__version__}")
     commands = made.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     for add in COMMANDS:
         add(commands)
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Refusal, DivergedError, ValueError, TypeError, OSError, ImportError) as error:
         return _failed(error, options)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print("interrupted; a run goes on with train --resume", file=sys.stderr)
         return INTERRUPTED
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else DONE
@@ -99,10 +100,9 @@ def _message(error: Exception, options: set[str]) -> str | None:
         return package and f"{package}: expected the package; got none; pip install {package}"
     if isinstance(error, (Refusal, DivergedError)):
         return text
-    if isinstance(error, OSError) and error.strerror is not None:
-        return (
-            f"{error.filename}: expected a file that can be read and written; got an error, {error.strerror}; check it"
-        )
+    if isinstance(error, OSError):
+        named = error.filename or "output"
+        return f"{named}: expected a file to use; got an error, {error.strerror}; check it" if error.strerror else text
     if ": expected " not in text:
         return None
     argument = re.match(r"(\w+):", text)

@@ -31,8 +31,17 @@ OUTPUTS = {"bernoulli": 1, "gaussian": 1, "gaussian-learned": 1, "gaussian-per-p
 
 def settled(settings: Settings, data: RunData) -> Settings:
     """Decide what was left to the data."""
+    settings = replace(
+        settings,
+        binarization=data.train.provenance.binarization or "none",
+        standardize=data.scaling is not None,
+    )
     if settings.vae is not None:
         return settings
+    if settings.likelihood == "bernoulli" and not is_binary(data.train.x):
+        low, high = data.train.x.min().item(), data.train.x.max().item()
+        refuse("--likelihood", "zeros and ones, for bernoulli", f"numbers from {low:g} to {high:g}",
+               "pass --binarization dynamic, for numbers from 0 to 1, or --likelihood gaussian-learned")  # fmt: skip
     likelihood = settings.likelihood or ("bernoulli" if is_binary(data.train.x) else "gaussian-learned")
     num_numbers = math.prod(data.shape)
     latent_dim = 50 if is_image(data.shape) or num_numbers >= 100 else max(1, num_numbers // 2)
@@ -47,13 +56,19 @@ def settled(settings: Settings, data: RunData) -> Settings:
     )
 
 
-def make_vae(settings: Settings, shape: tuple[int, ...], num_labels: int | None, train: Dataset) -> VAE:
-    """Make the VAE with its first parameters, which the seed fixes; the user's own, or one of perceptrons."""
+def make_vae(
+    settings: Settings, shape: tuple[int, ...], num_labels: int | None, train: Callable[[], Dataset] | None
+) -> VAE:
+    """Make the VAE with its first parameters, which the seed fixes; the user's own, or one of perceptrons.
+
+    Training data are read only if they are needed; without them, parameters are to be replaced.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         if settings.vae is not None:
             return _users_own(settings.vae, train)
-        return _of_perceptrons(settings, math.prod(shape), num_labels or 0, train.mean)
+        mean = torch.zeros(shape) if train is None else train().mean
+        return _of_perceptrons(settings, math.prod(shape), num_labels or 0, mean)
 
 
 def _of_perceptrons(settings: Settings, num_numbers: int, num_labels: int, mean: Tensor) -> VAE:
@@ -83,11 +98,12 @@ def _likelihood(settings: Settings, decoder: MLP) -> torch.nn.Module:
     return likelihoods.Gaussian(decoder, scale=form, min_scale=settings.min_scale or 0.01)
 
 
-def _users_own(where: str, train: Dataset) -> VAE:
+def _users_own(where: str, train: Callable[[], Dataset] | None) -> VAE:
     """Call the user's function."""
     make = _imported(where)
+    data = train() if train is not None and _takes_data(make) else None
     try:
-        vae = make(train) if _takes_data(make) else make()
+        vae = make() if data is None else make(data)
     except Refusal:
         raise
     except Exception as error:

@@ -39,7 +39,7 @@ def reconstruct(args: argparse.Namespace) -> Answer:
     if path.suffix.lower() in PICTURES:
         write_picture(path, made, original)
     else:
-        write_arrays(path, run.recorded["names"], x=made, original=original)
+        write_arrays(path, run.names, x=made, original=original)
     error = (made - original).square().mean().sqrt().item()
     values = {"run": str(run.folder), "output": str(path), "num_data": len(test), "root_mean_squared_error": error}
     return Answer(f"written     {len(test):,} reconstructions to {path}\nroot mean squared error {error:.4g}", values)

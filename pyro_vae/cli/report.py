@@ -6,10 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import pyro_vae as pv
 from pyro_vae.cli.answer import Answer, add_command, add_which, shows_progress
 from pyro_vae.cli.arguments import add_option
-from pyro_vae.cli.folder import EVIDENCE, OpenRun
+from pyro_vae.cli.folder import OpenRun
 from pyro_vae.cli.kinds import SEED, whole
 from pyro_vae.report import write_report
 
@@ -41,10 +40,8 @@ def add_report(commands: Any) -> None:
 def report(args: argparse.Namespace) -> Answer:
     """Write the page."""
     run = OpenRun(args.run, args.which)
-    kept = run.folder / EVIDENCE
-    evidence = pv.Evidence.load(kept) if kept.is_file() else None
     path = write_report(
-        run.folder, run.data.with_context(run.data.test), vae=run.vae, evidence=evidence,
+        run.folder, run.data.with_context(run.data.test), vae=run.vae, evidence=run.evidence(),
         output=None if args.output is None else Path(args.output), compare_with=args.other,
         num_data=getattr(args, "num_test", 100), seed=getattr(args, "seed", 0), progress=shows_progress(),
     )  # fmt: skip

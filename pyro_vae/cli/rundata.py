@@ -79,12 +79,17 @@ class RunData:
     def as_dict(self) -> dict[str, Any]:
         """Return what is needed to read them again, and to see whether they are the same, for JSON."""
         parts = {"train": self.train, "validation": self.validation, "test": self.test}
-        scaling = self.scaling
         return {
             **{name: None if part is None else part.provenance.as_dict() for name, part in parts.items()},
             "shape": list(self.shape),
-            "names": self.names,
             "num_labels": self.num_labels,
+        }
+
+    def columns(self) -> dict[str, Any]:
+        """Return what is known of a table's columns, for JSON."""
+        scaling = self.scaling
+        return {
+            "names": self.names,
             "shift": None if scaling is None else scaling.shift.tolist(),
             "scale": None if scaling is None else scaling.scale.tolist(),
         }
@@ -135,6 +140,8 @@ def read_data(settings: Settings) -> RunData:
 
 def read_incomplete(settings: Settings, source: str) -> Dataset:
     """Read data with missing entries, in the order of the file."""
+    if source in data.NAMES:
+        refuse("--data", "a file with entries that are missing", f"{source}, which is complete", "pass such a file")
     return _loader(settings)(source, split="all", missing="keep")
 
 

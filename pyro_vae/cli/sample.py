@@ -52,7 +52,7 @@ def sample(args: argparse.Namespace) -> Answer:
     if path.suffix.lower() in PICTURES:
         write_picture(path, drawn)
     else:
-        write_arrays(path, run.recorded["names"], x=drawn, **({} if labels is None else {"labels": labels}))
+        write_arrays(path, run.names, x=drawn, **({} if labels is None else {"labels": labels}))
     what = "means of p(x|z)" if args.mean else "draws of x"
     values = {"run": str(run.folder), "output": str(path), "num_samples": number, "mean": args.mean}
     return Answer(f"written     {number:,} {what} to {path}", values)

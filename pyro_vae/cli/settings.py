@@ -127,12 +127,32 @@ class Settings:
                     "leave it out, or train another run",
                 )
 
+    def command(self, run: Path) -> list[str]:
+        """Return the command that trains the same."""
+        words = ["pyro-vae", "train", str(run)]
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if value is not None and value != each.default:
+                words += _typed(each.name, value)
+        return words
+
     def as_dict(self) -> dict[str, Any]:
         """Return all settings, for JSON."""
         return asdict(self)
 
 
 KINDS: dict[str, Kind] = {each.name: each.metadata["kind"] for each in fields(Settings)}
+
+
+def _typed(name: str, value: Any) -> list[str]:
+    """Return a setting as it is typed."""
+    if name == "image_fit":
+        return [f"--{value}"]
+    if isinstance(value, bool):
+        return [flag_of(name) if value else flag_of(f"no_{name}")]
+    if name == "image_size":
+        return [flag_of(name), "x".join(map(str, value))]
+    return [flag_of(name), *(map(str, value) if isinstance(value, tuple) else [str(value)])]
 
 
 def flag_of(name: str) -> str:

@@ -60,12 +60,13 @@ def train(args: argparse.Namespace) -> Answer:
     folder = Path(args.run)
     given = {**({} if args.config is None else read_toml(args.config)), **_flags(args)}
     resume: bool | Literal["auto"] = {None: False, "yes": True, "auto": "auto"}[args.resume]  # type: ignore[assignment]
+    _refuse_folder(folder, resume)
     settings = _settings(folder, given, bool(resume))
     _refuse_device(settings.device)
     data = read_data(settings)
     settings = settled(settings, data)
-    vae = make_vae(settings, data.shape, data.num_labels, data.train).to(settings.device)
-    history = _fit(vae, data, settings, folder, resume, args.argv)
+    vae = make_vae(settings, data.shape, data.num_labels, lambda: data.train).to(settings.device)
+    history = _fit(vae, data, settings, folder, resume)
     return _answer(folder, settings, data, history)
 
 
@@ -85,6 +86,18 @@ def _settings(folder: Path, given: dict[str, Any], resume: bool) -> Settings:
     return Settings(**{**before.as_dict(), **given})
 
 
+def _refuse_folder(folder: Path, resume: bool | Literal["auto"]) -> None:
+    """Refuse what `fit` would, before data are read."""
+    if folder.exists() and not folder.is_dir():
+        refuse("run", "a folder", f"the file {str(folder)!r}", "name another")
+    if resume is True and not (folder / "config.json").exists():
+        refuse(
+            "--resume", "a folder with a run to go on with", repr(str(folder)), "leave it out, or pass --resume auto"
+        )
+    if resume is False and folder.exists() and any(folder.iterdir()):
+        refuse("run", "a new or an empty folder", f"{str(folder)!r}, which is not", "pass --resume, or name another")
+
+
 PATHS = ("data", "test", "data_dir")
 
 
@@ -95,13 +108,11 @@ def _refuse_device(device: str) -> None:
         refuse("--device", "a device of this machine", f"{device} ({str(error).splitlines()[0]})", "pass cpu, say")
 
 
-def _fit(
-    vae: pv.VAE, data: RunData, settings: Settings, folder: Path, resume: bool | Literal["auto"], command: list[str]
-) -> pv.History:
+def _fit(vae: pv.VAE, data: RunData, settings: Settings, folder: Path, resume: bool | Literal["auto"]) -> pv.History:
     objective = OBJECTIVES[settings.objective](
         num_particles=settings.num_particles, vectorize_particles=True, max_plate_nesting=1
     )
-    keep = KeepSettings(folder, settings, data, ["pyro-vae", *command])
+    keep = KeepSettings(folder, settings, data)
     return pv.fit(
         vae, data.with_context(data.train), validation=data.with_context(data.validation), objective=objective,
         optim=pv.FusedAdam({"lr": settings.learning_rate}), num_epochs=settings.num_epochs,
