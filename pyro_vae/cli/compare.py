@@ -18,7 +18,9 @@ Both must have been evaluated. Figures that cannot be compared, of other data, a
 a probability, are refused."""
 
 EXAMPLES = """examples:
-  pyro-vae evaluate runs/a && pyro-vae evaluate runs/b && pyro-vae compare runs/a runs/b"""
+  pyro-vae evaluate runs/a
+  pyro-vae evaluate runs/b
+  pyro-vae compare runs/a runs/b"""
 
 
 def add_compare(commands: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from pyro_vae.cli.info import add_info
 from pyro_vae.cli.reconstruct import add_reconstruct
 from pyro_vae.cli.report import add_report
 from pyro_vae.cli.sample import add_sample
+from pyro_vae.cli.settings import flag_of
 from pyro_vae.cli.train import add_train
 
 __all__ = ["main", "parser"]
@@ -64,17 +64,17 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command, and return its exit code."""
     given = list(sys.argv[1:] if argv is None else argv)
-    options: set[str] = set()
+    flags: set[str] = set()
     try:
         args = parser().parse_args(given)
-        options = set(vars(args))
+        flags = {flag for action in args.parser._actions for flag in action.option_strings}
         args.argv = given
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning  # type: ignore[assignment]
             answer = args.command(args)
         print(json.dumps(plain(answer.values)) if args.json else answer.text)
     except (Refusal, DivergedError, ValueError, TypeError, OSError, ImportError) as error:
-        return _failed(error, options)
+        return _failed(error, flags)
     except KeyboardInterrupt:
         print("interrupted; a run goes on with train --resume", file=sys.stderr)
         return INTERRUPTED
@@ -83,16 +83,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return DONE
 
 
-def _failed(error: Exception, options: set[str]) -> int:
+def _failed(error: Exception, flags: set[str]) -> int:
     """Say in one line what was wrong with the input; an error of the program's own is raised as it is."""
-    message = _message(error, options)
+    message = _message(error, flags)
     if message is None:
         raise error
     print(f"error: {message}", file=sys.stderr)
     return DIVERGED if isinstance(error, DivergedError) else BAD_INPUT
 
 
-def _message(error: Exception, options: set[str]) -> str | None:
+def _message(error: Exception, flags: set[str]) -> str | None:
     """Return what is said of an error; None if it is not in the wording of those about input."""
     text = one_line(str(error))
     if isinstance(error, ImportError):
@@ -100,14 +100,12 @@ def _message(error: Exception, options: set[str]) -> str | None:
         return package and f"{package}: expected the package; got none; pip install {package}"
     if isinstance(error, (Refusal, DivergedError)):
         return text
-    if isinstance(error, OSError):
-        named = error.filename or "output"
-        return f"{named}: expected a file to use; got an error, {error.strerror}; check it" if error.strerror else text
-    if ": expected " not in text:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'output'}: expected a file to use; got an error, {error.strerror}; check it"
+    if ": expected " not in text and not isinstance(error, FileNotFoundError):
         return None
-    argument = re.match(r"(\w+):", text)
-    is_option = argument is not None and argument[1] in options - {"run"}
-    return f"--{argument[1].replace('_', '-')}{text[argument.end(1) :]}" if argument and is_option else text
+    name, rest = text.split(":", maxsplit=1)
+    return f"{flag_of(name)}:{rest}" if flag_of(name) in flags else text
 
 
 def _show_warning(message: Any, *_: Any, **__: Any) -> None:

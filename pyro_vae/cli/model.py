@@ -139,6 +139,8 @@ def _imported(where: str) -> Callable[..., Any]:
 def _takes_data(make: Callable[..., Any]) -> bool:
     """Tell whether a function has an argument that must be given."""
     needed = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return any(
-        each.kind in needed and each.default is each.empty for each in inspect.signature(make).parameters.values()
-    )
+    try:
+        parameters = inspect.signature(make).parameters.values()
+    except ValueError:  # of some that are written in C
+        return False
+    return any(each.kind in needed and each.default is each.empty for each in parameters)

@@ -120,7 +120,7 @@ def _existing(source: Any) -> Path:
     path = Path(source)
     if path.exists():
         return path
-    near = difflib.get_close_matches(str(source), NAMES, n=1)
+    near = difflib.get_close_matches(path.name, NAMES, n=1)
     remedy = f"did you mean {near[0]!r}?" if near else "check the path"
     raise FileNotFoundError(
         f"data: expected {', '.join(NAMES)}, or the path of a file or folder; got {str(source)!r}, which is not there; "
