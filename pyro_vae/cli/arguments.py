@@ -22,10 +22,10 @@ class Parser(argparse.ArgumentParser):
     """A parser that takes no abbreviation, and raises what it has against the command line."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        options = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
-        super().__init__(*args, **options, **kwargs)
+        options: dict[str, Any] = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
+        super().__init__(*args, **(options | kwargs))
 
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse, and name the nearest option to one that is unknown."""
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:

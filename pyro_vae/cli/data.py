@@ -53,7 +53,7 @@ def _by_name(name: str, data_dir: str) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what takes their place is said by the source
-            parts = {split: data.load(name, split=split, binarization=None, data_dir=data_dir, download=False)  # type: ignore[arg-type]
+            parts = {split: data.load(name, split=split, binarization=None, data_dir=data_dir, download=False)
                      for split in ("train", "test")}  # fmt: skip
     except FileNotFoundError as error:
         return {"name": name, "missing": str(error)}

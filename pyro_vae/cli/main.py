@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         flags = {flag for action in args.parser._actions for flag in action.option_strings}
         args.argv = given
         with warnings.catch_warnings():
-            warnings.showwarning = _show_warning  # type: ignore[assignment]
+            warnings.showwarning = _show_warning
             answer = args.command(args)
         print(json.dumps(plain(answer.values)) if args.json else answer.text)
     except (Refusal, DivergedError, ValueError, TypeError, OSError, ImportError) as error:

@@ -132,9 +132,8 @@ def read_data(settings: Settings) -> RunData:
     train, validation = _held_out(train, settings.num_validation, settings.seed)
     scaling = Scaling.of(train.x) if _is_to_be_standardized(settings, train) else None
     if scaling is not None:
-        train, validation, test = (
-            None if part is None else _standardized(part, scaling) for part in (train, validation, test)
-        )  # type: ignore[assignment]
+        train, test = _standardized(train, scaling), _standardized(test, scaling)
+        validation = None if validation is None else _standardized(validation, scaling)
     return RunData(train, validation, test, tuple(train.x.shape[1:]), names, num_labels, scaling)
 
 
@@ -147,11 +146,12 @@ def read_incomplete(settings: Settings, source: str) -> Dataset:
 
 def _loader(settings: Settings) -> Callable[..., Dataset]:
     """Return the reader of data, with the options that all parts of a run share."""
+    fit: Any = settings.image_fit or "resize"
 
     def load(source: Any, **options: Any) -> Dataset:
         return data.load(
             source, binarization=_binarization(settings), data_dir=settings.data_dir, seed=settings.seed,
-            image_size=settings.image_size, image_fit=settings.image_fit or "resize", channels=settings.channels,
+            image_size=settings.image_size, image_fit=fit, channels=settings.channels,
             key=settings.key, **{"missing": "drop" if settings.drop_missing else "refuse", **options},
         )  # fmt: skip
 

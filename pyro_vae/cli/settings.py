@@ -107,7 +107,10 @@ class Settings:
     @classmethod
     def kept(cls, values: dict[str, Any]) -> Settings:
         """Read what `as_dict` wrote; raise a TypeError or ValueError for anything else."""
-        return cls(**{name: None if value is None else KINDS[name].read(value) for name, value in values.items()})
+        read: dict[str, Any] = {}
+        for name, value in values.items():
+            read[name] = None if value is None else KINDS[name].read(value)
+        return cls(**read)
 
     def _paths(self) -> dict[str, Any]:
         """Make paths absolute, so that a run can be read from elsewhere."""
