@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from pyro_vae import _checks
+from pyro_vae._files import read_json
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.diagnostics import LatentUse, latent_use
 from pyro_vae.evidence.auto import log_evidence
 from pyro_vae.evidence.importance import importance_sampling
 from pyro_vae.evidence.result import Evidence
-from pyro_vae.training.checkpoint import read_json
 from pyro_vae.training.history import History
 from pyro_vae.training.load import load
 from pyro_vae.training.run import last_checkpoint
@@ -95,7 +95,7 @@ class Record(NamedTuple):
     @property
     def is_of_a_pair(self) -> bool:
         """Whether a model and a guide were trained that are not those of a VAE."""
-        return self.config.get("program") != "VAE"
+        return isinstance(self.config.get("program"), list)
 
 
 def _history(folder: Path, columns: Any) -> History:

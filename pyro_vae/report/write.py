@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae import _checks
+from pyro_vae._files import replace_file
 from pyro_vae.evidence.result import Evidence
 from pyro_vae.report.findings import Pair, find
 from pyro_vae.report.sections import page_of
-from pyro_vae.training.checkpoint import replace_file
 from pyro_vae.vae import VAE
 
 __all__ = ["write_report"]

@@ -12,17 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pyro
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-__all__ = ["Checkpoint", "LargestFile", "read_checkpoint", "read_json", "replace_file", "write_checkpoint"]
+from pyro_vae._files import RESTORE, as_safetensors, from_safetensors, read_file, read_json, sync, write_file
+
+__all__ = ["Checkpoint", "read_checkpoint", "write_checkpoint"]
 
 FORMAT = 1
 MANIFEST, WEIGHTS, BEST, TRAINING = "manifest.json", "weights.safetensors", "best.safetensors", "training.pt"
-LargestFile = 1 << 20
-"""Bytes of a JSON file: a larger one is none of ours."""
 
 
 @dataclass(frozen=True)
@@ -46,21 +44,21 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> str:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        files = {WEIGHTS: _as_safetensors(checkpoint.weights), TRAINING: _as_pt(checkpoint.training)}
+        files = {WEIGHTS: as_safetensors(checkpoint.weights), TRAINING: _as_pt(checkpoint.training)}
         if checkpoint.best is not None:
-            files[BEST] = _as_safetensors(checkpoint.best)
+            files[BEST] = as_safetensors(checkpoint.best)
         for name, content in files.items():
-            _write(temporary / name, content)
+            write_file(temporary / name, content)
         entries = {
             name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
             for name, content in files.items()
         }
         versions = {"torch": torch.__version__, "pyro": pyro.__version__}
         manifest = json.dumps({"format": FORMAT, "files": entries, "versions": versions}, indent=1).encode()
-        _write(temporary / MANIFEST, manifest)
-        _sync(temporary)
+        write_file(temporary / MANIFEST, manifest)
+        sync(temporary)
         temporary.rename(folder)
-        _sync(folder.parent)
+        sync(folder.parent)
         return hashlib.sha256(manifest).hexdigest()
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -88,41 +86,15 @@ def read_checkpoint(folder: Path, sha256: str) -> Checkpoint:
     if not isinstance(entries, dict) or not {WEIGHTS, TRAINING} <= entries.keys() <= {WEIGHTS, TRAINING, BEST}:
         raise ValueError(f"{folder / MANIFEST}: expected the files of a checkpoint; got {entries!r}; {RESTORE}.")
     contents = {name: _content(folder / name, entry) for name, entry in entries.items()}
-    weights = {name: _from_safetensors(folder / name, contents[name]) for name in (WEIGHTS, BEST) if name in contents}
+    weights = {name: from_safetensors(folder / name, contents[name]) for name in (WEIGHTS, BEST) if name in contents}
     return Checkpoint(weights[WEIGHTS], _from_pt(folder / TRAINING, contents[TRAINING]), weights.get(BEST))
-
-
-RESTORE = "restore the file from a copy, or start another run"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a small file."""
-    content = _read(path, LargestFile)
-    try:
-        found = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: expected JSON; got {error}; {RESTORE}.") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: expected a JSON object; got {type(found).__name__}; {RESTORE}.")
-    return found
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        _write(temporary, content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync(path.parent)
 
 
 def _content(path: Path, entry: Any) -> bytes:
     """Read a file, and compare it with its entry in the manifest."""
     if not isinstance(entry, dict) or type(entry.get("bytes")) is not int:
         raise ValueError(f"{path.parent / MANIFEST}: expected the bytes of {path.name!r}; got {entry!r}; {RESTORE}.")
-    content = _read(path, entry["bytes"])
+    content = read_file(path, entry["bytes"])
     found = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     if found != entry:
         raise ValueError(f"{path}: expected {_described(entry)}; got {_described(found)}; {RESTORE}.")
@@ -131,46 +103,6 @@ def _content(path: Path, entry: Any) -> bytes:
 
 def _described(entry: dict[str, Any]) -> str:
     return f"{entry['bytes']:,} bytes with sha256 {str(entry.get('sha256'))[:12]}"
-
-
-def _read(path: Path, most: int) -> bytes:
-    """Read a file, and no more than so many bytes of it."""
-    try:
-        with path.open("rb") as file:
-            content = file.read(most + 1)
-    except OSError as error:
-        raise ValueError(f"{path}: expected a file that can be read; got {error.strerror}; {RESTORE}.") from error
-    if len(content) > most:
-        raise ValueError(f"{path}: expected at most {most:,} bytes; got more; {RESTORE}.")
-    return content
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    """Flush a folder's entries, where the system can."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _as_safetensors(tensors: dict[str, Tensor]) -> bytes:
-    return safetensors.torch.save({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()})
-
-
-def _from_safetensors(path: Path, content: bytes) -> dict[str, Tensor]:
-    try:
-        return safetensors.torch.load(content)
-    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        raise ValueError(f"{path}: expected safetensors; got {error}; {RESTORE}.") from error
 
 
 def _as_pt(values: dict[str, Any]) -> bytes:

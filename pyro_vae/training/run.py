@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pyro_vae.training.checkpoint import Checkpoint, read_checkpoint, read_json, replace_file, write_checkpoint
+from pyro_vae._files import LARGEST_JSON, RESTORE, read_file, read_json, replace_file
+from pyro_vae.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 
 __all__ = ["Run", "last_checkpoint"]
 
 CONFIG, LAST, CHECKPOINTS, LOCK = "config.json", "last.json", "checkpoints", "lock"
-FREE_TO_CHANGE = {"num_epochs", "versions", "compile"}
-"""Settings that a resumed run may have otherwise."""
+FREE_TO_CHANGE = {"num_epochs", "versions", "compile", "undescribed"}
+"""Settings that a resumed run may have otherwise, and the reason why a VAE has no description."""
 SHARE_OF_TIME = 0.02
 """Of training that may be spent on writing checkpoints."""
 
@@ -71,7 +74,8 @@ class Run:
         while (self.folder / CHECKPOINTS / name).exists():  # never in the place of one that `last.json` may name
             name += "-again"
         sha256 = write_checkpoint(self.folder / CHECKPOINTS / name, checkpoint)
-        replace_file(self.folder / LAST, json.dumps({"checkpoint": name, "manifest": sha256}).encode())
+        last = {"checkpoint": name, "manifest": sha256, "config": _sha256(self.folder / CONFIG)}
+        replace_file(self.folder / LAST, json.dumps(last).encode())
         for other in (self.folder / CHECKPOINTS).iterdir():
             if other.name != name:
                 shutil.rmtree(other, ignore_errors=True)
@@ -84,7 +88,7 @@ class Run:
 
 
 def last_checkpoint(folder: Path) -> Checkpoint:
-    """Read the checkpoint that `last.json` names."""
+    """Read the checkpoint that `last.json` names, if the configuration is as it was when that was written."""
     last = read_json(folder / LAST)
     name, sha256 = last.get("checkpoint"), last.get("manifest")
     if not isinstance(name, str) or Path(name).name != name or name in ("", ".", "..") or not isinstance(sha256, str):
@@ -92,22 +96,34 @@ def last_checkpoint(folder: Path) -> Checkpoint:
             f"{folder / LAST}: expected the name of a checkpoint, and the sha256 of its manifest; got {last!r}; name "
             "one that is there."
         )
+    if _sha256(folder / CONFIG) != last.get("config"):
+        raise ValueError(
+            f"{folder / CONFIG}: expected sha256 {str(last.get('config'))[:12]}, as with the last checkpoint; got "
+            f"{_sha256(folder / CONFIG)[:12]}; {RESTORE}."
+        )
     return read_checkpoint(folder / CHECKPOINTS / name, sha256)
 
 
 def _refuse_other_config(path: Path, config: dict[str, Any]) -> None:
-    found = read_json(path)
-    config = json.loads(json.dumps(config))
-    others = [
-        f"{key}={config.get(key)!r} instead of {found.get(key)!r}"
-        for key in sorted(config.keys() | found.keys())
-        if key not in FREE_TO_CHANGE and config.get(key) != found.get(key)
-    ]
+    others = [*_differences("", json.loads(json.dumps(config)), read_json(path))]
     if others:
         raise ValueError(
             f"run: expected the settings that the run in {str(path.parent)!r} was started with; got "
             f"{'; '.join(others)[:600]}; pass the same, or name another folder."
         )
+
+
+def _differences(path: str, config: Any, found: Any) -> Iterator[str]:
+    """Yield what is set otherwise, the innermost entries by their path."""
+    if isinstance(config, dict) and isinstance(found, dict):
+        for key in sorted((config.keys() | found.keys()) - FREE_TO_CHANGE):
+            yield from _differences(f"{path}.{key}" if path else key, config.get(key), found.get(key))
+    elif config != found:
+        yield f"{path}={config!r} instead of {found!r}"
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(read_file(path, LARGEST_JSON)).hexdigest()
 
 
 class _Lock:
