@@ -9,8 +9,8 @@ from typing import NamedTuple
 __all__ = ["STYLE", "Card", "Remark", "cards", "in_a_notebook", "remarks", "table"]
 
 STYLE = """
-.pv-cards { display: flex; flex-wrap: wrap; gap: .6rem; margin: .6rem 0; }
-.pv-card { flex: 1 1 9.5rem; max-width: 22rem; padding: .55rem .8rem; border: 1px solid rgba(128,128,128,.35);
+.pv-cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.6rem, 1fr)); gap: .6rem; margin: .6rem 0; }
+.pv-card { padding: .55rem .8rem; border: 1px solid rgba(128,128,128,.35);
   border-radius: .5rem; text-align: left; line-height: 1.35; }
 .pv-card b { display: block; font-size: 1.45em; font-weight: 600; font-variant-numeric: tabular-nums; }
 .pv-card b small { font-size: .6em; font-weight: 400; white-space: nowrap; }
@@ -21,8 +21,9 @@ STYLE = """
 .pv-table { overflow-x: auto; }
 .pv-table table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .pv-table th, .pv-table td { padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top; font-weight: 400;
-  border-bottom: 1px solid rgba(128,128,128,.25); overflow-wrap: anywhere; }
-.pv-table thead th { font-weight: 600; overflow-wrap: normal; }
+  border-bottom: 1px solid rgba(128,128,128,.25); }
+.pv-table thead th { font-weight: 600; }
+.pv-table td + td { overflow-wrap: anywhere; }
 .pv-table td.pv-number { text-align: right; white-space: nowrap; }
 .pv-table th.pv-number { text-align: right; }
 """
@@ -47,7 +48,7 @@ class Remark(NamedTuple):
     @property
     def text(self) -> str:
         """One line."""
-        return f"{self.what}: {self.remedy}" if self.remedy else self.what
+        return f"{self.what}. {self.remedy[0].upper()}{self.remedy[1:]}." if self.remedy else self.what
 
 
 def cards(some: Iterable[Card]) -> str:
@@ -69,8 +70,8 @@ def remarks(some: Iterable[Remark]) -> str:
 
 def _remark(remark: Remark) -> str:
     if not remark.remedy:
-        return f"<li>{escape(remark.what)}.</li>"
-    return f'<li class="pv-warning"><strong>{escape(remark.what)}.</strong> {_sentence(remark.remedy)}</li>'
+        return f"<li>{_sentence(remark.what)}</li>"
+    return f'<li class="pv-warning"><strong>{_sentence(remark.what)}</strong> {_sentence(remark.remedy)}</li>'
 
 
 def _sentence(text: str) -> str:
@@ -88,7 +89,7 @@ def table(rows: Iterable[Sequence[object]], header: Sequence[str] = ()) -> str:
 
 
 def _cell(value: object) -> str:
-    text = f"{value:.3f}" if isinstance(value, float) else str(value)
+    text = f"{value:.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
     return f"<td{_kind(value)}>{escape(text)}</td>"
 
 

@@ -73,7 +73,7 @@ def rate_and_distortion(history: History, ax: Axes | None = None) -> Axes:
     for epoch in {0, len(history.rate) - 1}:
         place = (history.rate[epoch], history.distortion[epoch])
         ax.annotate(f"epoch {epoch + 1}", place, xytext=(5, 5), textcoords="offset points", fontsize=9)
-    ax.margins(x=0.15)
+    ax.margins(x=0.2, y=0.1)
     ax.set(xlabel="rate, KL(q(z|x) || p(z)), nats", ylabel="distortion, nats", title="What z says, what it leaves out")
     return ax
 
@@ -169,14 +169,15 @@ def gaps(evidence: Evidence, ax: Axes | None = None) -> Axes:
 
 
 def effective_chains(evidence: Evidence, ax: Axes | None = None) -> Axes:
-    """Plot the effective sample size of each datum; data that are not reliable are crosses."""
+    """Plot the effective sample size of each datum, of chains or of draws; data that are not reliable are crosses."""
     ax = _axes(ax)
     good = evidence.reliable
-    places = torch.arange(len(evidence))
-    ax.plot(places[good].numpy(), evidence.ess[good].numpy(), "o", ms=3, mew=0, alpha=0.6, label="reliable")
-    ax.plot(places[~good].numpy(), evidence.ess[~good].numpy(), "x", ms=5, color="C3", label="not reliable")
-    ax.set(xlabel="datum", ylabel="effective chains", ylim=(0, None), title="How many chains count")
-    ax.legend(loc="lower right")
+    places, ess = torch.arange(len(evidence)), evidence.ess.clamp(min=1)  # none at all cannot be drawn on a log scale
+    ax.plot(places[good].numpy(), ess[good].numpy(), "o", ms=4, mew=0, alpha=0.7, label="reliable")
+    ax.plot(places[~good].numpy(), ess[~good].numpy(), "x", ms=5, color="C3", label="not reliable")
+    ax.set(xlabel="datum", ylabel="effective chains", yscale="log", ylim=(0.8, 4 * ess.max().item()))
+    ax.set_title("How many chains or draws count")
+    ax.legend(loc="upper right", ncols=2)
     return ax
 
 
@@ -321,7 +322,7 @@ def as_svg(draw: Callable[[Axes], object], name: str, alt: str, *, size: tuple[f
         ax = figure.subplots()
         draw(ax)
         for line in ax.lines:
-            line.set_rasterized(len(line.get_xydata()) > MANY_POINTS)
+            line.set_rasterized(torch.as_tensor(line.get_xydata()).shape[0] > MANY_POINTS)
         figure.savefig(buffer, format="svg", dpi=150, metadata={"Date": None})
     return _as_element(buffer.getvalue(), name, alt)
 

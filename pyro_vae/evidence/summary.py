@@ -54,9 +54,9 @@ class Table(NamedTuple):
         return "\n".join([self.title, *lines, *self.remarks])
 
 
-def plus_minus(error: float) -> str:
+def plus_minus(error: float, sign: str = "+-") -> str:
     """Format an error, or say that it is unknown."""
-    return f"+- {error:.3f}" if math.isfinite(error) else "+- unknown"
+    return f"{sign} {error:.3f}" if math.isfinite(error) else f"{sign} unknown"
 
 
 def table_of(evidence: Evidence, usual: Evidence | None = None) -> Table:
@@ -81,22 +81,23 @@ def cards_of(evidence: Evidence, usual: Evidence | None = None) -> list[Card]:
         Card(
             "log p(x)",
             f"{evidence.mean:.2f}",
-            _error(evidence.mean_std_error),
-            f"Monte Carlo error; {_error(evidence.sampling_error)} for other data of the same kind",
+            plus_minus(evidence.mean_std_error, "±"),
+            f"Monte Carlo error; {plus_minus(evidence.sampling_error, '±')} for other data of the same kind",
         ),
-        Card("ELBO", f"{evidence.guide_elbo.mean:.2f}", _error(evidence.guide_elbo.mean_std_error), "a lower bound"),
+        Card(
+            "ELBO",
+            f"{evidence.guide_elbo.mean:.2f}",
+            plus_minus(evidence.guide_elbo.mean_std_error, "±"),
+            "a lower bound",
+        ),
     ]
     if evidence.is_bound:
         note = "these data's log p(x) is above, 999 times in 1,000"
         cards.append(Card("certified lower bound", f"{evidence.certified_lower_bound():.2f}", note=note))
     if usual is not None:
-        cards.append(Card("the usual estimate", f"{usual.mean:.2f}", _error(usual.mean_std_error), how(usual)))
+        cards.append(Card("the usual estimate", f"{usual.mean:.2f}", plus_minus(usual.mean_std_error, "±"), how(usual)))
     reliable = int(evidence.reliable.sum())
     return [*cards, Card("reliable", f"{reliable:,} of {len(evidence):,}", note="data whose error can be trusted")]
-
-
-def _error(error: float) -> str:
-    return f"± {error:.3f}" if math.isfinite(error) else "± unknown"
 
 
 def shown(evidence: Evidence) -> str:
@@ -132,7 +133,10 @@ def _impossible(evidence: Evidence) -> list[Remark]:
 
 def _missed(evidence: Evidence) -> list[Remark]:
     number = int(evidence.diagnostics.get("contradicted", torch.zeros(1)).sum())
-    what = f"for {number:,} data draws from elsewhere found more: the estimate has missed some of p(x)"
+    what = (
+        f"for {number:,} of {len(evidence):,} data draws from elsewhere found more: the estimate has missed some of "
+        "p(x)"
+    )
     return [Remark(what, f"{_more(evidence)}; diagnostics['contradicted'] says which they are")] if number else []
 
 
@@ -174,7 +178,7 @@ def _more(evidence: Evidence) -> str:
 
 def compared(comparison: Comparison) -> list[Card]:
     """Put the figures of a comparison on cards, nats per datum."""
-    others = _error(comparison.std_error)
+    others = plus_minus(comparison.std_error, "±")
     return [
         Card("mean difference, a - b", f"{comparison.mean:+.3f}", others, "for other data of the same kind"),
         Card("Monte Carlo error", f"{comparison.mean_monte_carlo_std_error:.3f}", note="of the mean, for these data"),

@@ -25,7 +25,8 @@ from pyro_vae.vae import VAE
 __all__ = ["Data", "Evaluated", "Findings", "Record", "find"]
 
 NUM_USUAL_DRAWS = 1000
-NUM_FOR_LATENTS = 1000
+NUM_FOR_LATENTS = 500
+"""Mutual information takes time in proportion to the square of their number."""
 
 Pair = tuple[Callable[..., Any], Callable[..., Any]]
 

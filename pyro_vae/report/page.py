@@ -16,7 +16,7 @@ STYLE = """
   --link: #22609c; }
 @media (prefers-color-scheme: dark) {
   :root { --page: #15181b; --ink: #e4e6e8; --faint: #9aa3ac; --line: #363c42; --code: #20252a; --link: #8fbdf0; }
-  img.pv-grey { filter: invert(1); }
+  .pictures img.pv-grey { filter: invert(1); border-color: #fff; }
 }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 72rem; padding: 1.2rem 1.1rem 4rem; background: var(--page); color: var(--ink);
@@ -35,10 +35,10 @@ figcaption { font-size: .9rem; line-height: 1.4; margin-top: .3rem; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: .4rem 2rem; }
 .figures > figure { max-width: 38rem; }
 figure svg { display: block; width: 100%; height: auto; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(4.3rem, 1fr)); gap: .7rem; }
-.pictures.wide { grid-template-columns: repeat(auto-fill, minmax(9.6rem, 1fr)); }
-.pictures figure { margin: 0; max-width: 12rem; }
-.pictures figcaption { font-size: .8rem; font-variant-numeric: tabular-nums; }
+.pictures { display: grid; grid-template-columns: repeat(8, 1fr); gap: .7rem; max-width: 46rem; }
+.pictures.wide { grid-template-columns: repeat(4, 1fr); gap: 1rem; }
+.pictures figure { margin: 0; }
+.pictures figcaption { font-size: .82rem; font-variant-numeric: tabular-nums; white-space: pre-line; }
 .pictures .row { display: flex; gap: 2px; }
 .pictures .column { display: flex; flex-direction: column; gap: 2px; }
 .pictures img { display: block; flex: 1 1 0; min-width: 0; width: 100%; height: auto; image-rendering: pixelated;
@@ -46,11 +46,17 @@ figure svg { display: block; width: 100%; height: auto; }
 pre { background: var(--code); padding: .8rem .9rem; border-radius: .5rem; overflow-x: auto; font-size: .88rem;
   line-height: 1.45; }
 footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--line); font-size: .88rem; }
-@media (max-width: 30rem) { body { padding: .9rem .9rem 3rem; } .pv-card { flex-basis: 8.4rem; } }
+@media (max-width: 36rem) {
+  body { padding: .9rem .9rem 3rem; }
+  .pv-cards { grid-template-columns: repeat(auto-fill, minmax(8.4rem, 1fr)); }
+  .pictures { grid-template-columns: repeat(4, 1fr); }
+  .pictures.wide { grid-template-columns: repeat(2, 1fr); }
+  .pv-table { font-size: .9rem; }
+}
 @media print {
   :root { color-scheme: light; --page: #fff; --ink: #000; --faint: #444; --line: #bbb; --code: #f3f3f3; --link: #000; }
   body { max-width: none; padding: 0; font-size: 10pt; }
-  img.pv-grey { filter: none; }
+  .pictures img.pv-grey { filter: none; border-color: var(--line); }
   nav { display: none; }
   h2, h3 { break-after: avoid; }
   figure, .pv-card, li, pre, tr { break-inside: avoid; }

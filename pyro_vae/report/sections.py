@@ -47,7 +47,8 @@ def page_of(findings: Findings, seed: int) -> str:
         Section("set-up", "What was trained on what", set_up(record, findings.data)),
         Section("repeat", "To run it again", how_to_repeat(record, findings, seed)),
     ]
-    lead = f"{kind_of(record, findings.vae)}; {len(record.history)} epochs; last checkpoint {saved}."
+    trained = f"{len(record.history)} epochs in {_duration(sum(record.history.seconds))}"
+    lead = f"{kind_of(record, findings.vae)}. {trained}; the last checkpoint is of {saved}."
     return document(
         record.name, lead, sections, "Numbers are nats per datum, unless they say otherwise. Data are counted from 0."
     )
@@ -65,8 +66,6 @@ def _summary(findings: Findings) -> str:
         total = sum(value.numel() for value in findings.use.activity.values())
         cards.append(Card("active units", f"{findings.use.num_active} of {total}", note="latent numbers in use"))
         remarks += _collapse(findings.use)
-    if len(history):
-        cards.append(Card("training", _duration(sum(history.seconds)), note=f"of steps, in {len(history)} epochs"))
     remarks += _of_training(history)
     if evaluated is None:
         why = "The program and data to evaluate it on are both needed: pass data=... and vae=... to write_report."
@@ -205,7 +204,7 @@ def _evidence(evaluated: Evaluated | None) -> str:
         return ""
     evidence, usual = evaluated.evidence, evaluated.usual
     parts = [
-        paragraph(*_in_words(evaluated)),
+        *map(paragraph, _in_words(evaluated)),
         figures(*_estimates(evidence), *([] if usual is None or usual is evidence else _usual(usual))),
         heading("Figures"),
         _html.table(_figures(evidence), ("", "nats per datum", "")),
@@ -218,10 +217,9 @@ def _evidence(evaluated: Evaluated | None) -> str:
 def _in_words(evaluated: Evaluated) -> list[str]:
     evidence, usual = evaluated.evidence, evaluated.usual
     words = [
-        f"What is shown: {evaluated.how}, with seed {evidence.seed}.",
-        f"The mean of log p(x) over these {len(evidence):,} data is {evidence.mean:.3f}; other random draws would "
-        f"change it by about {evidence.mean_std_error:.3f}, other data of the same kind by "
-        f"{evidence.sampling_error:.3f}.",
+        f"What is shown: {evaluated.how}, with seed {evidence.seed}. The mean of log p(x) over these "
+        f"{len(evidence):,} data is {evidence.mean:.3f}; other random draws would change it by about "
+        f"{evidence.mean_std_error:.3f}, other data of the same kind by {evidence.sampling_error:.3f}.",
     ]
     if evidence.is_bound:
         words.append(
@@ -249,21 +247,18 @@ GAPS = "What lies between the two is KL(q(z|x) || p(z|x)): how far the guide is 
 
 
 def _tails(evidence: Evidence, name: str) -> list[str]:
-    if not evidence.khat.isnan().all():
+    """Show k-hat where it is known for most data; annealed ones have effective chains instead."""
+    if evidence.khat.isnan().double().mean() < 0.5:
         svg = plots.as_svg(lambda ax: plots.khat(evidence, ax), name, "Pareto k-hat of each datum")
-        return [
-            figure(svg, f"k-hat says how heavy the weights' tail is ({of_evidence.how(evidence)}). {_above(evidence)}")
-        ]
-    if not evidence.ess.isnan().all():
-        svg = plots.as_svg(lambda ax: plots.effective_chains(evidence, ax), name, "effective sample size of each datum")
-        return [figure(svg, "Where few draws carry all the weight, the error cannot be trusted.")]
-    return []
+        return [figure(svg, f"k-hat says how heavy the tail of the weights is. {_above(evidence)}")]
+    svg = plots.as_svg(lambda ax: plots.effective_chains(evidence, ax), name, "effective sample size of each datum")
+    return [figure(svg, "Where few draws or chains carry all the weight, the error cannot be trusted.")]
 
 
 def _above(evidence: Evidence) -> str:
     known = evidence.khat[~evidence.khat.isnan()]
     if evidence.num_samples is None:
-        return f"It is known for {len(known):,} data, which were not annealed."
+        return ""
     above = int((known > khat_threshold(evidence.num_samples)).sum())
     return f"It is above the threshold for {above:,} of {len(known):,} data."
 
@@ -276,7 +271,7 @@ def _usual(usual: Evidence) -> list[str]:
 
 def _figures(evidence: Evidence) -> list[tuple[str, float, str]]:
     rows = [
-        ("ELBO", evidence.guide_elbo.mean, of_evidence.plus_minus(evidence.guide_elbo.mean_std_error)),
+        ("ELBO", evidence.guide_elbo.mean, of_evidence.plus_minus(evidence.guide_elbo.mean_std_error, "±")),
         ("rate", evidence.rate.mean().item(), "KL(q(z|x) || p(z)), what the code z says of a datum"),
         ("distortion", evidence.distortion.mean().item(), "-log p(x|z), what z leaves out"),
         *(
@@ -284,7 +279,7 @@ def _figures(evidence: Evidence) -> list[tuple[str, float, str]]:
             for bound in evidence.all_bounds.values()
             if 1 < bound.k < max(evidence.all_bounds)
         ),
-        ("log p(x)", evidence.mean, of_evidence.plus_minus(evidence.mean_std_error)),
+        ("log p(x)", evidence.mean, of_evidence.plus_minus(evidence.mean_std_error, "±")),
         ("gap, log p(x) - ELBO", evidence.gap.mean().item(), "estimates KL(q(z|x) || p(z|x))"),
     ]
     if evidence.observed.kind == "probability" and not evidence.observed.is_masked:
@@ -322,10 +317,11 @@ def _worst(findings: Findings) -> str:
 
 
 def _numbers_of(evidence: Evidence, datum: int) -> str:
-    number = f"{datum}: {evidence.log_evidence[datum]:.1f} ± {evidence.std_error[datum]:.2f}"
     khat, ess = evidence.khat[datum].item(), evidence.ess[datum].item()
-    tail = f"ESS {ess:.1f}" if math.isnan(khat) else f"k-hat {khat:.2f}"
-    return f"{number}, {tail}" if evidence.reliable[datum] else f"{number}, {tail}, not reliable"
+    tail = f"{ess:.1f} effective chains" if math.isnan(khat) else f"k-hat {khat:.2f}"
+    number = f"{evidence.log_evidence[datum]:.2f} ± {evidence.std_error[datum]:.2f}"
+    doubt = "" if evidence.reliable[datum] else "\nnot reliable"
+    return f"datum {datum}\n{number}\n{tail}{doubt}"
 
 
 def _some_data(findings: Findings, rows: Tensor, caption: Callable[[int], str]) -> str:
@@ -358,7 +354,7 @@ def _comparison(findings: Findings) -> str:
     order = comparison.difference.argsort()
 
     def of_one(datum: int) -> str:
-        return f"{datum}: {comparison.difference[datum]:+.1f}"
+        return f"datum {datum}\n{comparison.difference[datum]:+.2f}"
 
     parts = [
         paragraph(f"a is {a}, b is {b}; both on the same {len(evidence):,} data, paired."),

@@ -16,7 +16,7 @@ from pyro_vae.vae import VAE
 
 __all__ = ["differing", "how_to_repeat", "kind_of", "set_up"]
 
-APART = {"parameters", "data", "validation", "versions", "program", "vae"}
+APART = {"parameters", "data", "validation", "versions", "program"}
 """Entries of `config.json` that are shown on their own, or in other words."""
 LONGEST = 400
 DEFAULTS = {name: each.default for name, each in inspect.signature(fit).parameters.items()}
@@ -41,14 +41,14 @@ def set_up(record: Record, data: Data | None) -> str:
         ("validated on", _data(config.get("validation")) if config.get("validation") is not None else "nothing"),
         ("shown and evaluated here", "nothing" if data is None else data.origin),
     ]
-    others = {name: value for name, value in config.items() if name not in APART}
+    others = {name: value for name, value in {**config, **record.settings}.items() if name not in APART}
     parts = [
         heading("Data"),
         _html.table(rows_of_data),
         heading("Settings"),
-        _html.table(list(_flat({**others, **record.settings}))),
+        _html.table(list(_flat(others))),
         heading("Program"),
-        _html.table([*_size(config), *_flat({"versions": config.get("versions", {})})]),
+        _html.table([*_size(config), *_flat({each: config.get(each, {}) for each in ("program", "versions")})]),
     ]
     return "".join(parts)
 
@@ -92,7 +92,7 @@ def _text(value: Any) -> str:
 
 def differing(one: Record, other: Record) -> list[tuple[str, str, str]]:
     """List the settings in which two runs differ."""
-    a, b = (dict(_flat({**each.config, **each.settings})) for each in (one, other))
+    a, b = (dict(_flat({**each.config, **each.settings, "parameters": ""})) for each in (one, other))
     names = [name for name in dict.fromkeys([*a, *b]) if a.get(name) != b.get(name)]
     return [(name, a.get(name, "-"), b.get(name, "-")) for name in names]
 

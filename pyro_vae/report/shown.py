@@ -70,7 +70,13 @@ class Shown:
         files = zip(*map(self.files, columns), strict=True)
         labels = captions or [""] * len(columns[0])
         some = [
-            picture(each, f"{names[0]}, {label or place}", caption=label, is_grey=is_grey, beside=beside)
+            picture(
+                each,
+                f"{names[0]} {place if not label else label.splitlines()[0]}",
+                caption=label,
+                is_grey=is_grey,
+                beside=beside,
+            )
             for place, (each, label) in enumerate(zip(files, labels, strict=True))
         ]
         return pictures(some, wide=beside)
