@@ -182,3 +182,13 @@ def test_bad_options_of_images(tmp_path):
             load(folder, split="all", **options)
     with pytest.raises(TypeError, match="data: expected a path or a name; got 3"):
         load(3)
+
+
+def test_parquet(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"a": [1.5, None], "b": [1, 2], "label": [0, 1]}), tmp_path / "t.parquet")
+    data = load(tmp_path / "t.parquet", split="all", missing="keep")
+    assert data.labels.tolist() == [0, 1] and names_of_columns(tmp_path / "t.parquet") == ("a", "b")
+    assert data.x[0].tolist() == [1.5, 1] and data.x.isnan().tolist() == [[False, False], [True, False]]
