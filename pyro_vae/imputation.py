@@ -62,6 +62,8 @@ def impute(
     for the datum, with the likelihood masked by what was observed. The mean is then that of $E(x_d|z)$ over draws, and
     the variance that of $\mathrm{Var}(x_d|z)$ and of the spread of $E(x_d|z)$. The guide is only a proposal: its
     encoder sees entries that alternate draws of p(x|z) and q(z|x) have filled in.
+    That an entry is missing is taken to say nothing of its value beyond what the observed entries say (missing at
+    random).
 
     Args:
         vae: whose likelihood has independent entries.

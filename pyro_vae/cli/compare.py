@@ -9,6 +9,7 @@ import pyro_vae as pv
 from pyro_vae.cli.answer import Answer, add_command
 from pyro_vae.cli.failure import refuse
 from pyro_vae.cli.folder import EVIDENCE, OpenRun
+from pyro_vae.evidence.summary import verdict
 
 __all__ = ["add_compare"]
 
@@ -36,6 +37,7 @@ def compare(args: argparse.Namespace) -> Answer:
     a, b = map(_evidence, runs)
     _refuse_other_units(*runs)
     result = pv.compare(a, b)
+    remarks = [remark.text for remark in verdict(result, args.run, args.other)]
     values = {
         "a": {"run": args.run, "log_evidence": a.mean},
         "b": {"run": args.other, "log_evidence": b.mean},
@@ -44,6 +46,7 @@ def compare(args: argparse.Namespace) -> Answer:
         "monte_carlo_std_error": result.mean_monte_carlo_std_error,
         "num_data": len(result.difference),
         "num_unreliable": result.num_unreliable,
+        "verdict": remarks,
     }
     lines = [
         f"log p(x) of {len(a):,} test data; nats per datum",
@@ -52,11 +55,7 @@ def compare(args: argparse.Namespace) -> Answer:
         f"a - b  {result.mean:>8.3f}   +- {result.std_error:.3f} for other data, of which the draws "
         f"{result.mean_monte_carlo_std_error:.3f}",
     ]
-    if result.num_unreliable:
-        lines.append(
-            f"warning: {result.num_unreliable:,} of them are not reliable: evaluate with more --max-evaluations"
-        )
-    return Answer("\n".join(lines), values)
+    return Answer("\n".join([*lines, *remarks]), values)
 
 
 def _evidence(run: OpenRun) -> pv.Evidence:

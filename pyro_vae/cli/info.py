@@ -56,9 +56,8 @@ def info(args: argparse.Namespace) -> Answer:
             f"{name:<16}{epochs[-1][name]:.3f}" for name in ("train_elbo", "validation_elbo") if name in epochs[-1]
         ]
     if found is not None and found.get("log_evidence") is not None:
-        lines.append(
-            f"{'log p(x)':<16}{found['log_evidence']:.3f} of {found['num_data']:,} test data, by {found['estimator']}"
-        )
+        what = f"{found['log_evidence']:.3f} of {found['num_data']:,} test data, by {_named(found['estimator'])}"
+        lines.append(f"{'log p(x)':<16}{what}")
     return Answer("\n".join(lines), values)
 
 
@@ -72,6 +71,13 @@ def _lines(path: Path) -> list[dict[str, float]]:
             f"a damaged file ({error})",
             "go on with train --resume, which mends it",
         )
+
+
+def _named(estimator: str | dict[str, int]) -> str:
+    """Name the estimators, with the number of data of each."""
+    if isinstance(estimator, str):
+        return estimator
+    return ", ".join(f"{name} ({number:,})" for name, number in estimator.items())
 
 
 def _line_of(part: str, provenance: dict[str, Any]) -> str:

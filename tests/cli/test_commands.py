@@ -204,6 +204,7 @@ def test_compare(trained, tmp_path, run, capsys):
         run(f"evaluate @0 {CHEAP}", folder)
     found = run("compare @0 @1 --json", a, tmp_path / "b")
     assert found["difference"] == pytest.approx(found["a"]["log_evidence"] - found["b"]["log_evidence"])
+    assert found["verdict"] and found["verdict"][0] in run("compare @0 @1", a, tmp_path / "b")
     run("train @0 --resume --num-epochs 3", a)
     assert command("compare @0 @1", a, tmp_path / "b") == 2
     assert "trained further since" in capsys.readouterr().err
