@@ -170,8 +170,7 @@ def _mean(distribution: Any) -> Tensor | None:
 
 @torch.no_grad()
 def _latents(findings: Findings) -> str:
-    use, vae, data = findings.use, findings.vae, findings.data
-    shown = [figure(*_codes(findings))] if vae is not None and data is not None and len(data.x) > 1 else []
+    use, shown = findings.use, _codes(findings)
     if isinstance(use, str):
         return figures(*shown) + paragraph(f"The use of the latents is not shown: {use}.")
     activity = plots.as_svg(lambda ax: plots.activity(use, ax), "activity", "how much each latent number varies")
@@ -184,19 +183,26 @@ def _latents(findings: Findings) -> str:
     return figures(*shown) + _html.table(rows, ("over these data", "nats", ""))
 
 
-def _codes(findings: Findings) -> tuple[str, str]:
+def _codes(findings: Findings) -> list[str]:
+    """Show the means of q(z|x), if it has means and there are enough of them to spread."""
     vae, data = findings.vae, findings.data
-    assert vae is not None and data is not None
+    if vae is None or data is None or len(data.x) < 2:
+        return []
     some = data.first(NUM_CODES)
-    distribution = vae.encode(*some.args)
-    codes = distribution.mean.flatten(1)
-    labels = some.labels if some.labels is not None and len(some.labels.unique()) <= 10 else None
+    means = _mean(vae.encode(*some.args))
+    if means is None:
+        return []
+    codes, labels = means.flatten(1), _few(some.labels)
     svg = plots.as_svg(lambda ax: plots.latent_codes(codes, labels, ax), "codes", "latent codes in the plane")
-    what = "the two latent numbers" if codes.shape[1] == 2 else "in the plane where they spread most"
-    return (
-        svg,
-        f"Means of q(z|x) of {len(codes):,} data, {what}{'; the colour is the label' if labels is not None else ''}.",
-    )
+    how = "" if codes.shape[1] <= 2 else ", in the plane where they spread most"
+    return [
+        figure(svg, f"Means of q(z|x) of {len(codes):,} data{how}{'' if labels is None else ', coloured by label'}.")
+    ]
+
+
+def _few(labels: Tensor | None) -> Tensor | None:
+    """Return labels, if they are so few that colours tell them apart."""
+    return labels if labels is not None and len(labels.unique()) <= 10 else None
 
 
 def _evidence(evaluated: Evaluated | None) -> str:

@@ -16,9 +16,10 @@ from pyro_vae.vae import VAE
 
 __all__ = ["differing", "how_to_repeat", "kind_of", "set_up"]
 
-APART = {"parameters", "data", "validation", "versions", "program"}
-"""Entries of `config.json` that are shown on their own, or in other words."""
-LONGEST = 400
+APART = {"command", "data", "parameters", "program", "validation", "versions"}
+"""Entries of `config.json` and `settings.json` that are shown on their own, or in other words."""
+LONGEST, DEEPEST = 400, 12
+ADAM = {"optimizer": "Adam", "options": {"lr": 0.001}}
 DEFAULTS = {name: each.default for name, each in inspect.signature(fit).parameters.items()}
 
 
@@ -48,7 +49,8 @@ def set_up(record: Record, data: Data | None) -> str:
         heading("Settings"),
         _html.table(list(_flat(others))),
         heading("Program"),
-        _html.table([*_size(config), *_flat({each: config.get(each, {}) for each in ("program", "versions")})]),
+        _html.table([*_size(config), *_flat({"versions": config.get("versions", {})})]),
+        code(_call(config.get("program"))),
     ]
     return "".join(parts)
 
@@ -83,6 +85,22 @@ def _flat(values: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, str]]
             yield from _flat(value, f"{path}.")
         else:
             yield _text(path), _text(value)
+
+
+def _call(described: Any, depth: int = 0) -> str:
+    """Write the description of a VAE as the call that makes it."""
+    if not isinstance(described, dict) or depth > DEEPEST:
+        return _text(described)
+    if "makes" in described:  # a class that is handed over
+        return _call(described["makes"], depth + 1).removesuffix("()")
+    if "class" not in described:
+        return _text(described)
+    arguments = described.get("arguments")
+    given = arguments.items() if isinstance(arguments, dict) else []
+    between = ",\n    " if depth == 0 else ", "
+    texts = between.join(f"{_text(name)}={_call(value, depth + 1)}" for name, value in given if value not in (None, []))
+    name = _text(described["class"]).replace("pyro_vae.", "pv.")
+    return f"{name}(\n    {texts},\n)" if texts and depth == 0 else f"{name}({texts})"
 
 
 def _text(value: Any) -> str:
@@ -128,11 +146,13 @@ def _calls(record: Record, findings: Findings, seed: int) -> Iterator[str]:
 
 def _options(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the arguments of `fit` that are not its defaults, as they are typed."""
+    usual = "Trace_ELBO" if isinstance(config.get("program"), list) else "TraceMeanField_ELBO"
     for name, value in config.items():
         if name not in DEFAULTS or name in APART:
             continue
         if isinstance(value, dict):
-            yield name, _made(value)
+            if value not in (ADAM, {"objective": usual, "num_particles": 1}):
+                yield name, _made(value)
         elif value != DEFAULTS[name]:
             yield name, _text(repr(value))
 
