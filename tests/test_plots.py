@@ -1,8 +1,11 @@
 """Each figure draws on the Axes that it is given, or on new ones, and returns them."""
 
+import io
+
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from page import faults
 from truths import draws_of, small_vae
 
 import pyro_vae as pv
@@ -14,8 +17,16 @@ def figures():
     evidence = pv.importance_sampling(vae.model, vae.guide, x, num_samples=100)
     history = pv.History([-3.0, -2.0], [-3.0, -2.5], [1.0, 1.0], [2.0, 1.5], [0.1, 0.1])
     labels = torch.arange(20) % 10
+    use = pv.latent_use(vae.model, vae.guide, x)
+    annealed = pv.ais(vae.model, vae.guide, x, num_temperatures=2, num_chains=4)
+    comparison = pv.compare(evidence, annealed)
     return {
         "training_curves": lambda ax: pv.plots.training_curves(history, ax),
+        "rate_and_distortion": lambda ax: pv.plots.rate_and_distortion(history, ax),
+        "gaps": lambda ax: pv.plots.gaps(annealed, ax),
+        "effective_chains": lambda ax: pv.plots.effective_chains(annealed, ax),
+        "activity": lambda ax: pv.plots.activity(use, ax),
+        "differences": lambda ax: pv.plots.differences(comparison, ax),
         "image_grid": lambda ax: pv.plots.image_grid(torch.rand(7, 1, 4, 5), ax),
         "image_grid in colour": lambda ax: pv.plots.image_grid(torch.rand(7, 3, 4, 5), ax),
         "reconstructions": lambda ax: pv.plots.reconstructions(torch.rand(13, 16), torch.rand(13, 16), ax),
@@ -45,6 +56,22 @@ def test_bounds_shows_the_numbers_of_the_evidence():
     ax = pv.plots.bounds(evidence)
     drawn = {round(float(y), 6) for line in ax.lines for y in line.get_ydata()}
     assert {round(evidence.bounds(k).mean, 6) for k in (1, 5, 10, 50, 100)} <= drawn
+
+
+def test_a_figure_for_a_page():
+    history = pv.History([-3.0, -2.0], [-3.0, -2.5])
+    one, other = (pv.plots.as_svg(lambda ax: pv.plots.training_curves(history, ax), name, "a <b>") for name in "ab")
+    assert faults(f"<div>{one}{other}</div>", is_whole=False) == []
+    assert 'aria-label="a &lt;b&gt;"' in one and "fill: currentColor" in one
+    assert plt.get_fignums() == []
+
+
+def test_pictures_for_a_page():
+    images = torch.tensor([[0.0, 1.0], [1.0, 0.5]]).expand(2, 1, 2, 2)
+    (first, second), (colour,) = pv.plots.as_png(images), pv.plots.as_png(torch.rand(1, 3, 4, 5))
+    grey = plt.imread(io.BytesIO(first))[..., 0]
+    assert first == second and grey[0, 0] == 1 and grey[0, 1] == 0 and 0 < grey[1, 1] < 1  # ink is dark
+    assert plt.imread(io.BytesIO(colour)).shape[:2] == (4, 5)
 
 
 def test_principal_components_are_those_of_largest_variance():

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pyro_vae.training.diagnosis import Diagnosis
 
+from pyro_vae import _html
+from pyro_vae._html import Card
+
 __all__ = ["DivergedError", "History"]
 
 
@@ -48,6 +51,10 @@ class History:
 
     def __len__(self) -> int:
         return len(self.train_elbo)
+
+    def _repr_html_(self) -> str:
+        cards = [Card(name, f"{column[-1]:.2f}") for name, column in self.as_dict().items() if column]
+        return _html.in_a_notebook(f"<p>{len(self)} epochs; of the last:</p>", _html.cards(cards))
 
     def __repr__(self) -> str:
         if not self.train_elbo:

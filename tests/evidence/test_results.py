@@ -1,5 +1,6 @@
 """What is done with an evaluation: kept, shown, handed to arviz, compared; and what else is read off the latents."""
 
+import dataclasses
 import json
 import math
 
@@ -49,8 +50,22 @@ def test_every_evaluation_can_be_kept_and_shown(name, pair, tmp_path):
         assert torch.equal(again.draws.latents["z"], evidence.draws.latents["z"])
     json.dumps(evidence.as_dict())
     html = evidence._repr_html_()
-    assert "<table>" in html and "log p(x)" in html
+    assert "pv-card" in html and "log p(x)" in html
     assert pv.plots.evidence(evidence).axes
+
+
+def test_the_summary_is_short_and_says_what_to_do(pair):
+    vae, x = pair
+    evidence = pv.importance_sampling(vae.model, vae.guide, x, num_samples=50)
+    good, bad = (dataclasses.replace(evidence, reliable=torch.full((8,), value)) for value in (True, False))
+    assert good.summary().splitlines()[-1] == "reliable for all 8 data"
+    assert len(good.summary().splitlines()) == 5  # title, three figures, one remark
+    (warning,) = [line for line in bad.summary().splitlines() if line.startswith("NOT reliable for 8 of 8 data")]
+    assert warning.endswith(
+        "Use log_evidence, which anneals where that is needed; the certified bound holds all the same."
+    )
+    auto = pv.log_evidence(vae.model, vae.guide, x, max_evaluations=600, tolerance=1e-9)
+    assert "for 0 of 8 data. Raise max_evaluations" in auto.summary()
 
 
 def test_files_that_are_none_of_ours(tmp_path):
