@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 
-__all__ = ["DivergedError", "History"]
+__all__ = ["DivergedError", "History", "NotSavedError"]
 
 
 @dataclass
@@ -59,6 +59,21 @@ class DivergedError(ValueError):
 
     Other errors, such as data outside a support or a shape that does not fit, are raised as they are, with a note that
     names the step.
+
+    Attributes:
+        history: the epochs finished until then.
+    """
+
+    def __init__(self, message: str, history: History) -> None:
+        super().__init__(message)
+        self.history = history
+
+
+class NotSavedError(OSError):
+    """A checkpoint could not be written: no room, no leave, or no folder any more.
+
+    Training ends. The parameters of the last step are in memory, in the program that was trained; the last checkpoint
+    before, where the disk still has it, is as it was.
 
     Attributes:
         history: the epochs finished until then.

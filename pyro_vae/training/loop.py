@@ -24,6 +24,7 @@ from pyro_vae.training.batches import Batch, Batches
 from pyro_vae.training.callbacks import Callback, Progress
 from pyro_vae.training.checkpoint import Checkpoint
 from pyro_vae.training.early_stopping import EarlyStopping
+from pyro_vae.training.history import NotSavedError
 from pyro_vae.training.kl_weight import KLWeight
 from pyro_vae.training.run import Run
 from pyro_vae.training.stepper import Stepper
@@ -221,9 +222,24 @@ class Loop:
 
     def _save(self) -> None:
         assert self.folder is not None
-        if self.saved == (self.place.epoch, self.progress.num_steps):
+        place = self.place.epoch, self.progress.num_steps
+        if self.saved == place:
             return
-        self.saved = self.place.epoch, self.progress.num_steps
+        checkpoint = Checkpoint(self.trainee.tensors(), self._training(), self.best)
+        try:
+            self.folder.save(checkpoint, f"step-{self.progress.num_steps:09d}")
+        except OSError as error:
+            raise NotSavedError(
+                f"run: expected to write a checkpoint to {str(self.folder.folder)!r} after step "
+                f"{self.progress.num_steps}; got {error.strerror or error}; training ends, with the parameters of this "
+                f"step in memory; the last checkpoint that was written is {self.folder.saved!r}: save the parameters "
+                "elsewhere, or make room and go on from there by resume=True.",
+                self.history,
+            ) from error
+        self.saved = place
+
+    def _training(self) -> dict[str, Any]:
+        """Return what is needed to go on from here, beside the weights."""
         training = {
             "place": asdict(self.place),
             "num_steps": self.progress.num_steps,
@@ -233,26 +249,45 @@ class Loop:
         }
         if self.trainee.device.type == "cuda":
             training["generator_of_device"] = torch.cuda.get_rng_state(self.trainee.device)
-        name = f"step-{self.progress.num_steps:09d}"
-        self.folder.save(Checkpoint(self.trainee.tensors(), training, self.best), name)
+        return training
 
     def _resume(self) -> None:
-        """Go on from the last checkpoint, if there is one."""
+        """Go on from the last checkpoint, if there is one; where that fails, parameters and optimizer are as before."""
         checkpoint = None if self.folder is None else self.folder.last()
         if checkpoint is None:
             return
+        optimizer = optimizers.state_of(self.stepper.optim, self._name_of)
+        weights = {name: tensor.detach().clone() for name, tensor in self.trainee.tensors().items()}
+        try:
+            self._go_on_from(checkpoint)
+        except BaseException:
+            self.trainee.load(weights, "run")
+            optimizers.restore(self.stepper.optim, optimizer, self._name_of)
+            raise
+        if self.place.epoch >= self.num_epochs:
+            self._say_that_nothing_is_left("num_epochs", f"more than {self.place.epoch}", self.num_epochs)
+        elif self._is_over():
+            self._say_that_nothing_is_left("early_stopping", "more patience", self.early_stopping)
+
+    def _say_that_nothing_is_left(self, name: str, expected: str, found: Any) -> None:
+        _checks.warn(
+            f"{name}: expected {expected}, to train on a run that has {self.place.epoch} epochs; got {found}; nothing "
+            "is trained, and the parameters are the run's."
+        )
+
+    def _go_on_from(self, checkpoint: Checkpoint) -> None:
         training = checkpoint.training
-        self.place = _Place(**training["place"])
+        self.trainee.load(checkpoint.weights, "run")
+        self.place, self.best = _Place(**training["place"]), checkpoint.best
         self.progress.num_steps = self.stepper.num_steps = training["num_steps"]
         for name, column in training["history"].items():
             getattr(self.history, name).extend(column)
-        self.best = checkpoint.best
-        self.trainee.load(checkpoint.weights, "run")
         self.stepper.rehearse(self._run_until_compiled)
         optimizers.restore(self.stepper.optim, training["optimizer"], self._name_of)
         torch.set_rng_state(training["generator"])
         if "generator_of_device" in training:
             torch.cuda.set_rng_state(training["generator_of_device"], self.trainee.device)
+        self.saved = self.place.epoch, self.progress.num_steps
 
     def _run_until_compiled(self) -> None:
         """Take as many steps of each shape as were taken, until it is a graph.
