@@ -19,18 +19,25 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 __all__ = [
+    "LARGEST_JSON",
+    "RESTORE",
     "as_json",
     "as_safetensors",
     "from_json",
     "from_safetensors",
     "make_folder",
     "read_file",
+    "read_json",
+    "read_own_file",
     "refuse",
     "replace_file",
     "sha256_of",
 ]
 
 
+LARGEST_JSON = 1 << 24
+"""Bytes of a JSON file whose size is not on record: a larger one is none of ours."""
+RESTORE = "restore the file from a copy, or make another"
 LONGEST = 300
 """Characters of what was found that a message repeats."""
 
@@ -63,10 +70,10 @@ def make_folder(path: Path, files: Mapping[str, bytes]) -> None:
     _sync(path.parent)
 
 
-def read_file(path: Path, most: int, remedy: str) -> bytes:
-    """Read a plain file of at most so many bytes; links lead elsewhere, and a pipe never ends."""
+def read_file(path: Path, most: int, remedy: str = RESTORE) -> bytes:
+    """Read a plain file of at most so many bytes: a pipe never ends."""
     try:
-        found = path.lstat()
+        found = path.stat()
         if not stat.S_ISREG(found.st_mode):
             refuse(path, "a plain file", f"a {_kind_of(found.st_mode)}", remedy)
         if found.st_size > most:
@@ -76,12 +83,24 @@ def read_file(path: Path, most: int, remedy: str) -> bytes:
         raise ValueError(f"{path}: expected a file that can be read; got {error.strerror}; {remedy}.") from error
 
 
+def read_own_file(path: Path, most: int, remedy: str = RESTORE) -> bytes:
+    """Read a file of a folder that the package writes, where links lead elsewhere."""
+    if path.is_symlink():
+        refuse(path, "a plain file", "a symbolic link", remedy)
+    return read_file(path, most, remedy)
+
+
+def read_json(path: Path, remedy: str = RESTORE) -> dict[str, Any]:
+    """Read a JSON object from a small file."""
+    return from_json(path, read_file(path, LARGEST_JSON, remedy), remedy)
+
+
 def as_json(values: Mapping[str, Any]) -> bytes:
     """Write an object as JSON, without NaN and infinity, which JSON has not."""
     return json.dumps(values, indent=1, allow_nan=False).encode()
 
 
-def from_json(path: Path, content: bytes, remedy: str) -> dict[str, Any]:
+def from_json(path: Path, content: bytes, remedy: str = RESTORE) -> dict[str, Any]:
     """Read a JSON object, without NaN and infinity."""
     try:
         found = json.loads(content, parse_constant=_no_number, parse_float=_finite)
@@ -92,12 +111,13 @@ def from_json(path: Path, content: bytes, remedy: str) -> dict[str, Any]:
     return found
 
 
-def as_safetensors(tensors: Mapping[str, Tensor]) -> bytes:
-    """Write tensors, from wherever they are."""
-    return safetensors.torch.save({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()})
+def as_safetensors(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
+    """Write tensors, from wherever they are, and text about them."""
+    copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    return safetensors.torch.save(copies, metadata)
 
 
-def from_safetensors(path: Path, content: bytes, remedy: str) -> dict[str, Tensor]:
+def from_safetensors(path: Path, content: bytes, remedy: str = RESTORE) -> dict[str, Tensor]:
     """Read tensors; they are copies, so that none is larger than the file."""
     try:
         return safetensors.torch.load(content)
@@ -142,7 +162,7 @@ def _sync(folder: Path) -> None:
 
 
 def _kind_of(mode: int) -> str:
-    kinds = {stat.S_IFDIR: "folder", stat.S_IFLNK: "symbolic link", stat.S_IFIFO: "pipe"}
+    kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe"}
     return kinds.get(stat.S_IFMT(mode), "device")
 
 

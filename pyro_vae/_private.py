@@ -24,6 +24,7 @@ __all__ = [
     "compile_module",
     "found",
     "has_hooks",
+    "has_hooks_on_calls",
     "mask_of_distribution",
     "name_of_module",
     "seed_generator_of_cpu",
@@ -98,6 +99,13 @@ def seed_generator_of_cpu(seed: int) -> None:
 def has_hooks(tensor: Tensor) -> bool:
     """Tell whether a tensor has hooks on its gradient."""
     return bool(tensor._backward_hooks or tensor._post_accumulate_grad_hooks)
+
+
+def has_hooks_on_calls(module: torch.nn.Module) -> bool:
+    """Tell whether a module has hooks that see, or change, what goes in and out."""
+    return bool(
+        module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks
+    )
 
 
 def mask_of_distribution(fn: Any) -> Any:

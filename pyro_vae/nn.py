@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -45,6 +47,9 @@ class MLP(nn.Module):
         torch.Size([7, 3, 1, 28, 28])
     """
 
+    starting_values = ("output_bias", "input_mean")
+    """Arguments that set where parameters start, and are not kept."""
+
     def __init__(
         self,
         in_shape: int | Sequence[int],
@@ -56,8 +61,9 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         self.in_shape = _checks.shape("in_shape", in_shape)
+        self.hidden_dims = _checks.shape("hidden_dims", hidden_dims)
         self.out_shape = _checks.shape("out_shape", out_shape)
-        widths = [math.prod(self.in_shape), *_checks.shape("hidden_dims", hidden_dims), math.prod(self.out_shape)]
+        widths = [math.prod(self.in_shape), *self.hidden_dims, math.prod(self.out_shape)]
         first, *_ = linear = [_linear(width, next_width) for width, next_width in itertools.pairwise(widths)]
         *hidden, last = linear
         with torch.no_grad():
@@ -66,6 +72,12 @@ class MLP(nn.Module):
             if output_bias is not None:
                 last.bias.add_(_vector("output_bias", output_bias, last.out_features))
         self.layers = nn.Sequential(*(part for layer in hidden for part in (layer, activation())), last)
+
+    @property
+    def activation(self) -> Callable[[], nn.Module]:
+        """Makes a nonlinearity as the first one is; without hidden layers there is none, and it stands for any."""
+        # Not the function that was given: one that is local could not be pickled.
+        return functools.partial(copy.deepcopy, self.layers[1]) if self.hidden_dims else nn.Tanh
 
     def forward(self, x: Tensor, *context: Tensor) -> Tensor:
         """Map `(..., *in_shape)` to `(..., *out_shape)`; further arguments are concatenated with x."""

@@ -184,9 +184,9 @@ def small_vae(seed: int = 0) -> pv.VAE:
     )
 
 
-def trained(folder: Path, seed: int = 0, **options: Any) -> pv.VAE:
+def trained(folder: Path, seed: int = 0, vae: pv.VAE | None = None, **options: Any) -> pv.VAE:
     """Train for two epochs, with validation, into a run's folder."""
-    vae, x = small_vae(seed), torch.randn(20, 3, generator=torch.Generator().manual_seed(seed))
+    vae, x = vae or small_vae(seed), torch.randn(20, 3, generator=torch.Generator().manual_seed(seed))
     options = {"num_epochs": 2, "batch_size": 10, "validation": x[:5], "progress": False, "seed": seed} | options
     pv.fit(vae, x, run=folder, **options)
     return vae
@@ -219,13 +219,22 @@ def sign_anew(run: Path) -> None:
     for name in manifest["files"]:
         content = path.with_name(name).read_bytes()
         manifest["files"][name] = {"bytes": len(content), "sha256": sha256_of(content)}
-    sign_manifest(run, json.dumps(manifest).encode())
+    path.write_text(json.dumps(manifest))
+    sign_manifest(run)
 
 
-def sign_manifest(run: Path, content: bytes) -> None:
-    path_in(run, "manifest.json").write_bytes(content)
+def sign_manifest(run: Path) -> None:
+    _sign(run, manifest=path_in(run, "manifest.json"))
+
+
+def sign_config(run: Path) -> None:
+    _sign(run, config=path_in(run, "config.json"))
+
+
+def _sign(run: Path, **paths: Path) -> None:
     last = json.loads((run / "last.json").read_text())
-    (run / "last.json").write_text(json.dumps({**last, "manifest": sha256_of(content)}))
+    sha256 = {name: sha256_of(path.read_bytes()) for name, path in paths.items()}
+    (run / "last.json").write_text(json.dumps({**last, **sha256}))
 
 
 def signed_checkpoint_at(path: Path) -> Any:
@@ -234,7 +243,7 @@ def signed_checkpoint_at(path: Path) -> Any:
 
 
 def signed_manifest_at(path: Path) -> Any:
-    sign_manifest(path.parents[2], path.read_bytes())
+    sign_manifest(path.parents[2])
     return last_checkpoint(path.parents[2])
 
 
@@ -259,6 +268,12 @@ def config_at(path: Path) -> Any:
 
 
 # Results and data
+
+
+def make_vae_file(folder: Path) -> tuple[Path, Path]:
+    for seed, name in enumerate(("one", "other")):
+        small_vae(seed).save(folder / f"{name}.safetensors")
+    return folder / "one.safetensors", folder / "other.safetensors"
 
 
 def make_evidence(folder: Path) -> tuple[Path, Path]:
@@ -353,6 +368,7 @@ FILES = {
         f"{name}, signed": File(of_a_run(name), signed_checkpoint_at, anything, SIGNED)
         for name in ("weights.safetensors", "training.json", "training.safetensors")
     },
+    "a VAE's file": File(make_vae_file, lambda path: pv.load(path).state_dict()),
     "evidence.npz": File(make_evidence, pv.Evidence.load),
     "evidence.npz, its record": File(member_of_evidence("record"), evidence_with("record"), is_evidence),
     "evidence.npz, an array": File(member_of_evidence("tensor/ess"), evidence_with("tensor/ess"), is_evidence),

@@ -11,26 +11,25 @@ import torch
 from torch import Tensor
 
 from pyro_vae._files import (
+    LARGEST_JSON,
     as_json,
     as_safetensors,
     from_json,
     from_safetensors,
     make_folder,
-    read_file,
+    read_own_file,
     refuse,
     sha256_of,
 )
 from pyro_vae.training import state
 
-__all__ = ["FORMAT", "LARGEST_JSON", "RESTORE", "Checkpoint", "read_checkpoint", "read_json", "write_checkpoint"]
+__all__ = ["FORMAT", "RESTORE", "Checkpoint", "of_our_format", "read_checkpoint", "write_checkpoint"]
 
 FORMAT = 2
 """Of all files of a run."""
 MANIFEST, WEIGHTS, BEST = "manifest.json", "weights.safetensors", "best.safetensors"
 TRAINING, TENSORS = "training.json", "training.safetensors"
 NEEDED = {WEIGHTS, TRAINING, TENSORS}
-LARGEST_JSON = 1 << 24
-"""Bytes of a JSON file whose size is not on record: a larger one is none of ours."""
 RESTORE = "restore the file from a copy, or start another run"
 
 
@@ -91,20 +90,16 @@ def _refuse_what_nobody_wrote(folder: Path, checkpoint: Checkpoint) -> None:
     problem = next(state.problems(checkpoint.training, checkpoint.weights), None)
     if problem is not None:
         refuse(folder / TRAINING, "the state of a training", problem, RESTORE)
-    if checkpoint.best is not None and _shapes(checkpoint.best) != _shapes(checkpoint.weights):
-        refuse(folder / BEST, f"the names and shapes of {WEIGHTS}", "others", RESTORE)
+    if checkpoint.best is not None and _forms(checkpoint.best) != _forms(checkpoint.weights):
+        refuse(folder / BEST, f"the names, shapes and types of {WEIGHTS}", "others", RESTORE)
 
 
-def _shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in tensors.items()}
+def _forms(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object of our format."""
-    return _of_our_format(path, read_file(path, LARGEST_JSON, RESTORE))
-
-
-def _of_our_format(path: Path, content: bytes) -> dict[str, Any]:
+def of_our_format(path: Path, content: bytes) -> dict[str, Any]:
+    """Read a JSON object of a run."""
     found = from_json(path, content, RESTORE)
     if found.get("format") != FORMAT:
         other = "read it with the version of pyro_vae that wrote it"
@@ -114,8 +109,8 @@ def _of_our_format(path: Path, content: bytes) -> dict[str, Any]:
 
 def _manifest(path: Path, sha256: str) -> dict[str, Any]:
     """Read what the manifest says of each file."""
-    content = read_file(path, LARGEST_JSON, RESTORE)
-    manifest = _of_our_format(path, content)
+    content = read_own_file(path, LARGEST_JSON, RESTORE)
+    manifest = of_our_format(path, content)
     if sha256_of(content) != sha256:
         refuse(path, f"sha256 {sha256[:12]}, as last.json says", sha256_of(content)[:12], RESTORE)
     entries = manifest.get("files")
@@ -129,7 +124,7 @@ def _content(path: Path, entry: Any) -> bytes:
     if not isinstance(entry, dict) or type(entry.get("bytes")) is not int:
         refuse(path.parent / MANIFEST, f"the bytes of {path.name!r}", repr(entry), RESTORE)
     remedy = f"restore it, or {MANIFEST}, from a copy, or start another run"
-    content = read_file(path, entry["bytes"], remedy)
+    content = read_own_file(path, entry["bytes"], remedy)
     found = {"bytes": len(content), "sha256": sha256_of(content)}
     if found != entry:
         refuse(path, _described(entry), _described(found), remedy)

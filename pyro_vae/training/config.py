@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.training.trainee import Trainee
+from pyro_vae.vae import file
 
 __all__ = ["config_of"]
 
@@ -23,8 +24,9 @@ __all__ = ["config_of"]
 def config_of(trainee: Trainee, data: Any, validation: Any, settings: dict[str, Any]) -> dict[str, Any]:
     """Describe the program, the data and all settings."""
     shapes = {name: list(tensor.shape) for name, tensor in trainee.tensors().items()}
+    pair = [_name_of(trainee.model), _name_of(trainee.guide)]
     return {
-        "program": "VAE" if trainee.vae is not None else [_name_of(trainee.model), _name_of(trainee.guide)],
+        "program": pair if trainee.vae is None else file.description_or_reason(trainee.vae),
         "parameters": shapes,
         "data": _described(data),
         "validation": _described(validation),

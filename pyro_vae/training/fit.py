@@ -93,7 +93,7 @@ def fit(
         callbacks: each a `pv.training.Callback`: `JSONLines(path)`, `CSV(path)`, `TensorBoard(folder)`, or your own.
         run: a folder to keep the run in: its configuration, and a checkpoint after each epoch, or less often where
             writing one takes more than 2 % of the time. A SIGTERM or Ctrl-C ends training after the step, with a
-            checkpoint. `pv.load(run, vae)` reads it.
+            checkpoint. `pv.load(run)` reads it.
         resume: True to go on with the run in that folder; "auto" to do so if there is one. What is resumed continues
             as if it had never stopped, to the bit on the same machine.
         progress: show a bar with the ELBO of training and validation.

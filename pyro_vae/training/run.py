@@ -10,17 +10,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from pyro_vae._files import as_json, refuse, replace_file
-from pyro_vae.training.checkpoint import FORMAT, RESTORE, Checkpoint, read_checkpoint, read_json, write_checkpoint
+from pyro_vae._files import LARGEST_JSON, as_json, read_own_file, refuse, replace_file, sha256_of
+from pyro_vae.training.checkpoint import FORMAT, RESTORE, Checkpoint, of_our_format, read_checkpoint, write_checkpoint
 from pyro_vae.training.lock import Lock
 
-__all__ = ["Run", "last_checkpoint"]
+__all__ = ["Run", "last_checkpoint", "read_config"]
 
 CONFIG, LAST, CHECKPOINTS, LOCK = "config.json", "last.json", "checkpoints", "lock"
-FREE_TO_CHANGE = {"num_epochs", "versions", "compile"}
-"""Settings that a resumed run may have otherwise."""
+FREE_TO_CHANGE = {"num_epochs", "versions", "compile", "undescribed"}
+"""Settings that a resumed run may have otherwise, and the reason why a VAE has no description."""
 SHARE_OF_TIME = 0.02
 """Of training that may be spent on writing checkpoints."""
 NAME = r"step-\d+(-again)*"
@@ -60,7 +60,7 @@ class Run:
 
     def last(self) -> Checkpoint | None:
         """Read the last checkpoint, if there is one, and remove what killed processes left."""
-        self.saved, _ = _named(self.folder)
+        self.saved = _last(self.folder).checkpoint
         checkpoint = None if self.saved is None else last_checkpoint(self.folder)
         self._remove_leftovers()
         return checkpoint
@@ -77,7 +77,7 @@ class Run:
         while os.path.lexists(self.folder / CHECKPOINTS / name):  # never in the place of one that `last.json` may name
             name += "-again"
         sha256 = write_checkpoint(self.folder / CHECKPOINTS / name, checkpoint)
-        self._name(name, sha256)
+        self._name(_Last(name, sha256, _sha256_of_file(self.folder / CONFIG)))
         self._remove_leftovers()
         self.saved_at = time.monotonic()
         self.cost = self.saved_at - started
@@ -89,6 +89,8 @@ class Run:
     def _is_a_run(self, resume: bool | Literal["auto"]) -> bool:
         """Tell whether the folder has a run, or raise an error if that is not what was asked for."""
         is_there = os.path.lexists(self.folder / CONFIG)
+        if not is_there and os.path.lexists(self.folder / LAST) and _last(self.folder).checkpoint is not None:
+            refuse(self.folder / CONFIG, f"the settings of the run that {LAST} belongs to", "no file", RESTORE)
         if resume is True and not is_there:
             raise ValueError(
                 f"run: expected a folder with a run to resume; got {str(self.folder)!r}; leave resume out."
@@ -103,18 +105,17 @@ class Run:
         return is_there
 
     def _start(self, config: dict[str, Any], is_there: bool) -> None:
+        content = as_json({"format": FORMAT, **config})
         if is_there:
-            _refuse_other_config(self.folder / CONFIG, config)
-        elif os.path.lexists(self.folder / LAST) and _named(self.folder)[0] is not None:
-            refuse(self.folder / CONFIG, f"the settings of the run that {LAST} belongs to", "no file", RESTORE)
+            _refuse_other_config(self.folder, json.loads(content))
         else:
             with self._as_a_folder_to_write_to():
-                self._name(None, None)
-                replace_file(self.folder / CONFIG, as_json({"format": FORMAT, **config}))
+                self._name(_Last(None, None, sha256_of(content)))
+                replace_file(self.folder / CONFIG, content)
 
-    def _name(self, name: str | None, sha256: str | None) -> None:
-        replace_file(self.folder / LAST, as_json({"format": FORMAT, "checkpoint": name, "manifest": sha256}))
-        self.saved = name
+    def _name(self, last: _Last) -> None:
+        replace_file(self.folder / LAST, as_json({"format": FORMAT, **last._asdict()}))
+        self.saved = last.checkpoint
 
     def _remove_leftovers(self) -> None:
         """Remove all checkpoints but the last, and files that were not finished."""
@@ -142,41 +143,64 @@ class Run:
             ) from error
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read what a run was started with."""
+    return of_our_format(folder / CONFIG, read_own_file(folder / CONFIG, LARGEST_JSON, RESTORE))
+
+
 def last_checkpoint(folder: Path) -> Checkpoint:
-    """Read the checkpoint that `last.json` names."""
-    name, sha256 = _named(folder)
-    if name is None or sha256 is None:
+    """Read the checkpoint that `last.json` names, if the configuration is as it was when that was written."""
+    last = _last(folder)
+    if _sha256_of_file(folder / CONFIG) != last.config:
+        refuse(
+            folder / CONFIG, f"sha256 {str(last.config)[:12]}, as {LAST} says",
+            _sha256_of_file(folder / CONFIG)[:12], RESTORE,
+        )  # fmt: skip
+    if last.checkpoint is None or last.manifest is None:
         refuse(folder / LAST, "the name of a checkpoint", "none, as no epoch was finished", "train on")
-    if not (folder / CHECKPOINTS / name).is_dir():
-        refuse(folder / LAST, f"the name of a folder in {CHECKPOINTS}", repr(name), RESTORE)
-    return read_checkpoint(folder / CHECKPOINTS / name, sha256)
+    if not (folder / CHECKPOINTS / last.checkpoint).is_dir():
+        refuse(folder / LAST, f"the name of a folder in {CHECKPOINTS}", repr(last.checkpoint), RESTORE)
+    return read_checkpoint(folder / CHECKPOINTS / last.checkpoint, last.manifest)
 
 
-def _named(folder: Path) -> tuple[str | None, str | None]:
-    """Return the name of the last checkpoint and the sha256 of its manifest, if there is one."""
-    found = read_json(folder / LAST)
-    name, sha256 = found.get("checkpoint"), found.get("manifest")
-    if found.keys() == {"format", "checkpoint", "manifest"}:
-        if name is None and sha256 is None:
-            return None, None
-        if isinstance(name, str) and isinstance(sha256, str) and re.fullmatch(NAME, name, re.ASCII):
-            return name, sha256
-    refuse(
-        folder / LAST, "the name of a checkpoint, and the sha256 of its manifest", repr(found),
-        "name one that is there",
-    )  # fmt: skip
+class _Last(NamedTuple):
+    """What `last.json` says: the name of the last checkpoint, if there is one, and sha256 of files."""
+
+    checkpoint: str | None
+    manifest: str | None
+    config: str
 
 
-def _refuse_other_config(path: Path, config: dict[str, Any]) -> None:
-    found = read_json(path)
-    config = json.loads(as_json({"format": FORMAT, **config}))
-    others = [
-        f"{key}={config.get(key)!r} instead of {found.get(key)!r}"
-        for key in sorted(config.keys() | found.keys())
-        if key not in FREE_TO_CHANGE and config.get(key) != found.get(key)
-    ]
+def _last(folder: Path) -> _Last:
+    found = of_our_format(folder / LAST, read_own_file(folder / LAST, LARGEST_JSON, RESTORE))
+    name, manifest, config = (found.get(field) for field in _Last._fields)
+    is_new = name is None and manifest is None
+    is_named = isinstance(name, str) and isinstance(manifest, str) and re.fullmatch(NAME, name, re.ASCII) is not None
+    if found.keys() != {"format", *_Last._fields} or not isinstance(config, str) or not (is_new or is_named):
+        refuse(
+            folder / LAST, "the name of a checkpoint, and the sha256 of its manifest and of the settings", repr(found),
+            "name one that is there",
+        )  # fmt: skip
+    return _Last(name, manifest, config)
+
+
+def _sha256_of_file(path: Path) -> str:
+    return sha256_of(read_own_file(path, LARGEST_JSON, RESTORE))
+
+
+def _refuse_other_config(folder: Path, config: dict[str, Any]) -> None:
+    others = [*_differences("", config, read_config(folder))]
     if others:
         raise ValueError(
-            f"run: expected the settings that the run in {str(path.parent)!r} was started with; got "
+            f"run: expected the settings that the run in {str(folder)!r} was started with; got "
             f"{'; '.join(others)[:600]}; pass the same, or name another folder."
         )
+
+
+def _differences(path: str, config: Any, found: Any) -> Iterator[str]:
+    """Yield what is set otherwise, the innermost entries by their path."""
+    if isinstance(config, dict) and isinstance(found, dict):
+        for key in sorted((config.keys() | found.keys()) - FREE_TO_CHANGE):
+            yield from _differences(f"{path}.{key}" if path else key, config.get(key), found.get(key))
+    elif config != found:
+        yield f"{path}={config!r} instead of {found!r}"

@@ -74,15 +74,15 @@ def warn_of_loaded(names: Sequence[str], own_name: str | None, datum: Any) -> No
     _told[datum] = True
     others = f" and {len(names) - 1} more" if len(names) > 1 else ""
     elsewhere = "" if own_name is None else f", which lie under {own_name!r}"
-    module = names[0].split("$$$")[0]
-    role = module.rpartition(".")[2]
+    name = names[0].split("$$$")[0].rpartition(".")[0]
+    named = "" if name == "vae" else f", {name!r}"
     warnings.warn(
         "name: expected no loaded parameters in Pyro's store under the name of this VAE; got "
         f"{names[0]!r}{others}, of the shapes of its parameters, from no VAE of this process, as after "
         "pyro.get_param_store().load(...); they are not used, and this VAE goes on with the values of its own"
         f"{elsewhere}; load trained values with vae.load_state_dict(...), or take over the store's with "
-        f"pyro.module({module!r}, vae.{role}, update_module_params=True), for model and guide; pass name=... to the "
-        "VAE if it has nothing to do with them.",
+        f"vae.load_param_store(pyro.get_param_store().get_state(){named}); pass name=... to the VAE if it has nothing "
+        "to do with them.",
         UserWarning,
         stacklevel=2,
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import pyro.distributions as dist
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from pyro_vae import _checks
 from pyro_vae._private import name_of_module
+from pyro_vae.vae import file, param_store
 from pyro_vae.vae.datum import any_parameter, fit_together
 from pyro_vae.vae.programs import Guide, Model
 
@@ -37,8 +40,9 @@ class VAE(nn.Module):
         posterior: `forward(x, *context)` returns q(z|x), of the prior's event shape.
         name: prefix of sites, plate and parameters, for several VAEs in one program. Without one, sites have no prefix,
             and parameters that of the first of vae, vae_1, vae_2, ... that is free in Pyro's parameter store, so that
-            several VAEs of one process all train. To save a VAE take its `state_dict()`: parameters in the store after
-            `pyro.get_param_store().load(...)` are not used, and a warning says so once for each VAE.
+            several VAEs of one process all train. To keep a VAE use `save`, or its `state_dict()`: parameters in the
+            store after `pyro.get_param_store().load(...)` are not used, and a warning says so once for each VAE;
+            `load_param_store` takes them over.
         context_shapes: shapes, for one datum, of the further arguments of `model` and `guide` (labels, covariates,
             exposure); all three parts are called with them.
 
@@ -127,6 +131,66 @@ class VAE(nn.Module):
     def event_shape(self) -> torch.Size:
         """The shape of one datum."""
         return self.model.datum.event_shape
+
+    @property
+    def context_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes, for one datum, of the further arguments."""
+        return self.model.datum.context_shapes
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the VAE to one file, which `pv.load(path)` reads; a file of that name is replaced.
+
+        The file is safetensors, with parameters, buffers and their dtype; its header says what the VAE is made of:
+        public classes of pyro_vae and torch.nn, with their arguments. A VAE with other parts is written too, and
+        `pv.load(path, vae)` then needs one made of the same. Which parameters are frozen is not kept.
+
+        Examples:
+            >>> import pathlib, tempfile, torch
+            >>> import pyro_vae as pv
+            >>> vae = pv.VAE(
+            ...     pv.priors.StandardNormal(1),
+            ...     pv.likelihoods.Gaussian(pv.nn.MLP(1, [], 3)),
+            ...     pv.posteriors.DiagonalNormal(pv.nn.MLP(3, [], 2)),
+            ... )
+            >>> path = pathlib.Path(tempfile.mkdtemp()) / "vae.safetensors"
+            >>> vae.save(path)
+            >>> again = pv.load(path)
+            >>> all(map(torch.equal, vae.parameters(), again.parameters()))
+            True
+        """
+        file.write(Path(path), self)
+
+    def load_param_store(self, saved: str | PathLike[str] | Mapping[str, Any], name: str | None = None) -> None:
+        """Set the parameters to those that a VAE of the same parts left in Pyro's parameter store.
+
+        Buffers are not in that store: a running mean of BatchNorm stays as it is, and a warning says so.
+
+        Args:
+            saved: a file of `pyro.get_param_store().save(...)`, of which no code is run, or `get_state()`.
+            name: under which they lie there: the VAE's `name`, or "vae" for one without.
+
+        Raises:
+            TypeError, ValueError: for another file, and for parameters that are missing, that this VAE does not have,
+                or that have other shapes, before any of them changes.
+
+        Examples:
+            >>> import pyro, torch
+            >>> import pyro_vae as pv
+            >>> def new():
+            ...     return pv.VAE(
+            ...         pv.priors.StandardNormal(1),
+            ...         pv.likelihoods.Gaussian(pv.nn.MLP(1, [], 3)),
+            ...         pv.posteriors.DiagonalNormal(pv.nn.MLP(3, [], 2)),
+            ...         name="example",
+            ...     )
+            >>> trained, vae = new(), new()
+            >>> _ = pv.fit(trained, torch.randn(50, 3), num_epochs=1, progress=False)
+            >>> vae.load_param_store(pyro.get_param_store().get_state())
+            >>> all(map(torch.equal, trained.parameters(), vae.parameters()))
+            True
+        """
+        halves = {half.role: half for half in (self.model, self.guide)}
+        param_store.load(saved, _checked_name(name) or self.name or "vae", halves)
 
     def forward(self, *args: Any, **kwargs: Any) -> None:
         """Raise an error: a VAE is two programs, `model` and `guide`."""
