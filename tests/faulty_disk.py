@@ -5,8 +5,15 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from typing import Any
 from unittest.mock import patch
+
+import torch
+from fuzz import as_plain
+
+from pyro_vae.training.checkpoint import Checkpoint
+from pyro_vae.training.run import Run, last_checkpoint
 
 FREEING = ("unlink", "rmdir")
 CALLS = ("mkdir", "rename", "replace", "open", "fsync", *FREEING)
@@ -116,3 +123,67 @@ class _Written:
     def __exit__(self, *error: Any) -> None:
         with suppress(OSError):
             self.file.close()
+
+
+# Saves on such disks
+
+CONFIG = {"batch_size": 10}
+
+
+def checkpoint_of(step):
+    weights = {"w": torch.full((50,), float(step))}
+    columns = ("train_elbo", "validation_elbo", "rate", "distortion", "seconds")
+    training = {
+        "place": {"epoch": step, "batch": 0, "loss": 0.0, "seconds": 1.0},
+        "num_steps": step,
+        "history": {name: [0.5] * step for name in columns},
+        "optimizer": {"w": {"state": {"step": torch.tensor(1.0)}, "group": {"lr": 0.1}, "scheduler": None}},
+        "generator": torch.Generator().get_state(),
+    }
+    return Checkpoint(weights, training, weights)
+
+
+def saved(folder, step):
+    run = Run(folder, CONFIG, "auto")
+    try:
+        run.last()
+        run.save(checkpoint_of(step), f"step-{step:09d}")
+    finally:
+        run.close()
+
+
+def assert_saved_whole(folder, disk, act):
+    """Do something on a disk that fails: either checkpoint is left, whole, and the run can go on."""
+    saved(folder, 1)
+    was_saved = True
+    with disk.watched():
+        try:
+            act()
+        except (OSError, ValueError) as error:
+            was_saved = False
+            assert any(os.strerror(n) in str(error) for n in (errno.ENOSPC, errno.EIO, errno.EROFS)), error
+    found = as_plain(last_checkpoint(folder))
+    assert found == as_plain(checkpoint_of(2)) or (not was_saved and found == as_plain(checkpoint_of(1)))
+    saved(folder, 3)
+    assert as_plain(last_checkpoint(folder)) == as_plain(checkpoint_of(3))
+    assert sorted(os.listdir(folder)) == ["checkpoints", "config.json", "last.json", "lock"]
+    assert os.listdir(folder / "checkpoints") == ["step-000000003"]
+
+
+def operations_of(folder, act):
+    counted = Operations(lambda name: None)
+    saved(folder, 1)
+    with counted.watched():
+        act()
+    return counted
+
+
+def rooms_of(folder, num_bytes):
+    """Return numbers of bytes: around the ends of the files of a save, and between them."""
+    ends, checkpoint = [0], folder / "checkpoints" / "step-000000002"
+    for name in ("weights.safetensors", "training.json", "training.safetensors", "best.safetensors", "manifest.json"):
+        ends.append(ends[-1] + (checkpoint / name).stat().st_size)
+    ends.append(ends[-1] + (folder / "last.json").stat().st_size)
+    assert ends[-1] == num_bytes
+    around = {end + step for end in ends for step in (-1, 0, 1) if end + step >= 0}
+    return sorted(around | {sum(pair) // 2 for pair in pairwise(ends)})

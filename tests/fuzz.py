@@ -158,7 +158,7 @@ def within_bounds():
 def as_plain(value: Any) -> Any:
     """Return what can be compared by ==, to the bit."""
     if isinstance(value, (torch.Tensor, np.ndarray)):
-        array = np.asarray(value)
+        array = np.asarray(value.detach() if isinstance(value, torch.Tensor) else value)
         return str(array.dtype), array.shape, array.tobytes()
     if isinstance(value, dict):
         return {key: as_plain(each) for key, each in value.items()}

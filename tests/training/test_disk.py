@@ -4,68 +4,17 @@ import errno
 import os
 import resource
 import shutil
-from itertools import pairwise
 
 import pytest
 import torch
-from faulty_disk import Failing, Full, Operations
+from faulty_disk import CONFIG, Failing, Full, Operations, assert_saved_whole, operations_of, rooms_of, saved
 from fuzz import as_plain, small_vae, trained
 
 import pyro_vae as pv
 from pyro_vae.training import Callback, NotSavedError
-from pyro_vae.training.checkpoint import Checkpoint
 from pyro_vae.training.run import Run, last_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-CONFIG = {"batch_size": 10}
-
-
-def checkpoint_of(step):
-    weights = {"w": torch.full((50,), float(step))}
-    columns = ("train_elbo", "validation_elbo", "rate", "distortion", "seconds")
-    training = {
-        "place": {"epoch": step, "batch": 0, "loss": 0.0, "seconds": 1.0},
-        "num_steps": step,
-        "history": {name: [0.5] * step for name in columns},
-        "optimizer": {"w": {"state": {"step": torch.tensor(1.0)}, "group": {"lr": 0.1}, "scheduler": None}},
-        "generator": torch.Generator().get_state(),
-    }
-    return Checkpoint(weights, training, weights)
-
-
-def saved(folder, step):
-    run = Run(folder, CONFIG, "auto")
-    try:
-        run.last()
-        run.save(checkpoint_of(step), f"step-{step:09d}")
-    finally:
-        run.close()
-
-
-def assert_saved_whole(folder, disk, act):
-    """Do something on a disk that fails: either checkpoint is left, whole, and the run can go on."""
-    saved(folder, 1)
-    was_saved = True
-    with disk.watched():
-        try:
-            act()
-        except (OSError, ValueError) as error:
-            was_saved = False
-            assert any(os.strerror(n) in str(error) for n in (errno.ENOSPC, errno.EIO, errno.EROFS)), error
-    found = as_plain(last_checkpoint(folder))
-    assert found == as_plain(checkpoint_of(2)) or (not was_saved and found == as_plain(checkpoint_of(1)))
-    saved(folder, 3)
-    assert as_plain(last_checkpoint(folder)) == as_plain(checkpoint_of(3))
-    assert sorted(os.listdir(folder)) == ["checkpoints", "config.json", "last.json", "lock"]
-    assert os.listdir(folder / "checkpoints") == ["step-000000003"]
-
-
-def operations_of(folder, act):
-    counted = Operations(lambda name: None)
-    saved(folder, 1)
-    with counted.watched():
-        act()
-    return counted
 
 
 @pytest.mark.parametrize("for_good", [False, True], ids=["once", "for good"])
@@ -81,13 +30,9 @@ def test_each_operation_of_a_save_may_fail(tmp_path, number, for_good):
 def test_there_may_be_room_for_a_part(tmp_path):
     """For each number of bytes around the ends of files, and between."""
     counted = operations_of(tmp_path / "counted", lambda: saved(tmp_path / "counted", 2))
-    folder, ends = tmp_path / "counted" / "checkpoints" / "step-000000002", [0]
-    for name in ("weights.safetensors", "training.json", "training.safetensors", "best.safetensors", "manifest.json"):
-        ends.append(ends[-1] + (folder / name).stat().st_size)
-    ends.append(counted.num_bytes)
-    assert ends[-1] - ends[-2] == (tmp_path / "counted" / "last.json").stat().st_size
-    rooms = {end + around for end in ends for around in (-1, 0, 1)} | {sum(pair) // 2 for pair in pairwise(ends)}
-    for room in sorted(rooms - {-1}):
+    rooms = rooms_of(tmp_path / "counted", counted.num_bytes)
+    assert len(rooms) > 20
+    for room in rooms:
         run = tmp_path / str(room)
         assert_saved_whole(run, Full(room), lambda run=run: saved(run, 2))
 
