@@ -1,6 +1,6 @@
 """Variational autoencoders as Pyro programs, with a likelihood you can trust."""
 
-from pyro_vae import data, evidence, likelihoods, nn, objectives, plots, posteriors, priors, training
+from pyro_vae import data, evidence, export, hub, likelihoods, nn, objectives, plots, posteriors, priors, training
 from pyro_vae.diagnostics import LatentUse, RateDistortion, latent_use, rate_distortion
 from pyro_vae.evidence import (
     Bound,
@@ -46,7 +46,9 @@ __all__ = [
     "compare",
     "data",
     "evidence",
+    "export",
     "fit",
+    "hub",
     "importance_sampling",
     "inference_gap",
     "latent_use",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pyro_vae._files import RESTORE, as_safetensors, from_safetensors, read_file, replace_file
 from pyro_vae.vae.description import Undescribable, describe
 
-__all__ = ["description_or_reason", "read", "write"]
+__all__ = ["content_of", "description_or_reason", "read", "write"]
 
 FORMAT = 1
 RECORD, DIGEST = "pyro_vae", "sha256"
@@ -25,11 +25,16 @@ LENGTH = 8
 
 def write(path: Path, vae: nn.Module) -> None:
     """Write a VAE to a file, whole or not at all."""
+    replace_file(path, content_of(vae, description_or_reason(vae)))
+
+
+def content_of(vae: nn.Module, program: dict[str, Any]) -> bytes:
+    """Return the bytes of a VAE's file, with its description or the reason why it has none."""
     tensors = {name: value for name, value in vae.state_dict().items() if isinstance(value, Tensor)}
     versions = {"torch": torch.__version__, "pyro": pyro.__version__}
-    record = json.dumps({"format": FORMAT, "program": description_or_reason(vae), "versions": versions})
+    record = json.dumps({"format": FORMAT, "program": program, "versions": versions})
     digest = _digest(record, as_safetensors(tensors))
-    replace_file(path, as_safetensors(tensors, {RECORD: record, DIGEST: digest}))
+    return as_safetensors(tensors, {RECORD: record, DIGEST: digest})
 
 
 def read(path: Path) -> tuple[Any, dict[str, Tensor]]:
