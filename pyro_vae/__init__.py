@@ -18,9 +18,11 @@ from pyro_vae.evidence import (
     posterior_samples,
     proposals,
 )
+from pyro_vae.imputation import Imputation, impute
 from pyro_vae.objectives.svi import SVI
 from pyro_vae.optim import FusedAdam
 from pyro_vae.program.check import check_program
+from pyro_vae.report import write_report
 from pyro_vae.training import DivergedError, History, fit, load
 from pyro_vae.vae import VAE
 
@@ -35,6 +37,7 @@ __all__ = [
     "Evidence",
     "FusedAdam",
     "History",
+    "Imputation",
     "InferenceGap",
     "LatentUse",
     "Posterior",
@@ -50,6 +53,7 @@ __all__ = [
     "fit",
     "hub",
     "importance_sampling",
+    "impute",
     "inference_gap",
     "latent_use",
     "likelihoods",
@@ -64,4 +68,5 @@ __all__ = [
     "proposals",
     "rate_distortion",
     "training",
+    "write_report",
 ]

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import math
+import re
 from collections.abc import Callable
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from pyro_vae import _checks
+from pyro_vae.diagnostics import LatentUse
 from pyro_vae.evidence.bdmc import Sandwich
+from pyro_vae.evidence.comparison import Comparison
 from pyro_vae.evidence.posterior import Posterior
 from pyro_vae.evidence.psis import khat_threshold
 from pyro_vae.evidence.result import Evidence
@@ -22,13 +27,20 @@ if TYPE_CHECKING:
 
 
 __all__ = [
+    "activity",
+    "as_png",
+    "as_svg",
     "bounds",
+    "differences",
+    "effective_chains",
     "evidence",
+    "gaps",
     "image_grid",
     "khat",
     "latent_codes",
     "manifold",
     "posterior",
+    "rate_and_distortion",
     "reconstructions",
     "sandwich",
     "training_curves",
@@ -49,6 +61,20 @@ def training_curves(history: History, ax: Axes | None = None) -> Axes:
     ax.set_ylim(bottom=everything[len(everything) // 20])
     ax.set(xlabel="epoch", ylabel="ELBO, nats per datum", title="Training")
     ax.legend(loc="lower right")
+    return ax
+
+
+def rate_and_distortion(history: History, ax: Axes | None = None) -> Axes:
+    """Plot distortion against rate after each epoch; the ELBO is minus their sum."""
+    ax = _axes(ax)
+    if not history.rate:
+        raise ValueError("history: expected the rate of at least one epoch; got none; train a program with an ELBO.")
+    ax.plot(history.rate, history.distortion, "o-", ms=3)
+    for epoch in {0, len(history.rate) - 1}:
+        place = (history.rate[epoch], history.distortion[epoch])
+        ax.annotate(f"epoch {epoch + 1}", place, xytext=(5, 5), textcoords="offset points", fontsize=9)
+    ax.margins(x=0.2, y=0.1)
+    ax.set(xlabel="rate, KL(q(z|x) || p(z)), nats", ylabel="distortion, nats", title="What z says, what it leaves out")
     return ax
 
 
@@ -123,29 +149,64 @@ def evidence(evidence: Evidence) -> Figure:
     if len(evidence.all_bounds) > 1:
         bounds(evidence, axes[0])
     else:
-        _gaps(evidence, axes[0])
+        gaps(evidence, axes[0])
     if evidence.khat.isnan().all():
-        _effective(evidence, axes[1])
+        effective_chains(evidence, axes[1])
     else:
         khat(evidence, axes[1])
     return figure
 
 
-def _gaps(evidence: Evidence, ax: Axes) -> None:
+def gaps(evidence: Evidence, ax: Axes | None = None) -> Axes:
+    """Plot log p(x) of each datum, in order, and its ELBO."""
+    ax = _axes(ax)
     order = evidence.log_evidence.argsort()
     ax.plot(evidence.log_evidence[order].numpy(), label=r"$\log\,p(x)$")
     ax.plot(evidence.elbo[order].numpy(), ".", ms=3, color="C3", label="ELBO")
     ax.set(xlabel="data, in the order of $\\log\\,p(x)$", ylabel="nats", title="What the ELBO misses of each datum")
     ax.legend(loc="lower right")
+    return ax
 
 
-def _effective(evidence: Evidence, ax: Axes) -> None:
+def effective_chains(evidence: Evidence, ax: Axes | None = None) -> Axes:
+    """Plot the effective sample size of each datum, of chains or of draws; data that are not reliable are crosses."""
+    ax = _axes(ax)
     good = evidence.reliable
-    places = torch.arange(len(evidence))
-    ax.plot(places[good].numpy(), evidence.ess[good].numpy(), "o", ms=3, mew=0, alpha=0.6, label="reliable")
-    ax.plot(places[~good].numpy(), evidence.ess[~good].numpy(), "x", ms=5, color="C3", label="not reliable")
-    ax.set(xlabel="datum", ylabel="effective chains", ylim=(0, None), title="How many chains count")
-    ax.legend(loc="lower right")
+    places, ess = torch.arange(len(evidence)), evidence.ess.clamp(min=1)  # none at all cannot be drawn on a log scale
+    ax.plot(places[good].numpy(), ess[good].numpy(), "o", ms=4, mew=0, alpha=0.7, label="reliable")
+    ax.plot(places[~good].numpy(), ess[~good].numpy(), "x", ms=5, color="C3", label="not reliable")
+    ax.set(xlabel="datum", ylabel="effective chains", yscale="log", ylim=(0.8, 4 * ess.max().item()))
+    ax.set_title("How many chains or draws count")
+    ax.legend(loc="upper right", ncols=2)
+    return ax
+
+
+def activity(use: LatentUse, ax: Axes | None = None) -> Axes:
+    """Plot how much the mean of each latent number varies over data, in order, with the threshold of active units."""
+    ax = _axes(ax)
+    values = torch.cat([value.flatten() for value in use.activity.values()]).sort(descending=True).values
+    places, is_active = torch.arange(1, len(values) + 1), values > use.threshold
+    for chosen, color, label in ((is_active, "C0", "active"), (~is_active, "C7", "not active")):
+        if chosen.any():
+            heights = values[chosen].clamp(min=use.threshold / 20)  # below zero only by noise
+            ax.plot(places[chosen].numpy(), heights.numpy(), "o", ms=4, color=color, label=label)
+    ax.axhline(use.threshold, color="C3", ls="--", label=f"threshold {use.threshold:g}")
+    ax.set(yscale="log", xlabel="latent numbers, in order", ylabel="variance over data of E(z|x)")
+    ax.set_title(f"{use.num_active} of {len(values)} latent numbers are active")
+    ax.legend()
+    return ax
+
+
+def differences(comparison: Comparison, ax: Axes | None = None) -> Axes:
+    """Plot how log p(x) of each datum differs between two models, and the mean difference."""
+    ax = _axes(ax)
+    known = comparison.difference[comparison.difference.isfinite()]
+    ax.hist(known.numpy(), bins=min(40, 5 + len(known) // 5))
+    ax.axvline(0, color="C7", lw=1)
+    ax.axvline(comparison.mean, color="C3", ls="--", label=f"mean {comparison.mean:.3f}")
+    ax.set(xlabel=r"$\log\,p_a(x) - \log\,p_b(x)$, nats", ylabel="data", title="Right of 0 the first is better")
+    ax.legend()
+    return ax
 
 
 def sandwich(sandwich: Sandwich) -> Figure:
@@ -225,6 +286,68 @@ def manifold(decode: Callable[[Tensor], Tensor], ax: Axes | None = None, *, num:
     with torch.no_grad():
         images = decode(torch.stack([right, down], dim=-1).flatten(0, 1))
     return image_grid(images, ax, num_columns=num, title="The learned manifold")
+
+
+INK = "#010203"
+"""Stands for the colour of the text around a figure, until it is known."""
+PALETTE = ["3a86c8", "e07b28", "3d9e52", "d64f4b", "9168c5", "a0715e", "d66fb5", "8a8f98", "a9a12c", "2aa5b5"]
+ON_ANY_PAGE = {
+    "axes.prop_cycle": f"cycler('color', {PALETTE})",
+    "font.size": 11,
+    "legend.frameon": False,
+    "savefig.transparent": True,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "pyro_vae",
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
+}
+"""matplotlib's settings for figures that are legible on light pages and on dark ones."""
+MANY_POINTS = 2000
+
+
+def as_svg(draw: Callable[[Axes], object], name: str, alt: str, *, size: tuple[float, float] = (5.2, 3.8)) -> str:
+    """Return a figure as an SVG element for an HTML page, with text in the colour of the text around it.
+
+    Args:
+        draw: draws on the Axes that it is given; `lambda ax: pv.plots.training_curves(history, ax)`.
+        name: what its ids start with, different for each figure of a page.
+        alt: what it shows, for those who cannot see it.
+        size: width and height in inches, of which only the ratio counts where the page sets the width.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context(ON_ANY_PAGE):
+        figure = Figure(figsize=size, layout="constrained")
+        ax = figure.subplots()
+        draw(ax)
+        for line in ax.lines:
+            line.set_rasterized(torch.as_tensor(line.get_xydata()).shape[0] > MANY_POINTS)
+        figure.savefig(buffer, format="svg", dpi=150, metadata={"Date": None})
+    return _as_element(buffer.getvalue(), name, alt)
+
+
+def _as_element(document: str, name: str, alt: str) -> str:
+    """Make an SVG document an element of a page, whose ids are its own."""
+    element = re.sub(r"<(metadata|style)\b.*?</\1>", "", document[document.index("<svg") :], flags=re.DOTALL)
+    element = re.sub(r" font-family: [^;\"]+;", "", element)
+    element = re.sub(r' (?:xmlns(?::\w+)?|version|width|height)="[^"]*"', "", element, count=5)
+    element = re.sub(r'\bid="', f'id="{name}-', element)
+    element = re.sub(r'(?:xlink:)?href="#', f'href="#{name}-', element).replace("url(#", f"url(#{name}-")
+    element = element.replace("xlink:href=", "href=").replace(INK, "currentColor")
+    return element.replace("<svg", f'<svg role="img" aria-label="{escape(alt)}" style="stroke-linejoin: round"', 1)
+
+
+def as_png(images: Tensor) -> list[bytes]:
+    """Return each of the images as a PNG file, one byte a pixel and channel; shapes as for `image_grid`."""
+    from matplotlib import image
+
+    files = []
+    for picture in _as_pictures(images):
+        buffer = io.BytesIO()
+        image.imsave(buffer, picture.squeeze(-1).numpy(), cmap="gray_r", vmin=0, vmax=1, format="png")
+        files.append(buffer.getvalue())
+    return files
 
 
 def _axes(ax: Any) -> Any:

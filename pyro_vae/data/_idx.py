@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,7 @@ def dataset_of(
     """Make a data set of images and labels, with the source they were read from."""
     pixels = torch.from_numpy(images)
     pixels = pixels / 255 if binarization is None else pixels
-    dataset = from_tensor(pixels, labels, name=name, split=split, binarization=binarization, seed=seed)
-    return replace(dataset, provenance=replace(dataset.provenance, source=source))
+    return from_tensor(pixels, labels, name=name, split=split, source=source, binarization=binarization, seed=seed)
 
 
 _SPLIT_PREFIX = {"train": "train", "test": "t10k"}

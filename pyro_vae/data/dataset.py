@@ -126,6 +126,7 @@ def from_tensor(
     *,
     name: str = "tensor",
     split: str = "all",
+    source: str = "a tensor",
     binarization: Binarization | None = None,
     seed: int = 0,
 ) -> Dataset:
@@ -135,7 +136,7 @@ def from_tensor(
         x: `(N, ...)`. To be binarized, it must hold grey levels: uint8 of 0 to 255, or other numbers of 0 to 1. Without
             binarization it is kept as it is.
         labels: `(N,)` whole numbers, or None.
-        name, split: for the provenance.
+        name, split, source: for the provenance.
         binarization: `"dynamic"`, `"static"`, `"threshold"` or None; see `Provenance`.
         seed: of the binarization.
 
@@ -153,7 +154,7 @@ def from_tensor(
     labels = None if labels is None else _checked_labels(labels, len(values))
     fixed = values if binarization is None else _binarized(_checked_grey(values), binarization, seed)
     grey = values if binarization == "dynamic" else None
-    provenance = Provenance(name, split, "a tensor", len(values), binarization, seed, _sha256(fixed))
+    provenance = Provenance(name, split, source, len(values), binarization, seed, _sha256(fixed))
     return Dataset(fixed, grey, labels, provenance)
 
 

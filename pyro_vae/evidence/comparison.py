@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae import _html
 from pyro_vae.evidence.bounds import std_error_of_mean
 from pyro_vae.evidence.result import Evidence
+from pyro_vae.evidence.summary import compared, verdict
 
 __all__ = ["Comparison", "compare"]
 
@@ -45,6 +47,9 @@ class Comparison:
     def mean_monte_carlo_std_error(self) -> float:
         """The Monte Carlo standard error of `mean` for these data."""
         return std_error_of_mean(self.monte_carlo_std_error)
+
+    def _repr_html_(self) -> str:
+        return _html.in_a_notebook(_html.cards(compared(self)), _html.remarks(verdict(self)))
 
     def __repr__(self) -> str:
         text = (

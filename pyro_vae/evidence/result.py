@@ -15,7 +15,7 @@ from pyro_vae.evidence import storage
 from pyro_vae.evidence.bounds import Bound, std_error_of_mean
 from pyro_vae.evidence.draws import Draws
 from pyro_vae.evidence.observed import Observed, bits_of_levels
-from pyro_vae.evidence.summary import how, table_of
+from pyro_vae.evidence.summary import how, shown, table_of
 
 __all__ = ["Evidence"]
 
@@ -192,12 +192,22 @@ class Evidence:
             "data_sha256": self.observed.fingerprint,
         }
 
-    def summary(self) -> str:
-        """Return the figures of the data set as a table in plain words."""
-        return table_of(self).text
+    def summary(self, usual: Evidence | None = None) -> str:
+        """Return a short table of the data set's figures, and a line for each warning, with what to do about it.
+
+        Args:
+            usual: `importance_sampling` of the same data from the guide, the estimate that is usually reported; it is
+                shown beside.
+
+        Raises:
+            ValueError: if `usual` is of other data.
+        """
+        if usual is not None and usual.observed.fingerprint != self.observed.fingerprint:
+            raise ValueError("usual: expected evidence of the same data; got that of others; evaluate these.")
+        return table_of(self, usual).text
 
     def _repr_html_(self) -> str:
-        return table_of(self).html
+        return shown(self)
 
     def save(self, path: str | Path) -> None:
         """Write all of it into one `.npz` file of plain arrays and JSON: nothing in it is pickled."""

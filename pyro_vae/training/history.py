@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 
+from pyro_vae import _html
+from pyro_vae._html import Card
+
 __all__ = ["DivergedError", "History", "NotSavedError"]
 
 
@@ -44,6 +47,10 @@ class History:
 
     def __len__(self) -> int:
         return len(self.train_elbo)
+
+    def _repr_html_(self) -> str:
+        cards = [Card(name, f"{column[-1]:.2f}") for name, column in self.as_dict().items() if column]
+        return _html.in_a_notebook(f"<p>{len(self)} epochs; of the last:</p>", _html.cards(cards))
 
     def __repr__(self) -> str:
         if not self.train_elbo:

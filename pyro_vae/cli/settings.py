@@ -1,0 +1,240 @@
+"""The settings of a training run: one table, from which flags, TOML keys and their help are made."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from pyro_vae.cli.failure import refuse
+from pyro_vae.cli.kinds import FLAG, IMAGE_SIZE, SEED, TEXT, Kind, choice, number, several, whole
+from pyro_vae.data import NAMES
+
+__all__ = ["KINDS", "Settings", "flag_of", "read_toml", "read_value"]
+
+GAUSSIANS = ("gaussian", "gaussian-learned", "gaussian-per-pixel")
+FREE_TO_CHANGE = {"num_epochs", "device"}
+"""What a resumed run may have otherwise."""
+
+
+def option(group: str, kind: Kind, text: str, default: Any = None) -> Any:
+    """Declare a setting: where help lists it, what it takes, and what it is."""
+    return field(default=default, metadata={"group": group, "kind": kind, "help": text})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run is trained with. None is for what the data decide."""
+
+    data: str | None = option(
+        "data",
+        TEXT,
+        f"{' or '.join(NAMES)}; or the path of a folder of images, or of an .npz, .npy, .csv or .parquet file",
+    )
+    test: str | None = option(
+        "data", TEXT, "another path, with the test data; by default a share of --data is held out"
+    )
+    num_test: int | None = option("data", whole(), "how many data to hold out, by default a tenth, at most 1,000")
+    num_validation: int | None = option(
+        "data", whole(0), "how many more to hold out, for the ELBO after each epoch; by default a tenth, at most 5,000"
+    )
+    num_train: int | None = option("data", whole(), "train on the first N only, for a quick look")
+    drop_missing: bool = option("data", FLAG, "leave out rows that lack a value, for `impute` to fill in", False)
+    image_size: tuple[int, ...] | None = option(
+        "data", IMAGE_SIZE, "bring all images to this size, by --resize or --crop"
+    )
+    image_fit: str | None = option("data", choice("resize", "crop"), "how to bring images to --image-size")
+    channels: int | None = option("data", whole(), "convert images to 1, 3 or 4 channels")
+    key: str | None = option("data", TEXT, "the array of an .npz file, by default x")
+    data_dir: str = option(
+        "data", TEXT, "where data sets with a name lie, or are downloaded to; default %(default)s", "data"
+    )
+    binarization: str | None = option(
+        "data",
+        choice("dynamic", "static", "threshold", "none"),
+        "of grey levels; default dynamic, for Bernoulli pixels",
+    )
+    standardize: bool | None = option(
+        "data", FLAG, "give columns of a table mean 0 and deviation 1; by default for Gaussian tables"
+    )
+    conditional: bool = option("data", FLAG, "train p(x|label), with the labels as context of all parts", False)
+    vae: str | None = option(
+        "VAE",
+        TEXT,
+        "your own, package.module:make_vae, called with the data set, or without arguments if it takes none",
+    )
+    prior: str | None = option("VAE", choice("standard-normal"), "p(z), default standard-normal")
+    likelihood: str | None = option(
+        "VAE",
+        choice("bernoulli", *GAUSSIANS),
+        "p(x|z); by default bernoulli for binary data and grey images, and gaussian-learned for all other",
+    )
+    scale: float | None = option("VAE", number(), "the standard deviation of --likelihood gaussian, default 0.1")
+    min_scale: float | None = option("VAE", number(), "the least that a learned scale can be, default 0.01")
+    latent_dim: int | None = option("VAE", whole(), "numbers in z; default 50, or half as many as there are columns")
+    hidden_dims: tuple[int, ...] | None = option(
+        "VAE", several(whole()), "widths of the decoder's hidden layers, the encoder's in reverse; default 200 200"
+    )
+    num_epochs: int = option("training", whole(), "default %(default)s", 20)
+    batch_size: int = option("training", whole(), "default %(default)s", 100)
+    objective: str = option(
+        "training",
+        choice("mean-field", "trace"),
+        "the ELBO with the formula of its KL term, or with draws of it; default %(default)s",
+        "mean-field",
+    )
+    num_particles: int = option("training", whole(), "draws of z for each datum and step, default %(default)s", 1)
+    learning_rate: float = option("training", number(), "of Adam, default %(default)s", 1e-3)
+    kl_warmup: float | None = option(
+        "training", number(metavar="EPOCHS"), "epochs over which the weight of the KL term grows to 1"
+    )
+    early_stopping: int | None = option(
+        "training", whole(metavar="EPOCHS"), "stop when the validation ELBO has not grown for so many epochs"
+    )
+    clip_grad_norm: float | None = option("training", number(), "the largest norm of a gradient")
+    seed: int = option("training", SEED, "of everything that is random, default %(default)s", 0)
+    device: str = option("training", TEXT, "where to train, cpu or cuda; default %(default)s", "cpu")
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Settings:
+        """Make settings, and check what must fit together before any data are read."""
+        settings = cls(**values)
+        _refuse_what_does_not_fit(settings)
+        return replace(settings, **settings._paths())
+
+    @classmethod
+    def kept(cls, values: dict[str, Any]) -> Settings:
+        """Read what `as_dict` wrote; raise a TypeError or ValueError for anything else."""
+        read: dict[str, Any] = {}
+        for name, value in values.items():
+            read[name] = None if value is None else KINDS[name].read(value)
+        return cls(**read)
+
+    def _paths(self) -> dict[str, Any]:
+        """Make paths absolute, so that a run can be read from elsewhere."""
+        paths = {name: getattr(self, name) for name in ("data", "test", "data_dir")}
+        is_path = {name: path for name, path in paths.items() if path is not None and path not in NAMES}
+        return {name: str(Path(path).absolute()) for name, path in is_path.items()}
+
+    def refuse_others(self, given: dict[str, Any], run: Path) -> None:
+        """Refuse values that differ from those the run was started with."""
+        for name, value in given.items():
+            before = getattr(self, name)
+            if name not in FREE_TO_CHANGE and value != before:
+                refuse(
+                    flag_of(name),
+                    f"{before!r}, as the run in {str(run)!r} was started with",
+                    repr(value),
+                    "leave it out, or train another run",
+                )
+
+    def command(self, run: Path) -> list[str]:
+        """Return the command that trains the same."""
+        words = ["pyro-vae", "train", str(run)]
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if value is not None and value != each.default:
+                words += _typed(each.name, value)
+        return words
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all settings, for JSON."""
+        return asdict(self)
+
+
+KINDS: dict[str, Kind] = {each.name: each.metadata["kind"] for each in fields(Settings)}
+
+
+def _typed(name: str, value: Any) -> list[str]:
+    """Return a setting as it is typed."""
+    if name == "image_fit":
+        return [f"--{value}"]
+    if isinstance(value, bool):
+        return [flag_of(name) if value else flag_of(f"no_{name}")]
+    if name == "image_size":
+        return [flag_of(name), "x".join(map(str, value))]
+    return [flag_of(name), *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+
+
+def flag_of(name: str) -> str:
+    """Return the flag of a setting."""
+    return f"--{name.replace('_', '-')}"
+
+
+def read_value(label: str, kind: Kind, value: Any) -> Any:
+    """Read a value of a flag or of TOML, or refuse it."""
+    try:
+        return kind.read(value)
+    except (TypeError, ValueError, OverflowError):
+        found = " ".join(map(str, value)) if isinstance(value, list) else value
+        refuse(label, kind.expected, repr(found), kind.remedy)
+
+
+def read_toml(path: str) -> dict[str, Any]:
+    """Read settings from a file."""
+    try:
+        with Path(path).open("rb") as file:
+            values = tomllib.load(file)
+    except OSError as error:
+        refuse("--config", "a TOML file that can be read", f"{path!r} ({error.strerror})", "check the path")
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        refuse("--config", "a TOML file", f"{path!r} ({error})", 'write lines such as likelihood = "bernoulli"')
+    for name in values:
+        if name not in KINDS:
+            near = difflib.get_close_matches(name.replace("-", "_"), KINDS, n=1, cutoff=0.4)
+            remedy = f"did you mean {near[0]}?" if near else "see pyro-vae train --help"
+            refuse("--config", f"settings of train in {path!r}", repr(name), remedy)
+    return {name: read_value(f"{name} in {path!r}", KINDS[name], value) for name, value in values.items()}
+
+
+def _refuse_what_does_not_fit(settings: Settings) -> None:
+    if settings.data is None:
+        refuse("--data", "what to train on", "none", "pass mnist, a folder of images, or an .npz or .csv file")
+    if settings.image_fit is not None and settings.image_size is None:
+        refuse(f"--{settings.image_fit}", "a size to bring images to", "none", "pass --image-size 64x48, say")
+    if settings.channels not in (None, 1, 3, 4):
+        refuse("--channels", "1, 3 or 4", str(settings.channels), "pick one of them")
+    if settings.scale is not None and settings.likelihood != "gaussian":
+        refuse(
+            "--scale",
+            "--likelihood gaussian, whose scale is fixed",
+            f"--likelihood {settings.likelihood}",
+            "add it, or leave --scale out",
+        )
+    if settings.min_scale is not None and settings.likelihood in ("bernoulli", "gaussian"):
+        refuse(
+            "--min-scale",
+            "a likelihood with a learned scale",
+            settings.likelihood,
+            "leave it out, or pass --likelihood gaussian-learned",
+        )
+    if settings.likelihood in GAUSSIANS and settings.binarization not in (None, "none"):
+        refuse(
+            "--binarization",
+            "--likelihood bernoulli, whose data are zeros and ones",
+            settings.likelihood or "",
+            "leave one of them out",
+        )
+    if settings.standardize and settings.likelihood == "bernoulli":
+        refuse("--standardize", "a Gaussian likelihood", "bernoulli", "leave one of them out")
+    if settings.early_stopping is not None and settings.num_validation == 0:
+        refuse("--early-stopping", "validation data to stop by", "--num-validation 0", "leave one of them out")
+    if settings.vae is not None:
+        own = [
+            name
+            for name in ("prior", "likelihood", "scale", "min_scale", "latent_dim", "hidden_dims")
+            if getattr(settings, name) is not None
+        ]
+        if own:
+            refuse(
+                flag_of(own[0]), "no options of the VAE beside --vae, which makes it", "one", "leave one of them out"
+            )
+        if ":" not in settings.vae:
+            refuse(
+                "--vae",
+                "package.module:make_vae",
+                repr(settings.vae),
+                "write the module and the function, with a colon between",
+            )

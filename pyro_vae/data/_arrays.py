@@ -1,0 +1,90 @@
+"""Read arrays from `.npz` and `.npy` files. Nothing is unpickled, and headers are checked before content is read."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+__all__ = ["read_array", "read_arrays"]
+
+MAX_BYTES = 16 * 2**30
+"""The most that a compressed array may expand to."""
+LABELS = ("labels", "label")
+
+
+def read_arrays(path: Path, key: str | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """Read the array `key`, or `x`, of an `.npz` file, and its labels if there are any."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+            chosen = _chosen(path, names, key)
+            labels = next((name for name in LABELS if name in names and name != chosen), None)
+            return _member(archive, path, chosen), None if labels is None else _member(archive, path, labels)
+    except (zipfile.BadZipFile, EOFError, OSError, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
+        raise _damaged(path, error) from error
+
+
+def read_array(path: Path) -> np.ndarray:
+    """Read an `.npy` file."""
+    try:
+        with path.open("rb") as file:
+            _check_header(file, path, "the array")
+            file.seek(0)
+            return np.load(file, allow_pickle=False)
+    except (EOFError, OSError) as error:
+        raise _damaged(path, error) from error
+
+
+def _chosen(path: Path, names: list[str], key: str | None) -> str:
+    chosen = "x" if key is None else key
+    if chosen in names:
+        return chosen
+    listed = ", ".join(map(repr, sorted(names))) or "no array"
+    raise ValueError(
+        f"key: expected an array {chosen!r} in {str(path)!r}; got {listed}; name the data's by key=... (--key)."
+    )
+
+
+def _member(archive: zipfile.ZipFile, path: Path, name: str) -> np.ndarray:
+    with archive.open(f"{name}.npy") as file:
+        _check_header(file, path, name)
+    with archive.open(f"{name}.npy") as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _check_header(file: IO[bytes], path: Path, name: str) -> None:
+    """Refuse arrays of objects and of impossible sizes by what the header says, before anything else is read."""
+    shape, dtype = _header(file, path)
+    if dtype.hasobject or dtype.kind not in "biuf":
+        raise ValueError(
+            f"data: expected an array of real numbers in {str(path)!r}; got {name} of dtype {dtype}; "
+            "save numbers, np.savez(path, x=x.astype('float32'))."
+        )
+    if math.prod(shape) * dtype.itemsize > MAX_BYTES:
+        size = math.prod(shape) * dtype.itemsize / 2**30
+        raise ValueError(
+            f"data: expected at most {MAX_BYTES / 2**30:.0f} GiB in {str(path)!r}; got {name} of shape {shape}, "
+            f"{size:,.0f} GiB; save it in parts, or in a smaller dtype."
+        )
+
+
+def _header(file: IO[bytes], path: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    try:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+    except (ValueError, EOFError) as error:
+        raise _damaged(path, error) from error
+    return shape, dtype
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    reason = getattr(error, "strerror", None) or str(error).splitlines()[0] or type(error).__name__
+    return ValueError(
+        f"data: expected a file that numpy saved; got {str(path)!r} ({reason}); it is truncated, damaged or of another "
+        "kind: save it again."
+    )
