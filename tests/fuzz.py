@@ -321,6 +321,50 @@ def is_evidence(changed: bytes, result: Any) -> bool:
     return len(result.log_evidence) == len(result.method) == 8 and bool(result.summary())
 
 
+def make_data(suffix: str, write: Callable[[Path, np.ndarray], None]) -> Callable[[Path], tuple[Path, Path]]:
+    """A small data set as a file of some kind, alone in its folder."""
+
+    def make(folder: Path) -> tuple[Path, Path]:
+        paths = []
+        for name, num in (("one", 6), ("other", 4)):
+            (folder / name).mkdir()
+            paths.append(folder / name / f"data{suffix}")
+            write(paths[-1], np.random.default_rng(num).integers(0, 256, (num, 5), dtype=np.uint8))
+        return paths[0], paths[1]
+
+    return make
+
+
+def write_arrays(path: Path, x: np.ndarray) -> None:
+    np.savez_compressed(path, x=x, labels=np.arange(len(x)))
+
+
+def write_table(path: Path, x: np.ndarray) -> None:
+    rows = [["a", "b", "c", "d", "label"], *([*row, i] for i, row in enumerate((x[:, 1:] * 1.5).tolist()))]
+    path.write_text("".join(",".join(map(str, row)) + "\n" for row in rows))
+
+
+def write_image(path: Path, x: np.ndarray) -> None:
+    from PIL import Image
+
+    Image.fromarray(x).save(path)
+
+
+def data_at(path: Path) -> Any:
+    dataset = pv.data.load(path, split="all")
+    return dataset.x, dataset.labels
+
+
+def images_at(path: Path) -> Any:
+    return data_at(path.parent)
+
+
+def is_data(changed: bytes, result: Any) -> bool:
+    """Numbers without a checksum may be others, but they are numbers, with as many labels as rows."""
+    x, labels = result
+    return bool(x.isfinite().all()) and (labels is None or len(labels) == len(x))
+
+
 def make_idx(part: str) -> Callable[[Path], tuple[Path, Path]]:
     def make(folder: Path) -> tuple[Path, Path]:
         rng = np.random.default_rng(0)
@@ -372,6 +416,10 @@ FILES = {
     "evidence.npz": File(make_evidence, pv.Evidence.load),
     "evidence.npz, its record": File(member_of_evidence("record"), evidence_with("record"), is_evidence),
     "evidence.npz, an array": File(member_of_evidence("tensor/ess"), evidence_with("tensor/ess"), is_evidence),
+    "data.npz": File(make_data(".npz", write_arrays), data_at, is_data),
+    "data.npy": File(make_data(".npy", np.save), data_at, is_data),
+    "data.csv": File(make_data(".csv", write_table), data_at, is_data),
+    "an image": File(make_data(".png", write_image), images_at, is_data),
     "IDX images": File(make_idx("images-idx3"), split_at, is_content_of_idx),
     "IDX labels": File(make_idx("labels-idx1"), split_at, is_content_of_idx),
 }
