@@ -1,11 +1,18 @@
-"""Files, written whole or not at all, and read without running code."""
+"""Files that are written whole or not at all, and read within bounds, without running code from them."""
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
+import math
 import os
+import shutil
+import stat
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import safetensors.torch
 from safetensors import SafetensorError
@@ -14,83 +21,154 @@ from torch import Tensor
 __all__ = [
     "LARGEST_JSON",
     "RESTORE",
+    "as_json",
     "as_safetensors",
+    "from_json",
     "from_safetensors",
+    "make_folder",
     "read_file",
     "read_json",
+    "read_own_file",
+    "refuse",
     "replace_file",
-    "sync",
-    "write_file",
+    "sha256_of",
 ]
 
-LARGEST_JSON = 1 << 20
-"""Bytes of a JSON file: a larger one is none of ours."""
 
+LARGEST_JSON = 1 << 24
+"""Bytes of a JSON file whose size is not on record: a larger one is none of ours."""
 RESTORE = "restore the file from a copy, or make another"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a small file."""
-    content = read_file(path, LARGEST_JSON)
-    try:
-        found = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: expected JSON; got {error}; {RESTORE}.") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: expected a JSON object; got {type(found).__name__}; {RESTORE}.")
-    return found
+LONGEST = 300
+"""Characters of what was found that a message repeats."""
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write a file under a temporary name, and give it its own when all of it lies on the disk."""
+    temporary = _temporary(path)
     try:
-        write_file(temporary, content)
+        _write(temporary, content)
         temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
-    sync(path.parent)
+        with suppress(OSError):
+            temporary.unlink()
+    _sync(path.parent)
 
 
-def read_file(path: Path, most: int) -> bytes:
-    """Read a file, and no more than so many bytes of it."""
+def make_folder(path: Path, files: Mapping[str, bytes]) -> None:
+    """Make a folder of files, in the same way; the folder around it has to be there."""
+    temporary = _temporary(path)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
     try:
-        with path.open("rb") as file:
-            content = file.read(most + 1)
+        for name, content in files.items():
+            _write(temporary / name, content)
+        _sync(temporary)
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _sync(path.parent)
+
+
+def read_file(path: Path, most: int, remedy: str = RESTORE) -> bytes:
+    """Read a plain file of at most so many bytes: a pipe never ends."""
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            refuse(path, "a plain file", f"a {_kind_of(found.st_mode)}", remedy)
+        if found.st_size > most:
+            refuse(path, f"at most {most:,} bytes", f"{found.st_size:,}", remedy)
+        return path.read_bytes()
     except OSError as error:
-        raise ValueError(f"{path}: expected a file that can be read; got {error.strerror}; {RESTORE}.") from error
-    if len(content) > most:
-        raise ValueError(f"{path}: expected at most {most:,} bytes; got more; {RESTORE}.")
-    return content
+        raise ValueError(f"{path}: expected a file that can be read; got {error.strerror}; {remedy}.") from error
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file, down to the disk."""
+def read_own_file(path: Path, most: int, remedy: str = RESTORE) -> bytes:
+    """Read a file of a folder that the package writes, where links lead elsewhere."""
+    if path.is_symlink():
+        refuse(path, "a plain file", "a symbolic link", remedy)
+    return read_file(path, most, remedy)
+
+
+def read_json(path: Path, remedy: str = RESTORE) -> dict[str, Any]:
+    """Read a JSON object from a small file."""
+    return from_json(path, read_file(path, LARGEST_JSON, remedy), remedy)
+
+
+def as_json(values: Mapping[str, Any]) -> bytes:
+    """Write an object as JSON, without NaN and infinity, which JSON has not."""
+    return json.dumps(values, indent=1, allow_nan=False).encode()
+
+
+def from_json(path: Path, content: bytes, remedy: str = RESTORE) -> dict[str, Any]:
+    """Read a JSON object, without NaN and infinity."""
+    try:
+        found = json.loads(content, parse_constant=_no_number, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        refuse(path, "JSON", str(error), remedy, error)
+    if not isinstance(found, dict):
+        refuse(path, "a JSON object", type(found).__name__, remedy)
+    return found
+
+
+def as_safetensors(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
+    """Write tensors, from wherever they are, and text about them."""
+    copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    return safetensors.torch.save(copies, metadata)
+
+
+def from_safetensors(path: Path, content: bytes, remedy: str = RESTORE) -> dict[str, Tensor]:
+    """Read tensors; they are copies, so that none is larger than the file."""
+    try:
+        return safetensors.torch.load(content)
+    except (SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        refuse(path, "safetensors", str(error), remedy, error)
+
+
+def sha256_of(content: bytes) -> str:
+    """Return what tells contents apart."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def refuse(path: Path, expected: str, found: str, remedy: str, cause: BaseException | None = None) -> NoReturn:
+    """Raise an error that names the file."""
+    found = found if len(found) <= LONGEST else f"{found[:LONGEST]}..."
+    raise ValueError(f"{path}: expected {expected}; got {found}; {remedy}.") from cause
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}")
+
+
+def _write(path: Path, content: bytes) -> None:
     with path.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
 
 
-def sync(folder: Path) -> None:
+def _sync(folder: Path) -> None:
     """Flush a folder's entries, where the system can."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def as_safetensors(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
-    """Return tensors as the bytes of a safetensors file."""
-    copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    return safetensors.torch.save(copies, metadata)
-
-
-def from_safetensors(path: Path, content: bytes) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        return safetensors.torch.load(content)
-    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        raise ValueError(f"{path}: expected safetensors; got {error}; {RESTORE}.") from error
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of file systems that flush no folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _kind_of(mode: int) -> str:
+    kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe"}
+    return kinds.get(stat.S_IFMT(mode), "device")
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name}, which is no number")
+
+
+def _finite(text: str) -> float:
+    return float(text) if math.isfinite(float(text)) else _no_number(text)

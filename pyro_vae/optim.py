@@ -140,8 +140,21 @@ class FusedAdam(PyroOptim):
         super().set_state({name: state for name, state in state_dict.items() if name not in known})
 
     def load(self, filename: str, map_location: Any = None) -> None:
-        """Read a state from a file that holds nothing but numbers and tensors."""
-        self.set_state(torch.load(filename, map_location=map_location, weights_only=True))
+        """Read a state from a file that holds nothing but numbers and tensors.
+
+        Raises:
+            OSError: for a file that cannot be read.
+            ValueError: for a file that `save` has not written; the state is then as it was.
+        """
+        try:
+            states = torch.load(filename, map_location=map_location, weights_only=True)
+        except OSError:
+            raise
+        except Exception as error:  # torch's reader raises errors of many kinds for other bytes
+            raise _no_state(filename, str(error) or type(error).__name__) from error
+        if not isinstance(states, dict) or not all(isinstance(state, dict) for state in states.values()):
+            raise _no_state(filename, type(states).__name__)
+        self.set_state(states)
 
     def _add(self, param: Tensor) -> None:
         options = self._get_optim_args(param)
@@ -256,6 +269,11 @@ def _computed_once(x: Tensor) -> Tensor:
 
 def _copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in state.items()}
+
+
+def _no_state(filename: str, found: str) -> ValueError:
+    found = found.splitlines()[0][:200]
+    return ValueError(f"filename: expected a state that save wrote; got {str(filename)!r} ({found}); name another.")
 
 
 def _name(param: Tensor) -> str:

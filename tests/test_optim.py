@@ -314,3 +314,10 @@ def test_layouts_in_memory_do_not_matter(changed, float64):
             optim({param})
         ends.append(param.detach())
     assert torch.allclose(*ends)
+
+
+@pytest.mark.parametrize("content", [b"", b"no state", b"PK\x03\x04 and no more"])
+def test_files_without_a_state_are_refused(tmp_path, content):
+    (tmp_path / "state.pt").write_bytes(content)
+    with pytest.raises(ValueError, match="filename: expected a state that save wrote; got '.*state.pt'"):
+        pv.FusedAdam({"lr": 0.1}).load(tmp_path / "state.pt")

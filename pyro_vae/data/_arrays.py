@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zipfile
+import zlib
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,7 +25,7 @@ def read_arrays(path: Path, key: str | None) -> tuple[np.ndarray, np.ndarray | N
             chosen = _chosen(path, names, key)
             labels = next((name for name in LABELS if name in names and name != chosen), None)
             return _member(archive, path, chosen), None if labels is None else _member(archive, path, labels)
-    except (zipfile.BadZipFile, EOFError, OSError, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
         raise _damaged(path, error) from error
 
 
@@ -34,7 +35,7 @@ def read_array(path: Path) -> np.ndarray:
         with path.open("rb") as file:
             _check_header(file, path, "the array")
             file.seek(0)
-            return np.load(file, allow_pickle=False)
+            return _content(file, path)
     except (EOFError, OSError) as error:
         raise _damaged(path, error) from error
 
@@ -53,7 +54,14 @@ def _member(archive: zipfile.ZipFile, path: Path, name: str) -> np.ndarray:
     with archive.open(f"{name}.npy") as file:
         _check_header(file, path, name)
     with archive.open(f"{name}.npy") as file:
+        return _content(file, path)
+
+
+def _content(file: IO[bytes], path: Path) -> np.ndarray:
+    try:
         return np.lib.format.read_array(file, allow_pickle=False)
+    except Exception as error:  # numpy and zipfile raise errors of many kinds for other bytes
+        raise _damaged(path, error) from error
 
 
 def _check_header(file: IO[bytes], path: Path, name: str) -> None:
@@ -77,13 +85,13 @@ def _header(file: IO[bytes], path: Path) -> tuple[tuple[int, ...], np.dtype[Any]
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(file)
-    except (ValueError, EOFError) as error:
+    except Exception as error:
         raise _damaged(path, error) from error
     return shape, dtype
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:
-    reason = getattr(error, "strerror", None) or str(error).splitlines()[0] or type(error).__name__
+    reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
     return ValueError(
         f"data: expected a file that numpy saved; got {str(path)!r} ({reason}); it is truncated, damaged or of another "
         "kind: save it again."

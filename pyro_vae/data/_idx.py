@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pyro_vae._files import replace_file
 from pyro_vae.data.dataset import Dataset, from_tensor
 
 __all__ = ["dataset_of", "raw_folder", "read_split"]
@@ -55,7 +56,7 @@ def _download(data_dir: str | Path, name: str) -> str | None:
         raw = Path(data_dir) / name / "raw"
         raw.mkdir(parents=True, exist_ok=True)
         for file in (Path(folder) / name / "raw").glob("*-ubyte"):
-            (raw / file.name).write_bytes(file.read_bytes())
+            replace_file(raw / file.name, file.read_bytes())
     return None
 
 

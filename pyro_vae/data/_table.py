@@ -114,7 +114,7 @@ def _table(path: Path, values: np.ndarray, names: tuple[str, ...]) -> Table:
     if place is None:
         return Table(values, names, None)
     labels = values[:, place]
-    if not (labels == np.round(labels)).all():
+    if not ((labels == np.round(labels)) & (np.abs(labels) < 2**53)).all():
         raise ValueError(
             f"labels: expected whole numbers in column {names[place]!r} of {str(path)!r}; got others, or missing ones; "
             "number the classes from 0, or rename the column."

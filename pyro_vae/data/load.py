@@ -163,6 +163,11 @@ def _dataset(raw: _Raw, path: Path, missing: str, binarization: Any, seed: int) 
     x, labels = _laid_out(raw.values, path), raw.labels
     absent = torch.isnan(x) if x.is_floating_point() else torch.zeros(x.shape, dtype=torch.bool)
     incomplete = absent.flatten(1).any(1)
+    if x.is_floating_point() and x.isinf().any():
+        raise ValueError(
+            f"data: expected numbers that float32 can hold in {str(path)!r}; got infinite or larger ones in "
+            f"{int(x.isinf().flatten(1).any(1).sum()):,} of the {len(x):,} rows; scale or remove them."
+        )
     if incomplete.any() and missing == "refuse":
         raise ValueError(
             f"data: expected complete data; got values missing in {int(incomplete.sum()):,} of the {len(x):,} rows of "

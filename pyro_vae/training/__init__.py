@@ -4,7 +4,7 @@ from pyro_vae.training.callbacks import CSV, Callback, JSONLines, Progress, Prog
 from pyro_vae.training.diagnosis import Diagnosis
 from pyro_vae.training.early_stopping import EarlyStopping
 from pyro_vae.training.fit import fit
-from pyro_vae.training.history import DivergedError, History
+from pyro_vae.training.history import DivergedError, History, NotSavedError
 from pyro_vae.training.load import load
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "EarlyStopping",
     "History",
     "JSONLines",
+    "NotSavedError",
     "Progress",
     "ProgressBar",
     "TensorBoard",

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +10,27 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_vae._files import RESTORE, as_safetensors, from_safetensors, read_file, read_json, sync, write_file
+from pyro_vae._files import (
+    LARGEST_JSON,
+    as_json,
+    as_safetensors,
+    from_json,
+    from_safetensors,
+    make_folder,
+    read_own_file,
+    refuse,
+    sha256_of,
+)
+from pyro_vae.training import state
 
-__all__ = ["Checkpoint", "read_checkpoint", "write_checkpoint"]
+__all__ = ["FORMAT", "RESTORE", "Checkpoint", "of_our_format", "read_checkpoint", "write_checkpoint"]
 
-FORMAT = 1
-MANIFEST, WEIGHTS, BEST, TRAINING = "manifest.json", "weights.safetensors", "best.safetensors", "training.pt"
+FORMAT = 2
+"""Of all files of a run."""
+MANIFEST, WEIGHTS, BEST = "manifest.json", "weights.safetensors", "best.safetensors"
+TRAINING, TENSORS = "training.json", "training.safetensors"
+NEEDED = {WEIGHTS, TRAINING, TENSORS}
+RESTORE = "restore the file from a copy, or start another run"
 
 
 @dataclass(frozen=True)
@@ -35,69 +45,89 @@ class Checkpoint:
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> str:
-    """Write a checkpoint under a temporary name, and give it its own when all of it lies on the disk.
+    """Write a checkpoint, whole or not at all.
 
     Returns:
         sha256 of its manifest, which has that of each file.
     """
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        files = {WEIGHTS: as_safetensors(checkpoint.weights), TRAINING: _as_pt(checkpoint.training)}
-        if checkpoint.best is not None:
-            files[BEST] = as_safetensors(checkpoint.best)
-        for name, content in files.items():
-            write_file(temporary / name, content)
-        entries = {
-            name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-            for name, content in files.items()
-        }
-        versions = {"torch": torch.__version__, "pyro": pyro.__version__}
-        manifest = json.dumps({"format": FORMAT, "files": entries, "versions": versions}, indent=1).encode()
-        write_file(temporary / MANIFEST, manifest)
-        sync(temporary)
-        temporary.rename(folder)
-        sync(folder.parent)
-        return hashlib.sha256(manifest).hexdigest()
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    training, tensors = state.split(checkpoint.training)
+    files = {
+        WEIGHTS: as_safetensors(checkpoint.weights),
+        TRAINING: as_json(training),
+        TENSORS: as_safetensors(tensors),
+    }
+    if checkpoint.best is not None:
+        files[BEST] = as_safetensors(checkpoint.best)
+    entries = {name: {"bytes": len(content), "sha256": sha256_of(content)} for name, content in files.items()}
+    versions = {"torch": torch.__version__, "pyro": pyro.__version__}
+    manifest = as_json({"format": FORMAT, "files": entries, "versions": versions})
+    make_folder(folder, {**files, MANIFEST: manifest})
+    return sha256_of(manifest)
 
 
 def read_checkpoint(folder: Path, sha256: str) -> Checkpoint:
     """Read a checkpoint whose manifest has this sha256.
 
     Raises:
-        ValueError: for another manifest, or unless each file is what the manifest says, to the byte.
+        ValueError: for another manifest, unless each file is what the manifest says, to the byte, and for a state that
+            no training has.
     """
-    manifest = read_json(folder / MANIFEST)
-    if manifest.get("format") != FORMAT:
-        raise ValueError(
-            f"{folder / MANIFEST}: expected format {FORMAT}; got {manifest.get('format')!r}; read it with the version "
-            "of pyro_vae that wrote it."
-        )
-    found = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
-    if found != sha256:
-        raise ValueError(
-            f"{folder / MANIFEST}: expected sha256 {sha256[:12]}, as when it was written; got {found[:12]}; {RESTORE}."
-        )
-    entries = manifest.get("files")
-    if not isinstance(entries, dict) or not {WEIGHTS, TRAINING} <= entries.keys() <= {WEIGHTS, TRAINING, BEST}:
-        raise ValueError(f"{folder / MANIFEST}: expected the files of a checkpoint; got {entries!r}; {RESTORE}.")
+    if folder.is_symlink():
+        refuse(folder, "a folder", "a symbolic link", RESTORE)
+    entries = _manifest(folder / MANIFEST, sha256)
     contents = {name: _content(folder / name, entry) for name, entry in entries.items()}
-    weights = {name: from_safetensors(folder / name, contents[name]) for name in (WEIGHTS, BEST) if name in contents}
-    return Checkpoint(weights[WEIGHTS], _from_pt(folder / TRAINING, contents[TRAINING]), weights.get(BEST))
+    tensors = {name: _tensors(folder / name, contents[name]) for name in (WEIGHTS, BEST, TENSORS) if name in contents}
+    try:
+        training = state.joined(from_json(folder / TRAINING, contents[TRAINING], RESTORE), tensors[TENSORS])
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        refuse(folder / TRAINING, "numbers, text and the names of tensors", str(error), RESTORE, error)
+    checkpoint = Checkpoint(tensors[WEIGHTS], training, tensors.get(BEST))
+    _refuse_what_nobody_wrote(folder, checkpoint)
+    return checkpoint
+
+
+def _refuse_what_nobody_wrote(folder: Path, checkpoint: Checkpoint) -> None:
+    problem = next(state.problems(checkpoint.training, checkpoint.weights), None)
+    if problem is not None:
+        refuse(folder / TRAINING, "the state of a training", problem, RESTORE)
+    if checkpoint.best is not None and _forms(checkpoint.best) != _forms(checkpoint.weights):
+        refuse(folder / BEST, f"the names, shapes and types of {WEIGHTS}", "others", RESTORE)
+
+
+def _forms(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+
+
+def of_our_format(path: Path, content: bytes) -> dict[str, Any]:
+    """Read a JSON object of a run."""
+    found = from_json(path, content, RESTORE)
+    if found.get("format") != FORMAT:
+        other = "read it with the version of pyro_vae that wrote it"
+        refuse(path, f"format {FORMAT}", repr(found.get("format")), other)
+    return found
+
+
+def _manifest(path: Path, sha256: str) -> dict[str, Any]:
+    """Read what the manifest says of each file."""
+    content = read_own_file(path, LARGEST_JSON, RESTORE)
+    manifest = of_our_format(path, content)
+    if sha256_of(content) != sha256:
+        refuse(path, f"sha256 {sha256[:12]}, as last.json says", sha256_of(content)[:12], RESTORE)
+    entries = manifest.get("files")
+    if not isinstance(entries, dict) or not entries.keys() >= NEEDED or not entries.keys() <= {*NEEDED, BEST}:
+        refuse(path, "the files of a checkpoint", repr(entries), RESTORE)
+    return entries
 
 
 def _content(path: Path, entry: Any) -> bytes:
     """Read a file, and compare it with its entry in the manifest."""
     if not isinstance(entry, dict) or type(entry.get("bytes")) is not int:
-        raise ValueError(f"{path.parent / MANIFEST}: expected the bytes of {path.name!r}; got {entry!r}; {RESTORE}.")
-    content = read_file(path, entry["bytes"])
-    found = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        refuse(path.parent / MANIFEST, f"the bytes of {path.name!r}", repr(entry), RESTORE)
+    remedy = f"restore it, or {MANIFEST}, from a copy, or start another run"
+    content = read_own_file(path, entry["bytes"], remedy)
+    found = {"bytes": len(content), "sha256": sha256_of(content)}
     if found != entry:
-        raise ValueError(f"{path}: expected {_described(entry)}; got {_described(found)}; {RESTORE}.")
+        refuse(path, _described(entry), _described(found), remedy)
     return content
 
 
@@ -105,15 +135,5 @@ def _described(entry: dict[str, Any]) -> str:
     return f"{entry['bytes']:,} bytes with sha256 {str(entry.get('sha256'))[:12]}"
 
 
-def _as_pt(values: dict[str, Any]) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(values, buffer)
-    return buffer.getvalue()
-
-
-def _from_pt(path: Path, content: bytes) -> dict[str, Any]:
-    try:
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's reader raises errors of many kinds for other bytes
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path}: expected numbers and tensors alone; got {first}; {RESTORE}.") from error
+def _tensors(path: Path, content: bytes) -> dict[str, Tensor]:
+    return from_safetensors(path, content, RESTORE)

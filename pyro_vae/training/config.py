@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
@@ -36,6 +37,8 @@ def config_of(trainee: Trainee, data: Any, validation: Any, settings: dict[str, 
 
 def _described(value: Any) -> Any:
     """Describe a value, so that another has another description."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Dataset):

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 from pyro_vae import _html
 from pyro_vae._html import Card
 
-__all__ = ["DivergedError", "History"]
+__all__ = ["DivergedError", "History", "NotSavedError"]
 
 
 @dataclass
@@ -79,3 +79,18 @@ class DivergedError(ValueError):
     def __init__(self, message: str, history: History, diagnosis: Diagnosis) -> None:
         super().__init__(f"{message}\n{diagnosis}")
         self.history, self.diagnosis = history, diagnosis
+
+
+class NotSavedError(OSError):
+    """A checkpoint could not be written: no room, no leave, or no folder any more.
+
+    Training ends. The parameters of the last step are in memory, in the program that was trained; the last checkpoint
+    before, where the disk still has it, is as it was.
+
+    Attributes:
+        history: the epochs finished until then.
+    """
+
+    def __init__(self, message: str, history: History) -> None:
+        super().__init__(message)
+        self.history = history

@@ -10,8 +10,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from pyro_vae import _checks
-from pyro_vae._files import read_json
-from pyro_vae.training.run import CONFIG, last_checkpoint
+from pyro_vae.training.run import last_checkpoint, read_config
 from pyro_vae.training.trainee import Trainee
 from pyro_vae.vae import VAE, file
 from pyro_vae.vae.description import build
@@ -68,7 +67,7 @@ def _from_run(folder: Path, which: str) -> tuple[Any, dict[str, Tensor]]:
     """Read what a run trains, and its parameters."""
     checkpoint = last_checkpoint(folder)
     best = checkpoint.best if which == "best" else None
-    return read_json(folder / CONFIG).get("program"), checkpoint.weights if best is None else best
+    return read_config(folder).get("program"), checkpoint.weights if best is None else best
 
 
 def _built(path: Path, program: Any, weights: dict[str, Tensor]) -> VAE:

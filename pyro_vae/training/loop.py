@@ -25,6 +25,7 @@ from pyro_vae.training.batches import Batch, Batches
 from pyro_vae.training.callbacks import Callback, Progress
 from pyro_vae.training.checkpoint import Checkpoint
 from pyro_vae.training.early_stopping import EarlyStopping
+from pyro_vae.training.history import NotSavedError
 from pyro_vae.training.run import Run
 from pyro_vae.training.stepper import Stepper
 from pyro_vae.training.trainee import Trainee
@@ -82,11 +83,13 @@ class Loop:
         """Train until the last epoch."""
         torch.manual_seed(seed)
         try:
-            checkpoint = self._resume()
+            before = None if self.folder is None else self._state()
+            with self._as_before_if_it_fails(before):
+                checkpoint = self._resume()
             with announcing(self._compiling), _stopping_by_signals(self.folder is not None) as asked:
                 self._tell(lambda callback: callback.on_start(self.progress))
                 try:
-                    if checkpoint is not None:
+                    with self._as_before_if_it_fails(before):
                         self._warm_up(checkpoint)
                     while self.place.epoch < self.num_epochs and not self._is_over():
                         self._epoch(asked)
@@ -201,9 +204,24 @@ class Loop:
 
     def _save(self) -> None:
         assert self.folder is not None
-        if self.saved == (self.place.epoch, self.progress.num_steps):
+        place = self.place.epoch, self.progress.num_steps
+        if self.saved == place:
             return
-        self.saved = self.place.epoch, self.progress.num_steps
+        checkpoint = Checkpoint(self.trainee.tensors(), self._training(), self.best)
+        try:
+            self.folder.save(checkpoint, f"step-{self.progress.num_steps:09d}")
+        except OSError as error:
+            raise NotSavedError(
+                f"run: expected to write a checkpoint to {str(self.folder.folder)!r} after step "
+                f"{self.progress.num_steps}; got {error.strerror or error}; training ends, with the parameters of this "
+                f"step in memory; the last checkpoint that was written is {self.folder.saved!r}: save the parameters "
+                "elsewhere, or make room and go on from there by resume=True.",
+                self.history,
+            ) from error
+        self.saved = place
+
+    def _training(self) -> dict[str, Any]:
+        """Return what is needed to go on from here, beside the weights."""
         training = {
             "place": asdict(self.place),
             "num_steps": self.progress.num_steps,
@@ -211,8 +229,7 @@ class Loop:
             "optimizer": optimizers.state_of(self.stepper.optim, self._name_of),
             **dict(zip(GENERATORS, generators(self.trainee.device), strict=False)),
         }
-        name = f"step-{self.progress.num_steps:09d}"
-        self.folder.save(Checkpoint(self.trainee.tensors(), training, self.best), name)
+        return training
 
     def _compiling(self) -> None:
         self._tell(lambda callback: callback.on_compile(self.progress))
@@ -223,20 +240,48 @@ class Loop:
         if checkpoint is None:
             return None
         training = checkpoint.training
-        self.place = _Place(**training["place"])
+        self.trainee.load(checkpoint.weights, "run")
+        self.place, self.best = _Place(**training["place"]), checkpoint.best
         self.progress.num_steps = self.stepper.num_steps = training["num_steps"]
         for name, column in training["history"].items():
             getattr(self.history, name).extend(column)
-        self.best = checkpoint.best
-        self.trainee.load(checkpoint.weights, "run")
+        if self.place.epoch >= self.num_epochs:
+            self._say_that_nothing_is_left("num_epochs", f"more than {self.place.epoch}", self.num_epochs)
+        elif self._is_over():
+            self._say_that_nothing_is_left("early_stopping", "more patience", self.early_stopping)
         return checkpoint
 
-    def _warm_up(self, checkpoint: Checkpoint) -> None:
+    def _say_that_nothing_is_left(self, name: str, expected: str, found: Any) -> None:
+        _checks.warn(
+            f"{name}: expected {expected}, to train on a run that has {self.place.epoch} epochs; got {found}; nothing "
+            "is trained, and the parameters are the run's."
+        )
+
+    def _warm_up(self, checkpoint: Checkpoint | None) -> None:
         """Take steps that do not count until they are graphs, and restore the optimizer and the generators."""
+        if checkpoint is None:
+            return
         training = checkpoint.training
         self.stepper.rehearse(self._run_until_compiled)
         optimizers.restore(self.stepper.optim, training["optimizer"], self._name_of)
         set_generators(self.trainee.device, [training[name] for name in GENERATORS if name in training])
+        self.saved = self.place.epoch, self.progress.num_steps
+
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Copy parameters and optimizer, as they are before a run is resumed."""
+        weights = {name: tensor.detach().clone() for name, tensor in self.trainee.tensors().items()}
+        return weights, optimizers.state_of(self.stepper.optim, self._name_of)
+
+    @contextmanager
+    def _as_before_if_it_fails(self, before: tuple[dict[str, Tensor], dict[str, Any]] | None) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            if before is not None:
+                weights, optimizer = before
+                self.trainee.load(weights, "run")
+                optimizers.restore(self.stepper.optim, optimizer, self._name_of)
+            raise
 
     def _run_until_compiled(self) -> None:
         """Take as many steps of each shape as were taken, until it is a graph.

@@ -83,6 +83,11 @@ class Trainee:
                 for name in tensors.keys() & values.keys()
                 if values[name].shape != tensors[name].shape
             ),
+            *(
+                f"{name!r} of {values[name].dtype} for {tensors[name].dtype}"
+                for name in tensors.keys() & values.keys()
+                if _kind_of(values[name]) != _kind_of(tensors[name])
+            ),
         ]
         if problems:
             raise ValueError(
@@ -104,6 +109,11 @@ class Trainee:
             for name, tensor in module.state_dict(keep_vars=True).items()
             if isinstance(tensor, Tensor)
         }
+
+
+def _kind_of(tensor: Tensor) -> tuple[bool, bool]:
+    """Return what two types have to share for one to hold the other's numbers, to rounding."""
+    return tensor.is_floating_point(), tensor.is_complex()
 
 
 def _modules_of(program: Any) -> Iterator[nn.Module]:

@@ -78,9 +78,7 @@ def test_files_that_are_none_of_ours(tmp_path):
     with pytest.raises(ValueError, match="path: expected a file that save wrote"):
         pv.Evidence.load(tmp_path / "broken.npz")
     np.savez(tmp_path / "other.npz", record=np.array('{"format": 1}'))
-    with pytest.raises(
-        ValueError, match="path: expected a file that save wrote; got .* without 'bounds/elbo/std_error'"
-    ):
+    with pytest.raises(ValueError, match=r"path: expected a file that save wrote; got .* \(no 'log_evidence'\)"):
         pv.Evidence.load(tmp_path / "other.npz")
     np.savez(tmp_path / "pickle.npz", record=np.array([{"a": 1}], dtype=object))
     with pytest.raises(ValueError, match="path: expected a file that save wrote"):
@@ -98,7 +96,7 @@ def test_a_file_whose_record_lacks_something(pair, tmp_path):
     record = json.loads(str(arrays["record"]))
     del record["seed"]
     np.savez(tmp_path / "evidence.npz", **{**arrays, "record": np.array(json.dumps(record))})
-    with pytest.raises(ValueError, match="path: expected a file that save wrote; got .* without 'seed'"):
+    with pytest.raises(ValueError, match=r"path: expected a file that save wrote; got .* \(no 'seed'\)"):
         pv.Evidence.load(tmp_path / "evidence.npz")
 
 

@@ -418,54 +418,6 @@ def test_nothing_to_resume(tmp_path):
         fitted(vae_with(), digits(), run=tmp_path / "run", resume=True)
 
 
-def checkpoint_of(run):
-    return run / "checkpoints" / json.loads((run / "last.json").read_text())["checkpoint"]
-
-
-def truncated(content):
-    return content[: len(content) // 2]
-
-
-def flipped(content):
-    return content[:-10] + bytes([content[-10] ^ 1]) + content[-9:]
-
-
-def grown(content):
-    return content + b"\0" * 10
-
-
-@pytest.mark.one_in(3)
-@pytest.mark.parametrize(
-    "damage", [truncated, flipped, grown, lambda content: b""], ids=["truncated", "flipped", "grown", "empty"]
-)
-@pytest.mark.parametrize("name", ["weights.safetensors", "training.pt", "manifest.json"])
-def test_damaged_files_are_refused_by_name(tmp_path, name, damage):
-    fitted(vae_with(), digits(), run=tmp_path / "run", num_epochs=1)
-    path = checkpoint_of(tmp_path / "run") / name
-    path.write_bytes(damage(path.read_bytes()))
-    vae = vae_with()
-    before = [tensor.clone() for tensor in tensors_of(vae)]
-    with pytest.raises(ValueError, match=f"{name}: expected"):
-        fitted(vae, digits(), run=tmp_path / "run", resume=True)
-    assert all(torch.equal(one, other) for one, other in zip(before, tensors_of(vae), strict=True))
-
-
-def test_a_newer_format_is_refused(tmp_path):
-    fitted(vae_with(), digits(), run=tmp_path / "run", num_epochs=1)
-    path = checkpoint_of(tmp_path / "run") / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
-    with pytest.raises(ValueError, match="expected format 1; got 2"):
-        fitted(vae_with(), digits(), run=tmp_path / "run", resume=True)
-
-
-@pytest.mark.parametrize("name", ["../../elsewhere", "..", "", 3])
-def test_a_checkpoint_outside_of_the_run_is_refused(tmp_path, name):
-    fitted(vae_with(), digits(), run=tmp_path / "run", num_epochs=1)
-    (tmp_path / "run" / "last.json").write_text(json.dumps({"checkpoint": name, "manifest": "0"}))
-    with pytest.raises(ValueError, match="last.json: expected the name of a checkpoint"):
-        fitted(vae_with(), digits(), run=tmp_path / "run", resume=True)
-
-
 def test_a_folder_that_cannot_be_written_to(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="run: expected a folder that can be written to"):
