@@ -1,6 +1,6 @@
 """Variational autoencoders as Pyro programs, with a likelihood you can trust."""
 
-from pyro_vae import data, evidence, likelihoods, nn, objectives, plots, posteriors, priors, training
+from pyro_vae import data, distributions, evidence, likelihoods, nn, objectives, plots, posteriors, priors, training
 from pyro_vae.diagnostics import LatentUse, RateDistortion, latent_use, rate_distortion
 from pyro_vae.evidence import (
     Bound,
@@ -45,6 +45,7 @@ __all__ = [
     "check_program",
     "compare",
     "data",
+    "distributions",
     "evidence",
     "fit",
     "importance_sampling",
