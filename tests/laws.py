@@ -1,5 +1,7 @@
 """What the laws of each family are tested on: a new part, estimator or objective is one line here."""
 
+from functools import partial
+
 import torch
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
@@ -89,6 +91,10 @@ OBJECTIVES = {
     "TraceMeanField_ELBO": TraceMeanField_ELBO,
     "CompiledTrace_ELBO": pv.objectives.CompiledTrace_ELBO,
     "CompiledTraceMeanField_ELBO": pv.objectives.CompiledTraceMeanField_ELBO,
+    "IWELBO": pv.objectives.IWELBO,
+    "IWELBO, DReG": partial(pv.objectives.IWELBO, gradient="dreg"),
+    "IWELBO, mixed with the ELBO": partial(pv.objectives.IWELBO, gradient="dreg", elbo_weight=0.5),
+    "RenyiBound": lambda **options: pv.objectives.RenyiBound(alpha=0.3, **options),
 }
 """Those whose value is -log p(x) where the guide is the exact posterior."""
 
