@@ -1,6 +1,19 @@
 """Variational autoencoders as Pyro programs, with a likelihood you can trust."""
 
-from pyro_vae import data, evidence, export, hub, likelihoods, nn, objectives, plots, posteriors, priors, training
+from pyro_vae import (
+    data,
+    distributions,
+    evidence,
+    export,
+    hub,
+    likelihoods,
+    nn,
+    objectives,
+    plots,
+    posteriors,
+    priors,
+    training,
+)
 from pyro_vae.diagnostics import LatentUse, RateDistortion, latent_use, rate_distortion
 from pyro_vae.evidence import (
     Bound,
@@ -48,6 +61,7 @@ __all__ = [
     "check_program",
     "compare",
     "data",
+    "distributions",
     "evidence",
     "export",
     "fit",

@@ -21,6 +21,7 @@ ONLY_IN = {
     "onnx": None,
     "PIL": "data._images",
     "pyarrow": "data._table",
+    "zuko": "_flows",
 }
 
 

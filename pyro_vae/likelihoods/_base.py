@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import pyro.distributions as dist
@@ -12,9 +13,18 @@ from torch.nn import functional
 from pyro_vae import _checks
 from pyro_vae.nn import over_leading_dims
 
-__all__ = ["Likelihood", "ScaledLikelihood"]
+__all__ = ["Form", "Likelihood", "PositiveNumber", "ScaledLikelihood", "bounded_exp"]
 
-ScaleForm = float | Literal["learned", "per-pixel"]
+Form = float | Literal["learned", "per-pixel"]
+"""Where a positive number comes from: a constant, a learned parameter, or the network."""
+
+MAX_LOG = 20.0
+"""The bound on the logarithm of a mean: e^20 is 500 million."""
+
+
+def bounded_exp(raw: Tensor) -> Tensor:
+    r"""Return $\exp(c \tanh(\rho / c))$, c = 20: near $e^\rho$ around zero, and never zero or infinite."""
+    return (MAX_LOG * torch.tanh(raw / MAX_LOG)).exp()
 
 
 class Likelihood(nn.Module):
@@ -25,7 +35,9 @@ class Likelihood(nn.Module):
     one network share.
 
     Args:
-        network: any module from z (and context) to the distribution's parameters.
+        network: any module from z (and context) to the distribution's parameters. Where there are several for each
+            number of x, the network gives as many times the channels: the parameters are stacked along the first
+            dimension of the output.
     """
 
     remedy = "transform the data, or use a likelihood that gives them a density"
@@ -39,59 +51,93 @@ class Likelihood(nn.Module):
         """Return the network's output, `(..., *shape)`."""
         return over_leading_dims(self.network, z, *context)
 
+    def outputs(self, names: Sequence[str], z: Tensor, *context: Tensor) -> tuple[Tensor, ...]:
+        """Return the network's output in as many parts as there are names."""
+        out, dim = self.output(z, *context), z.ndim - 1
+        if out.ndim <= dim or out.shape[dim] % len(names):
+            found = tuple(out.shape[dim:]) if out.ndim > dim else "no dimension but the batch's"
+            raise ValueError(
+                f"likelihood: expected a network with {len(names)} times the channels of x ({', '.join(names)}); got "
+                f"{found}; change its last layer."
+            )
+        return out.chunk(len(names), dim)
+
     @staticmethod
     def independent(distribution: Any, z: Tensor) -> dist.Distribution:
         """Make independent numbers one datum: all dimensions but the leading ones of z are the event's."""
         return distribution.to_event(len(distribution.batch_shape) - z.ndim + 1)
 
 
+class PositiveNumber(nn.Module):
+    r"""A positive number of a distribution, such as its scale, in one of three forms.
+
+    - a number: the same constant for all numbers of x;
+    - `"learned"`: learned with the weights, one number for all (`shape=()`) or one for each (`shape` that of x);
+    - `"per-pixel"`: from the network, which gives another set of channels, $\rho$.
+
+    Learned and per-pixel numbers are $\sigma_{min} + \mathrm{softplus}(\rho)$.
+    """
+
+    def __init__(self, name: str, form: Form, floor: float, shape: int | Sequence[int] = ()) -> None:
+        super().__init__()
+        self.name = name
+        self.floor = _checks.positive(f"min_{name}", floor)
+        self.shape = _checks.shape(f"{name}_shape", shape) if shape != () else ()
+        self.form: Any = form
+        if isinstance(form, str):
+            _checks.choice(name, form, ("learned", "per-pixel"))
+        else:
+            self.form = _checks.positive(name, form)
+        if self.shape and form != "learned":
+            raise ValueError(
+                f'{name}_shape: expected none where {name} is {form!r}; got {self.shape}; pass {name}="learned".'
+            )
+        self.raw = nn.Parameter(torch.zeros(self.shape)) if form == "learned" else None
+
+    @property
+    def is_from_network(self) -> bool:
+        """Whether the network gives it."""
+        return self.form == "per-pixel"
+
+    def forward(self, raw: Tensor | None) -> Tensor | float:
+        """Return the number, given what the network says of it, if it does."""
+        raw = self.raw if raw is None else raw
+        return self.form if raw is None else self.floor + functional.softplus(raw)
+
+    def described(self) -> str:
+        """Return the arguments that made it."""
+        floor = f", min_{self.name}={self.floor}" if isinstance(self.form, str) else ""
+        return f"{self.name}={self.form!r}{floor}" + (f", {self.name}_shape={self.shape}" if self.shape else "")
+
+
 class ScaledLikelihood(Likelihood):
     r"""A likelihood of real numbers with a location and a scale, which takes one of three forms.
 
     - a number: the same constant for all pixels;
-    - `"learned"`: one number for all pixels, learned with the weights;
+    - `"learned"`: learned with the weights, one number for all pixels, or one for each with `scale_shape`;
     - `"per-pixel"`: from the network, which gives twice as many channels, locations first.
 
     A learned scale is $\sigma = \sigma_{min} + \mathrm{softplus}(\rho)$. Without the floor the likelihood has no upper
     bound: a pixel that never changes lets $\sigma \to 0$.
 
     Raises:
-        TypeError, ValueError: for a scale that is neither positive nor one of the names; an odd number of channels.
+        TypeError, ValueError: for a scale that is neither positive nor one of the names; a network whose channels
+            cannot be halved.
     """
 
-    def __init__(self, network: nn.Module, scale: ScaleForm, min_scale: float) -> None:
+    def __init__(
+        self, network: nn.Module, scale: Form, min_scale: float, scale_shape: int | Sequence[int] = ()
+    ) -> None:
         super().__init__(network)
-        self.min_scale = _checks.positive("min_scale", min_scale)
-        self.scale: Any
-        if isinstance(scale, str):
-            self.scale = _checks.choice("scale", scale, ("learned", "per-pixel"))
-        else:
-            self.scale = _checks.positive("scale", scale)
-        self.raw_scale = nn.Parameter(torch.zeros(())) if scale == "learned" else None
+        self.scale, self.min_scale, self.scale_shape = scale, min_scale, scale_shape
+        self.scale_form = PositiveNumber("scale", scale, min_scale, scale_shape)
 
     def loc_and_scale(self, z: Tensor, *context: Tensor) -> tuple[Tensor, Tensor | float]:
         """Return location and scale of each pixel."""
-        loc = self.output(z, *context)
-        if self.raw_scale is not None:
-            return loc, self._above_floor(self.raw_scale)
-        if self.scale == "per-pixel":
-            loc, raw_scale = _halves(loc, z.ndim - 1)
-            return loc, self._above_floor(raw_scale)
-        return loc, self.scale
-
-    def _above_floor(self, raw_scale: Tensor) -> Tensor:
-        return self.min_scale + functional.softplus(raw_scale)
+        if not self.scale_form.is_from_network:
+            return self.output(z, *context), self.scale_form(None)
+        loc, raw_scale = self.outputs(("loc", "scale"), z, *context)
+        return loc, self.scale_form(raw_scale)
 
     def extra_repr(self) -> str:
-        floor = f", min_scale={self.min_scale}" if isinstance(self.scale, str) else ""
-        return f"scale={self.scale!r}{floor}"
-
-
-def _halves(out: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    if out.shape[dim] % 2:
-        raise ValueError(
-            f"likelihood: expected a network with twice the channels of x (mean and scale); got {out.shape[dim]}; "
-            "change its last layer."
-        )
-    loc, raw_scale = out.chunk(2, dim)
-    return loc, raw_scale
+        return self.scale_form.described()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from pyro_vae.likelihoods._base import ScaledLikelihood, ScaleForm
+from pyro_vae.likelihoods._base import Form, ScaledLikelihood
 
 __all__ = ["Gaussian"]
 
@@ -15,7 +17,8 @@ class Gaussian(ScaledLikelihood):
 
     - `scale=0.1`, a number: the same constant for all pixels. The loss is then least squares, up to a constant:
       $-\log p(x|z) = \|x - \mu(z)\|^2 / 2 \sigma^2 + D \log \sigma + \frac{D}{2} \log 2 \pi$.
-    - `scale="learned"`: one number for all pixels, learned with the weights.
+    - `scale="learned"`: one number for all pixels, learned with the weights, or one for each, with `scale_shape` the
+      shape of x: with an affine network that is factor analysis.
     - `scale="per-pixel"`: $\sigma_d(z)$ from the network, which gives twice as many channels, $\mu$ first.
 
     A learned scale is $\sigma = \sigma_{min} + \mathrm{softplus}(\rho)$. Without the floor the likelihood has no upper
@@ -27,6 +30,7 @@ class Gaussian(ScaledLikelihood):
             and raw scale, stacked along the first dimension of the output).
         scale: a positive number, `"learned"` or `"per-pixel"`.
         min_scale: the floor of a learned scale; a constant scale needs none.
+        scale_shape: how many scales are learned: `()`, one for all, or the shape of x.
 
     Shapes: z `(..., D)` to a distribution of batch shape `(...)` and event shape of one datum.
 
@@ -44,8 +48,14 @@ class Gaussian(ScaledLikelihood):
         torch.Size([784])
     """
 
-    def __init__(self, network: nn.Module, scale: ScaleForm = 1.0, min_scale: float = 1e-2) -> None:
-        super().__init__(network, scale, min_scale)
+    def __init__(
+        self,
+        network: nn.Module,
+        scale: Form = 1.0,
+        min_scale: float = 1e-2,
+        scale_shape: int | Sequence[int] = (),
+    ) -> None:
+        super().__init__(network, scale, min_scale, scale_shape)
 
     def forward(self, z: Tensor, *context: Tensor) -> dist.Distribution:
         """Return p(x|z)."""

@@ -2,5 +2,6 @@
 
 from pyro_vae.objectives.base import LogWeights, Objective
 from pyro_vae.objectives.compiled import CompiledTrace_ELBO, CompiledTraceMeanField_ELBO
+from pyro_vae.objectives.iwelbo import IWELBO, RenyiBound
 
-__all__ = ["CompiledTraceMeanField_ELBO", "CompiledTrace_ELBO", "LogWeights", "Objective"]
+__all__ = ["IWELBO", "CompiledTraceMeanField_ELBO", "CompiledTrace_ELBO", "LogWeights", "Objective", "RenyiBound"]

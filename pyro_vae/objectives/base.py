@@ -120,13 +120,23 @@ class Objective(ELBO):
                     f"guide: expected reparametrized latents, whose draws carry a gradient; got site {site['name']!r}, "
                     f"a {type(site['fn']).__name__}; use Pyro's Trace_ELBO or TraceEnum_ELBO."
                 )
-        shared = {dim for dim, *_ in set.intersection(*map(_plates, sites))}
-        total: Any = 0.0
-        for trace, sign in ((model_trace, 1), (guide_trace, -1)):
-            for site in _sample_sites(trace):
-                log_prob = scale_and_mask(site["unscaled_log_prob"], mask=site["mask"])
-                total = total + sign * _summed_to(log_prob, shared)
-        return LogWeights(total, _common_scale(sites))
+        shared = self._shared_dims(model_trace, guide_trace)
+        log_weight = self._log_density(model_trace, shared) - self._log_density(guide_trace, shared)
+        return LogWeights(log_weight, _common_scale(sites))
+
+    @staticmethod
+    def _shared_dims(*traces: poutine.Trace) -> set[int]:
+        """Return the dimensions of plates that all sites share, counted from the right."""
+        plates = [_plates(site) for trace in traces for site in _sample_sites(trace)]
+        return {dim for dim, *_ in set.intersection(*plates)}
+
+    @staticmethod
+    def _log_density(trace: poutine.Trace, shared: set[int]) -> Any:
+        """Sum the log densities of a run's sites over all but these dimensions."""
+        return sum(
+            _summed_to(scale_and_mask(site["unscaled_log_prob"], mask=site["mask"]), shared)
+            for site in _sample_sites(trace)
+        )
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pyro.distributions as dist
-import torch
 from torch import Tensor, nn
 
 from pyro_vae import _checks
-from pyro_vae.posteriors._base import AmortizedPosterior
+from pyro_vae.posteriors._base import AmortizedPosterior, bounded_log
 
 __all__ = ["DiagonalNormal"]
 
@@ -32,6 +31,7 @@ class DiagonalNormal(AmortizedPosterior):
         Kingma and Welling (2014), Auto-encoding variational Bayes, equation 9.
 
     Examples:
+        >>> import torch
         >>> from pyro_vae.nn import MLP
         >>> posterior = DiagonalNormal(MLP(784, [200, 200], 2 * 50))
         >>> posterior(torch.zeros(3, 784)).event_shape
@@ -53,8 +53,7 @@ class DiagonalNormal(AmortizedPosterior):
                 "change its last layer."
             )
         loc, raw = out.chunk(2, -1)
-        log_scale = self.max_log_scale * torch.tanh(raw / self.max_log_scale)
-        return dist.Normal(loc, log_scale.exp()).to_event(1)
+        return dist.Normal(loc, bounded_log(raw, self.max_log_scale).exp()).to_event(1)
 
     def extra_repr(self) -> str:
         return f"max_log_scale={self.max_log_scale}"

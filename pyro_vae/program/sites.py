@@ -12,6 +12,7 @@ from pyro.distributions import Delta, SineBivariateVonMises, SineSkewed, Unit, V
 from pyro.distributions.util import scale_and_mask, sum_rightmost
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
+from torch.distributions import constraints
 
 from pyro_vae._random import seeded
 from pyro_vae.program.masks import elements_of
@@ -85,10 +86,17 @@ def is_angle(value: Tensor, batch_ndim: int) -> Tensor:
 
 
 def kind_of(site: dict[str, Any]) -> str:
-    """Return what a site's log density is the log of: a "probability", a "density" or a "factor"."""
+    """Return what a site's log density is the log of: a "probability", a "density", both ("mixed") or a "factor"."""
     if any(isinstance(fn, Unit) for fn in layers_of(site["fn"])):
         return "factor"
-    return "probability" if site["fn"].support.is_discrete else "density"
+    kinds = {part.is_discrete for part in _parts_of(site["fn"].support)}
+    return "mixed" if len(kinds) > 1 else "probability" if kinds.pop() else "density"
+
+
+def _parts_of(support: Any) -> list[Any]:
+    """Return the constraints that a support lays side by side, or the support itself."""
+    support = getattr(support, "base_constraint", support)
+    return support.cseq if isinstance(support, constraints.cat) else [support]
 
 
 def log_prob_of_all(site: dict[str, Any]) -> Tensor:

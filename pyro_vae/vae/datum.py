@@ -123,7 +123,11 @@ def fit_together(prior: nn.Module, likelihood: nn.Module, posterior: nn.Module, 
             f"{tuple(q_z.event_shape)}; {_remedy_of(posterior, p_z.event_shape)}."
         )
     return Datum(
-        p_x.event_shape, p_z.event_shape, context_shapes, _fixed_support(p_x), getattr(likelihood, "remedy", REMEDY)
+        p_x.event_shape,
+        p_z.event_shape,
+        context_shapes,
+        getattr(likelihood, "support", None) or _fixed_support(p_x),
+        getattr(likelihood, "remedy", REMEDY),
     )
 
 
@@ -200,8 +204,18 @@ def _require_batch_of_one(part: str, distribution: dist.Distribution) -> None:
 def _fixed_support(distribution: dist.Distribution) -> Any:
     """Return the support, or None where it depends on z."""
     support = distribution.support
-    base = getattr(support, "base_constraint", support)
-    return None if any(isinstance(value, Tensor) for value in vars(base).values()) else support
+    return None if any(isinstance(value, Tensor) for value in _bounds_of(support)) else support
+
+
+def _bounds_of(support: Any) -> Iterator[Any]:
+    """Yield what a constraint, or the constraints that it is made of, are made with."""
+    for value in vars(support).values():
+        inner = value if isinstance(value, (list, tuple)) else [value]
+        for each in inner:
+            if isinstance(each, torch.distributions.constraints.Constraint):
+                yield from _bounds_of(each)
+            else:
+                yield each
 
 
 def any_parameter(*modules: nn.Module) -> Tensor | None:

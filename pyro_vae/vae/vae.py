@@ -214,7 +214,8 @@ class VAE(nn.Module):
     def reconstruct(self, x: Any, *context: Any) -> Tensor:
         """Return the mean of p(x|z) at the mean of q(z|x): `(N, *event_shape)`, finite numbers.
 
-        Where a distribution has no finite mean (a Categorical, a Cauchy), its mode replaces it.
+        Where a distribution has no finite mean (a Categorical, a Cauchy), its mode replaces it; of a flow, the image
+        of the mean that is transformed.
 
         Raises:
             ValueError: if p(x|z) or q(z|x) has neither, or none that Pyro knows.
@@ -240,6 +241,8 @@ def _centre(part: str, distribution: dist.Distribution) -> Tensor:
     if mean is not None and mean.isfinite().all():
         return mean
     mode = _mode(distribution)
+    if mode is None:
+        mode = getattr(distribution, "centre", None)
     if mode is not None:
         centre = mode if mean is None else torch.where(mean.isfinite(), mean, mode.to(mean.dtype))
         # Even if all probabilities are NaN, argmax returns a value.

@@ -1,0 +1,87 @@
+"""Normalizing flows, by zuko."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from pyro_vae import _checks
+
+__all__ = ["FlowDistribution", "Kind", "flow_of", "transformed_normal"]
+
+Kind = Literal["affine", "spline"]
+
+
+class FlowDistribution(TorchDistribution):
+    """zuko's distribution of a flow, as one of Pyro's."""
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(self, flow: Any) -> None:
+        self.flow = flow
+        super().__init__(flow.batch_shape, flow.event_shape, validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> FlowDistribution:
+        """Expand the flow."""
+        return type(self)(self.flow.expand(torch.Size(batch_shape)))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return log p(value), nats."""
+        return self.flow.log_prob(value)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw from the base, and transform."""
+        return self.flow.rsample(torch.Size(sample_shape))
+
+    @property
+    def centre(self) -> Tensor:
+        """The image of the base's mean. A flow's own mean has no formula."""
+        return self.flow.transform.inv(self.flow.base.mean)
+
+
+def flow_of(
+    kind: Kind, latent_dim: int, context_dim: int, num_transforms: int, hidden_dims: Sequence[int], autoregressive: bool
+) -> nn.Module:
+    """Make zuko's flow, with transforms that start as the identity."""
+    latent_dim = _checks.whole_number("latent_dim", latent_dim, minimum=2)
+    _checks.choice("kind", kind, ("affine", "spline"))
+    make = {"affine": _zuko().flows.MAF, "spline": _zuko().flows.NSF}[kind]
+    flow = make(
+        latent_dim,
+        context_dim,
+        transforms=_checks.whole_number("num_transforms", num_transforms),
+        hidden_features=_checks.shape("hidden_dims", hidden_dims),
+        passes=None if autoregressive else 2,
+    )
+    for module in flow.modules():
+        if hasattr(module, "hyper"):
+            last = [layer for layer in module.hyper if isinstance(layer, nn.Linear)][-1]
+            nn.init.zeros_(last.bias)
+            with torch.no_grad():
+                last.weight.mul_(1e-2)
+    return flow
+
+
+def transformed_normal(loc: Tensor, scale: Tensor, transform: Any) -> FlowDistribution:
+    """Transform a Gaussian with independent dimensions; as zuko has it, the transform leads from values to noise."""
+    made = _zuko().distributions
+    return FlowDistribution(made.NormalizingFlow(transform, made.DiagNormal(loc, scale)))
+
+
+def _zuko() -> Any:
+    """Import zuko, which switches off the validation of all distributions of the process, and switch it on again."""
+    before = torch.distributions.Distribution._validate_args
+    try:
+        import zuko
+    except ImportError as error:
+        raise ImportError("flows: expected the package zuko; got none; pip install 'pyro-vae[flows]'.") from error
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(before)
+    return zuko

@@ -1,0 +1,46 @@
+"""Real numbers with Laplace's noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyro.distributions as dist
+from torch import Tensor, nn
+
+from pyro_vae.likelihoods._base import Form, ScaledLikelihood
+
+__all__ = ["Laplace"]
+
+
+class Laplace(ScaledLikelihood):
+    r"""Independent real numbers, $p(x|z) = \prod_d \frac{1}{2 b_d} e^{-|x_d - \mu_d(z)| / b_d}$: absolute errors.
+
+    The scale b has the three forms of `Gaussian`.
+
+    Args:
+        network: any module from z (and context) to the location of each number (`"per-pixel"`: location and raw scale).
+        scale: a positive number, `"learned"` or `"per-pixel"`.
+        min_scale: the floor of a learned scale.
+        scale_shape: how many scales are learned: `()`, one for all, or the shape of x.
+
+    Shapes: z `(..., D)` to a distribution of batch shape `(...)` and event shape of one datum.
+
+    Examples:
+        >>> import torch
+        >>> from pyro_vae.nn import MLP
+        >>> Laplace(MLP(2, [8], 30))(torch.zeros(3, 2)).event_shape
+        torch.Size([30])
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        scale: Form = "learned",
+        min_scale: float = 1e-2,
+        scale_shape: int | Sequence[int] = (),
+    ) -> None:
+        super().__init__(network, scale, min_scale, scale_shape)
+
+    def forward(self, z: Tensor, *context: Tensor) -> dist.Distribution:
+        """Return p(x|z)."""
+        return self.independent(dist.Laplace(*self.loc_and_scale(z, *context)), z)

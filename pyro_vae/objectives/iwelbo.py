@@ -1,0 +1,215 @@
+"""Bounds of several particles: importance-weighted, and Rényi's."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_vae import _checks
+from pyro_vae.objectives.base import LogWeights, Objective
+from pyro_vae.program.sites import drawn_sites
+
+__all__ = ["IWELBO", "RenyiBound"]
+
+Gradient = Literal["standard", "stl", "dreg"]
+
+
+class IWELBO(Objective):
+    r"""The importance-weighted bound $L_K = E \log \frac{1}{K} \sum_{k=1}^K w_k \le \log p(x)$, for each datum.
+
+    With $w_k = p(x, z_k) / q(z_k|x)$ and K = `num_particles`; it grows with K, from the ELBO (K = 1) to log p(x). The
+    value is the bound itself, nats, summed over the data times their scale, whichever gradient is chosen. With
+    $\tilde w_k = w_k / \sum_j w_j$:
+
+    - `"standard"`: the gradient of the value. For the guide its signal-to-noise ratio falls with K.
+    - `"dreg"`: for the model the same; for the guide
+      $\sum_k \tilde w_k^2 \frac{\partial \log w_k}{\partial z_k} \frac{d z_k}{d \phi}$, doubly reparametrized: the same
+      expectation, and a variance that falls with K.
+    - `"stl"`: for the guide $\sum_k \tilde w_k \frac{\partial \log w_k}{\partial z_k} \frac{d z_k}{d \phi}$, which
+      "sticks to the landing": no noise where the guide is exact. Unbiased for K = 1 alone.
+
+    Args:
+        num_particles: K, in all groups together.
+        gradient: `"standard"`, `"dreg"` or `"stl"`.
+        num_groups: M: the mean of M bounds of K / M particles (MIWAE), another lower bound.
+        elbo_weight: $\beta$ from 0 to 1, $\beta\, \mathrm{ELBO} + (1 - \beta) L_K$ (CIWAE), another lower bound.
+        kwargs: Pyro's, as of `Trace_ELBO`; particles are vectorized unless `vectorize_particles=False`.
+
+    Raises:
+        TypeError, ValueError: for impossible numbers, for groups that do not divide the particles, and for latents
+            that are not reparametrized.
+
+    References:
+        Burda, Grosse and Salakhutdinov (2016), Importance weighted autoencoders; Roeder, Wu and Duvenaud (2017),
+        Sticking the landing; Rainforth et al. (2018), Tighter variational bounds are not necessarily better; Tucker,
+        Lawson, Gu and Maddison (2019), Doubly reparameterized gradient estimators for Monte Carlo objectives.
+
+    Examples:
+        >>> import pyro_vae as pv
+        >>> vae = pv.VAE(
+        ...     pv.priors.StandardNormal(1),
+        ...     pv.likelihoods.Gaussian(pv.nn.MLP(1, [], 3)),
+        ...     pv.posteriors.DiagonalNormal(pv.nn.MLP(3, [], 2)),
+        ... )
+        >>> x = torch.randn(200, 3)
+        >>> history = pv.fit(vae, x, objective=IWELBO(5, gradient="dreg"), num_epochs=1, progress=False)
+    """
+
+    def __init__(
+        self,
+        num_particles: int = 5,
+        gradient: Gradient = "standard",
+        *,
+        num_groups: int = 1,
+        elbo_weight: float = 0.0,
+        vectorize_particles: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        num_particles = _checks.whole_number("num_particles", num_particles)
+        super().__init__(num_particles=num_particles, vectorize_particles=vectorize_particles, **kwargs)
+        self.gradient = _checks.choice("gradient", gradient, ("standard", "dreg", "stl"))
+        self.num_groups = _checks.whole_number("num_groups", num_groups)
+        if num_particles % self.num_groups:
+            raise ValueError(
+                f"num_groups: expected a divisor of the {num_particles} particles; got {num_groups}; change one."
+            )
+        if not isinstance(elbo_weight, (int, float)) or not 0 <= elbo_weight <= 1:
+            raise ValueError(f"elbo_weight: expected a number from 0 to 1; got {elbo_weight!r}; pass one.")
+        self.elbo_weight = float(elbo_weight)
+
+    def value_and_surrogate(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Return minus the bound, and what has the chosen gradient."""
+        if self.gradient == "standard":
+            loss = self._loss(self.log_weights(model, guide, args, kwargs))
+            return loss, loss
+        paths = [self._along_the_path(*traces) for traces in self._get_traces(model, guide, args, kwargs)]
+        is_one_run = self.vectorize_particles and self.num_particles > 1
+        log_weights = paths[0].log_weight if is_one_run else torch.stack([path.log_weight for path in paths])
+        if self.gradient == "dreg":
+            factors = self._factor_of_the_guide(log_weights.detach())
+            for path, factor in zip(paths, [factors] if is_one_run else factors, strict=True):
+                path.draws.scale_gradients_by(factor, path.shared)
+        loss = self._loss(LogWeights(log_weights, paths[0].scale))
+        return loss.detach(), loss
+
+    def _loss(self, weights: LogWeights) -> Tensor:
+        grouped = self._grouped(weights.value)
+        bound = (grouped.logsumexp(1) - math.log(grouped.shape[1])).mean(0)
+        if self.elbo_weight:
+            bound = self.elbo_weight * weights.value.mean(0) + (1 - self.elbo_weight) * bound
+        return -(weights.scale * bound).sum()
+
+    def _grouped(self, log_weights: Tensor) -> Tensor:
+        return log_weights.unflatten(0, (self.num_groups, -1))
+
+    def _factor_of_the_guide(self, log_weights: Tensor) -> Tensor:
+        """Return what the gradient of each draw is multiplied with: the normalised weight, for a bound alone."""
+        share = self._grouped(log_weights).softmax(1).flatten(0, 1)
+        if not self.elbo_weight:
+            return share
+        ours, elbos = (1 - self.elbo_weight) / self.num_groups, self.elbo_weight / self.num_particles
+        return (elbos + ours * share.square()) / (elbos + ours * share)
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        """Run guide and model, at the guide's draws or, for gradients along the path, at copies of them."""
+        if self.gradient == "standard":
+            return super()._get_trace(model, guide, args, kwargs)
+        draws = _Draws(poutine.trace(guide).get_trace(*args, **kwargs))
+        model_trace, guide_trace = super()._get_trace(model, poutine.replay(guide, draws.copies), args, kwargs)
+        _, score_trace = super()._get_trace(model, poutine.replay(guide, draws.detached), args, kwargs)
+        guide_trace.draws, guide_trace.score_trace = draws, score_trace
+        return model_trace, guide_trace
+
+    def _along_the_path(self, model_trace: Any, guide_trace: Any) -> _Path:
+        """Weigh a run, with log q as a function of the draws, but not of the guide's parameters."""
+        found = self._weights_of(model_trace, guide_trace)
+        shared = self._shared_dims(model_trace, guide_trace)
+        score: Any = self._log_density(guide_trace.score_trace, shared)
+        return _Path(found.value + score - score.detach(), found.scale, shared, guide_trace.draws)
+
+
+class _Path(NamedTuple):
+    log_weight: Tensor
+    scale: Tensor | float
+    shared: set[int]
+    draws: _Draws
+
+
+class _Draws:
+    """Draws of a guide, copies whose gradients can be scaled on their way back, and copies that carry none."""
+
+    def __init__(self, trace: Any) -> None:
+        self.copies, self.detached = trace.copy(), trace.copy()
+        self.sites = drawn_sites(trace)
+        self.factor: Tensor | None = None
+        self.shared: set[int] = set()
+        for name, site in self.sites.items():
+            self.detached.nodes[name] = site | {"value": site["value"].detach()}
+            self.copies.nodes[name] = site | {"value": self._copy(site)}
+
+    def scale_gradients_by(self, factor: Tensor, shared: set[int]) -> None:
+        """Multiply gradients by factors `(*plates)`, in the dimensions that are shared."""
+        self.factor, self.shared = factor, shared
+
+    def _copy(self, site: dict[str, Any]) -> Tensor:
+        value = site["value"]
+        if not value.requires_grad:
+            return value
+        copy = value.clone()
+        event_dim = site["fn"].event_dim
+        copy.register_hook(lambda gradient: gradient if self.factor is None else gradient * self._spread(event_dim))
+        return copy
+
+    def _spread(self, event_dim: int) -> Tensor:
+        """View the factor so that it is broadcast over the dimensions that are not shared, and the event's."""
+        assert self.factor is not None
+        sizes = iter(self.factor.shape)
+        width = max((-dim for dim in self.shared), default=0)
+        batch = [next(sizes) if -dim in self.shared else 1 for dim in range(width, 0, -1)]
+        return self.factor.reshape(*batch, *[1] * event_dim)
+
+
+class RenyiBound(Objective):
+    r"""Rényi's bound $\frac{1}{1 - \alpha} E \log \frac{1}{K} \sum_k w_k^{1 - \alpha}$, for each datum.
+
+    From log p(x) ($\alpha = 0$, many particles) to the ELBO ($\alpha \to 1$), and below. For $0 \le \alpha < 1$ and
+    $\alpha > 1$ its expectation is at most log p(x). For $\alpha < 0$ it is **no bound**: its limit for many particles
+    lies above log p(x), its expectation for few on either side. The value is minus the bound, nats, summed over the
+    data times their scale.
+
+    Args:
+        alpha: any number but 1, where it is the ELBO.
+        num_particles: K.
+        kwargs: Pyro's, as of `Trace_ELBO`; particles are vectorized unless `vectorize_particles=False`.
+
+    Raises:
+        TypeError, ValueError: for impossible numbers, and for latents that are not reparametrized.
+
+    References:
+        Li and Turner (2016), Rényi divergence variational inference.
+
+    Examples:
+        >>> RenyiBound(alpha=0.5, num_particles=10).alpha
+        0.5
+    """
+
+    def __init__(
+        self, alpha: float = 0.5, num_particles: int = 5, *, vectorize_particles: bool = True, **kwargs: Any
+    ) -> None:
+        num_particles = _checks.whole_number("num_particles", num_particles)
+        super().__init__(num_particles=num_particles, vectorize_particles=vectorize_particles, **kwargs)
+        if not isinstance(alpha, (int, float)) or not math.isfinite(alpha) or alpha == 1:
+            raise ValueError(f"alpha: expected a number other than 1; got {alpha!r}; at 1 it is Trace_ELBO.")
+        self.alpha = float(alpha)
+
+    def value_and_surrogate(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Return minus the bound, twice."""
+        weights = self.log_weights(model, guide, args, kwargs)
+        scaled = (1 - self.alpha) * weights.value
+        bound = (scaled.logsumexp(0) - math.log(len(scaled))) / (1 - self.alpha)
+        loss = -(weights.scale * bound).sum()
+        return loss, loss
