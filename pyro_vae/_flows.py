@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_vae import _checks
+from pyro_vae._private import keeping_validation
 
 __all__ = ["FlowDistribution", "Kind", "flow_of", "transformed_normal"]
 
@@ -76,12 +77,10 @@ def transformed_normal(loc: Tensor, scale: Tensor, transform: Any) -> FlowDistri
 
 
 def _zuko() -> Any:
-    """Import zuko, which switches off the validation of all distributions of the process, and switch it on again."""
-    before = torch.distributions.Distribution._validate_args
-    try:
-        import zuko
-    except ImportError as error:
-        raise ImportError("flows: expected the package zuko; got none; pip install 'pyro-vae[flows]'.") from error
-    finally:
-        torch.distributions.Distribution.set_default_validate_args(before)
+    """Import zuko, which by itself would switch off the validation of all distributions of the process."""
+    with keeping_validation():
+        try:
+            import zuko
+        except ImportError as error:
+            raise ImportError("flows: expected the package zuko; got none; pip install 'pyro-vae[flows]'.") from error
     return zuko

@@ -25,6 +25,7 @@ __all__ = [
     "found",
     "has_hooks",
     "has_hooks_on_calls",
+    "keeping_validation",
     "mask_of_distribution",
     "name_of_module",
     "seed_generator_of_cpu",
@@ -121,6 +122,16 @@ def name_of_module(module: Any) -> str:
 def arguments_of_operator(target: Any) -> Any:
     """Return the arguments of a torch operation, with which of them it writes to."""
     return target._schema.arguments
+
+
+@contextmanager
+def keeping_validation() -> Iterator[None]:
+    """Leave torch's validation of distributions as it is, though an import inside switches it off."""
+    before = Distribution._validate_args
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
 
 
 def validate_sample_code() -> Any:

@@ -124,7 +124,9 @@ class DiscretizedLogistic(TorchDistribution):
     arg_constraints: ClassVar[dict[str, Any]] = {"loc": constraints.real, "scale": constraints.positive}
     has_enumerate_support = True
 
-    def __init__(self, loc: Tensor, scale: Tensor, num_levels: int = 256, validate_args: bool | None = None) -> None:
+    def __init__(
+        self, loc: Tensor, scale: Tensor | float, num_levels: int = 256, validate_args: bool | None = None
+    ) -> None:
         self.loc, self.scale = broadcast_all(loc, scale)
         self.num_levels = _checks.whole_number("num_levels", num_levels, minimum=2)
         super().__init__(self.loc.shape, validate_args=validate_args)
@@ -307,7 +309,7 @@ class Concatenated(TorchDistribution):
         return constraints.independent(constraints.cat(inner, -1, self.widths), 1)
 
     @property
-    def has_rsample(self) -> bool:  # type: ignore[override]
+    def has_rsample(self) -> bool:
         """Whether all parts are reparametrized."""
         return all(part.has_rsample for part in self.parts)
 

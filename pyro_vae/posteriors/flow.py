@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pyro.distributions as dist
 from torch import Tensor, nn
@@ -75,7 +76,11 @@ class Flow(AmortizedPosterior):
         """Return q(z|x)."""
         sizes = [self.latent_dim, self.latent_dim, self.context_dim]
         loc, raw, h = self.outputs(x, *context).split(sizes, -1)
-        return transformed_normal(loc, bounded_log(raw, self.max_log_scale).exp(), self.flow.transform(h))
+        return transformed_normal(loc, bounded_log(raw, self.max_log_scale).exp(), self._transform(h))
+
+    def _transform(self, h: Tensor) -> Any:
+        flow: Any = self.flow
+        return flow.transform(h)
 
     def extra_repr(self) -> str:
         return (
