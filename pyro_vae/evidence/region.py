@@ -182,7 +182,7 @@ def _moved(proposal: Component, centre: Tensor, factor: float) -> Component:
 
 @dataclass(frozen=True)
 class DrawnRegion:
-    """Like `Region`, for latents without an unconstrained view (discrete ones). Proposals cannot be widened here."""
+    """Like `Region`, for latents of which some have no unconstrained view, such as discrete ones."""
 
     whole: Program
     columns: Tensor
@@ -215,8 +215,40 @@ class DrawnRegion:
         """Make a component of a guide: the whole block's, to draw from, and these columns', to evaluate."""
         return Component(lambda num: whole.choose(whole.draw(num)[0], self.columns), program.log_guide)
 
+    @cached_property
+    def view(self) -> Unconstrained | None:
+        """The view of the latents that have one."""
+        return Unconstrained.of_some(self.program)
+
     def widened(self, proposal: Component) -> list[Component]:
-        return [proposal]
+        """Return the proposal, and what has a view stretched about its mean for the same values of all else."""
+        if self.view is None:
+            return [proposal]
+        drawn = proposal.draw(NUM_MOMENT_DRAWS)
+        return [proposal, *(self._stretched(proposal, self.view, drawn, factor) for factor in FACTORS)]
+
+    def _stretched(self, proposal: Component, view: Unconstrained, drawn: Latents, factor: float) -> Component:
+        def moved(latents: Latents, by: float) -> tuple[Latents, Tensor]:
+            u, centre = view.pack(latents), self._means(view, drawn, latents)
+            values, stretch = view.unpack(centre + by * (u - centre))
+            return latents | values, stretch + view.dim * math.log(by) - view.unpack(u)[1]
+
+        def log_prob(latents: Latents) -> Tensor:
+            origin, stretch = moved(latents, 1 / factor)
+            return proposal.log_prob(origin) + stretch
+
+        return Component(lambda num: moved(proposal.draw(num), factor)[0], log_prob)
+
+    def _means(self, view: Unconstrained, drawn: Latents, latents: Latents) -> Tensor:
+        """Average the draws with the same values of what has no view; all draws where none has the same."""
+        u = view.pack(drawn).nan_to_num()
+        has_view = {site.name for site in view.sites}
+        same = torch.ones(len(u), *view.pack(latents).shape[:2], dtype=torch.bool, device=u.device)
+        for name in latents.keys() - has_view:
+            one, other = (self.program.draws_first(each[name]) for each in (drawn, latents))
+            same = same & (one[:, None] == other).flatten(3).all(-1) if one.ndim > 2 else same & (one[:, None] == other)
+        weight = same.where(same.any(0), True).double()
+        return torch.einsum("kmn,knd->mnd", weight, u) / weight.sum(0)[..., None]
 
     def everything(self) -> Latents | None:
         return all_values(self.program)

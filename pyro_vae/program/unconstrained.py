@@ -118,6 +118,21 @@ class Unconstrained:
             return None
 
     @classmethod
+    def of_some(cls, program: Program) -> Unconstrained | None:
+        """Make the view of those latents that have one, and are no angles; None where there is none."""
+        program = program.with_masked_latents
+        with torch.no_grad(), seeded(program.device, 0), pyro.validation_enabled(False):
+            one, other = (program.sites().latent for _ in range(2))
+        sites = []
+        for name in one:
+            try:
+                sites.append(_site(program, name, one[name], other[name], None))
+            except ValueError:  # it has none
+                continue
+        some = tuple(site for site in sites if not is_circular(one[site.name]["fn"]))
+        return cls(program, some) if some else None
+
+    @classmethod
     def _look_at(cls, program: Program, centres: dict[str, Tensor] | None = None) -> Unconstrained:
         program = program.with_masked_latents
         with torch.no_grad(), seeded(program.device, 0), pyro.validation_enabled(False):

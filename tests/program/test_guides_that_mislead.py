@@ -130,6 +130,29 @@ def test_a_guide_on_one_of_two_modes(dim, share):
         assert ((evidence.log_evidence - exact).abs() < 4.5 * evidence.std_error + 0.01).all()
 
 
+def test_a_narrow_guide_beside_a_discrete_latent_that_it_draws():
+    """Half of the right width in two dimensions: an error of a quarter of a nat is not called reliable."""
+    generator = torch.Generator().manual_seed(0)
+    is_far = torch.rand(150, generator=generator) < 0.5
+    x = math.sqrt(2) * torch.randn(150, 2, generator=generator) + 3 * is_far[:, None]
+    parts = torch.stack([dist.Normal(loc, math.sqrt(2)).log_prob(x).sum(-1) for loc in (0.0, 3.0)])
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            b = pyro.sample("b", dist.Bernoulli(0.5))
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z + 3 * b[..., None], 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            b = pyro.sample("b", dist.Bernoulli((parts[1] - parts[0]).sigmoid().clamp(0.01, 0.99)))
+            pyro.sample("z", dist.Normal((x - 3 * b[..., None]) / 2, 0.5 * math.sqrt(0.5)).to_event(1))
+
+    evidence = pv.importance_sampling(model, guide, x, num_samples=500)
+    error = (evidence.log_evidence - (parts.logsumexp(0) - math.log(2))).abs()
+    assert not (evidence.reliable & (error > 0.25)).any()
+
+
 def test_one_mode_costs_the_climbs_alone():
     """Pilot, survey, climbs and, mostly, the fewest draws. The guide is the posterior."""
 
