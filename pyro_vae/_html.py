@@ -12,8 +12,9 @@ STYLE = """
 .pv-cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.6rem, 1fr)); gap: .6rem; margin: .6rem 0; }
 .pv-card { padding: .55rem .8rem; border: 1px solid rgba(128,128,128,.35);
   border-radius: .5rem; text-align: left; line-height: 1.35; }
-.pv-card b { display: block; font-size: 1.45em; font-weight: 600; font-variant-numeric: tabular-nums; }
-.pv-card b small { font-size: .6em; font-weight: 400; white-space: nowrap; }
+.pv-card b { display: block; font-size: 1.45em; line-height: 1.2; font-weight: 600;
+  font-variant-numeric: tabular-nums; }
+.pv-card b small { display: inline-block; font-size: .6em; font-weight: 400; white-space: nowrap; }
 .pv-card .pv-note { font-size: .85em; opacity: .8; }
 .pv-remarks { margin: .6rem 0; padding: 0; list-style: none; }
 .pv-remarks li { margin: .4rem 0; padding: .1rem 0 .1rem .7rem; border-left: .25rem solid rgba(128,128,128,.5); }

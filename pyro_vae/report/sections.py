@@ -27,7 +27,7 @@ from pyro_vae.training.history import History
 
 __all__ = ["page_of"]
 
-NUM_PICTURES = 16
+NUM_PICTURES, NUM_ROWS = 16, 6
 NUM_WORST = 8
 NUM_CODES = 1000
 
@@ -126,7 +126,8 @@ def _pictures(findings: Findings, seed: int) -> str:
     vae, data = findings.vae, findings.data
     if data is None:
         return paragraph("Not shown: there are no data to show. Pass data=... to write_report.")
-    some, shown = data.first(NUM_PICTURES), Shown.like(data.x[:NUM_CODES])
+    shown = Shown.like(data.x[:NUM_CODES])
+    some = data.first(NUM_PICTURES if shown.shape else NUM_ROWS)
     if vae is None:
         why = "A pair (model, guide) does not say which of its sites is a reconstruction, so that data stand alone."
         return paragraph(why, shown.scaling) + shown.html([some.x], ["datum"])
@@ -150,10 +151,11 @@ def _pictures(findings: Findings, seed: int) -> str:
 def _prior_draws(findings: Findings, shown: Shown, seed: int) -> str:
     vae, data = findings.vae, findings.data
     assert vae is not None and data is not None
-    context = data.first(NUM_PICTURES).args[1:]
+    some = data.first(NUM_PICTURES if shown.shape else NUM_ROWS)
+    context = some.args[1:]
     with seeded(next(vae.parameters()).device, seed):
         prior = vae.prior(*context)
-        z = prior.sample() if context and prior.batch_shape else prior.sample((len(data.first(NUM_PICTURES).x),))
+        z = prior.sample() if context and prior.batch_shape else prior.sample((len(some.x),))
         means = _mean(vae.decode(z, *context))
     if means is None:
         return paragraph("Not shown: the likelihood has no mean that Pyro knows.")

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from pyro_vae import _html, plots
@@ -87,13 +86,8 @@ class Shown:
         rows = []
         for place in range(len(flat[0])):
             for name, column in zip(names, flat, strict=True):
-                numbers = [_number(value) for value in column[place, :width].tolist()]
-                rows.append([captions[place] if captions else place, name, *numbers])
+                rows.append([captions[place] if captions else place, name, *map(float, column[place, :width])])
         more = flat[0].shape[1] - width
         heads = ["datum", "", *(f"[{column}]" for column in range(width))]
         table = _html.table(rows, heads)
         return f"{table}<p>The first {width} of {width + more} columns.</p>" if more else table
-
-
-def _number(value: float) -> float | str:
-    return f"{value:.3g}" if torch.isfinite(torch.tensor(value)) else str(value)
