@@ -150,8 +150,8 @@ def fit(
         _rehearse(trainee, execution.objective, train, batch_size)
         stepper = Stepper(trainee, execution.objective, optim, history, train, clip_apart, weight, rates, precision)
         settings = dict(
-            objective=objective, optim=optim, num_epochs=num_epochs, batch_size=batch_size, drop_last=drop_last,
-            seed=seed, kl_warmup=kl_warmup, clip_grad_norm=clip_grad_norm, precision=precision,
+            objective=objective, optim=optim, schedule=schedule, num_epochs=num_epochs, batch_size=batch_size,
+            drop_last=drop_last, seed=seed, kl_warmup=kl_warmup, clip_grad_norm=clip_grad_norm, precision=precision,
             early_stopping=early_stopping, compile=compile,
         )  # fmt: skip
         folder = None if run is None else Run(run, config_of(trainee, data, validation, settings), resume)
