@@ -130,6 +130,7 @@ def test_a_guide_on_one_of_two_modes(dim, share):
         assert ((evidence.log_evidence - exact).abs() < 4.5 * evidence.std_error + 0.01).all()
 
 
+@pytest.mark.filterwarnings("ignore:model, guide. expected a pair that runs on any rows")
 def test_a_narrow_guide_beside_a_discrete_latent_that_it_draws():
     """Half of the right width in two dimensions: an error of a quarter of a nat is not called reliable."""
     generator = torch.Generator().manual_seed(0)
