@@ -278,8 +278,10 @@ def _length(tensors: list[Tensor]) -> float:
 
 
 def _refuses_infinity(error: Exception) -> bool:
-    """Tell whether torch refused a distribution's parameters, or a draw, that are NaN or infinite."""
+    """Tell whether an error, or its cause, is torch's refusal of parameters or draws that are NaN or infinite."""
     refusals = (Distribution.__init__.__code__, validate_sample_code())
     frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code in refusals)
     values = (frame.f_locals.get("value") for frame in frames)
-    return any(isinstance(value, Tensor) and not value.isfinite().all() for value in values)
+    if any(isinstance(value, Tensor) and not value.isfinite().all() for value in values):
+        return True
+    return isinstance(error.__cause__, Exception) and _refuses_infinity(error.__cause__)
