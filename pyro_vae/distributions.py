@@ -33,8 +33,8 @@ class ContinuousBernoulli(TorchDistribution):
 
     Examples:
         >>> uniform = ContinuousBernoulli(torch.tensor(0.0))
-        >>> uniform.log_prob(torch.tensor(0.3)).item(), uniform.mean.item()
-        (0.0, 0.5)
+        >>> uniform.log_prob(torch.tensor(0.3)).exp().item(), uniform.mean.item()
+        (1.0, 0.5)
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {"logits": constraints.real}
@@ -81,12 +81,15 @@ SERIES_BELOW = 0.05
 
 
 def _log_sinhc(u: Tensor) -> Tensor:
-    """Return log(sinh(u) / u)."""
-    is_small = u.abs() < SERIES_BELOW
-    far = torch.where(is_small, torch.ones_like(u), u).abs()
-    square = torch.where(is_small, u, torch.zeros_like(u)).square()
+    """Return log(sinh(u) / u): by a series near zero, by its formula, and by one that does not overflow far out."""
+    size = u.abs()
+    near, far = size.clamp(max=SERIES_BELOW), size.clamp(min=1.0)
+    between = size.clamp(SERIES_BELOW, 1.0)
+    square = near.square()
     series = square * (1 / 6 + square * (-1 / 180 + square * (1 / 2835 - square / 37800)))
-    return torch.where(is_small, series, far - math.log(2) - far.log() + torch.log1p(-torch.exp(-2 * far)))
+    formula = torch.log(torch.sinh(between) / between)
+    without_overflow = far - math.log(2) - far.log() + torch.log1p(-torch.exp(-2 * far))
+    return torch.where(size < SERIES_BELOW, series, torch.where(size < 1, formula, without_overflow))
 
 
 def _langevin(u: Tensor) -> Tensor:

@@ -137,10 +137,10 @@ class NegativeBinomial(Poisson):
         mean, rest = self._mean(names, z, context)
         given = dict(zip(names, rest, strict=False))
         shape = torch.as_tensor(form(given.get("inverse dispersion")), dtype=mean.dtype, device=mean.device)
-        logits = mean.log() - shape.log()
-        if not self.zero_inflated:
-            return self.independent(dist.NegativeBinomial(shape, logits=logits), z)
-        return self.independent(dist.ZeroInflatedNegativeBinomial(shape, logits=logits, gate_logits=given["gate"]), z)
+        counts = dist.NegativeBinomial(shape, logits=mean.log() - shape.log())
+        if self.zero_inflated:
+            counts = dist.ZeroInflatedDistribution(counts, gate_logits=given["gate"])
+        return self.independent(counts, z)
 
     def extra_repr(self) -> str:
         return f"{self.inverse_dispersion_form.described()}, {super().extra_repr()}"

@@ -42,7 +42,7 @@ def prior_guide(vae):
     return guide
 
 
-@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+@pytest.mark.parametrize("likelihood", [name for name in LIKELIHOODS if name.startswith(("Bernoulli", "Gaussian"))])
 def test_likelihood_is_normalised(likelihood):
     """Summed over all binary images, or integrated by its own normal, p(x|z) is 1."""
     vae = small_vae(likelihood)
