@@ -20,6 +20,7 @@ from torch import Tensor
 
 __all__ = [
     "LARGEST_JSON",
+    "LONGEST",
     "RESTORE",
     "as_json",
     "as_safetensors",

@@ -103,7 +103,7 @@ def _in_bytes(file: Path, image: Any, channels: int | None) -> Any:
 @contextmanager
 def _naming(file: Path) -> Iterator[None]:
     """Name the file in whatever Pillow says of it."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         with warnings.catch_warnings():
@@ -114,7 +114,9 @@ def _naming(file: Path) -> Iterator[None]:
             f"data: expected images of at most {Image.MAX_IMAGE_PIXELS:,} pixels; got {str(file)!r} with more; scale "
             "it down, or remove it."
         ) from error
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:  # SyntaxError is how Pillow calls a broken PNG
+    except Exception as error:  # Pillow raises errors of many kinds for other bytes
+        if str(file) in str(error) and isinstance(error, ValueError):
+            raise
         reason = getattr(error, "strerror", None) or "truncated, damaged or no image"
         raise ValueError(
             f"data: expected images that can be read; got {str(file)!r} ({reason}); repair or remove it."

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae._files import replace_file
+from pyro_vae._files import LONGEST, replace_file
 from pyro_vae.evidence.bounds import Bound
 from pyro_vae.evidence.draws import Draws
 from pyro_vae.evidence.observed import Observed
@@ -182,6 +182,7 @@ class _Refused(ValueError):
 
 
 def _refused(path: Path, found: str) -> _Refused:
+    found = found[:LONGEST]
     return _Refused(f"path: expected a file that save wrote; got {str(path)!r} ({found}); {REMEDY}.")
 
 
