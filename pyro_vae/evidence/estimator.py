@@ -156,7 +156,7 @@ def run(estimator: Estimator[Part], task: Task) -> Found:
     if estimator.needs_view:
         task.require_view()
     parts = []
-    with tqdm(total=task.program.num_data, disable=not task.progress, unit="datum") as bar:
+    with tqdm(total=task.program.num_data, disable=None if task.progress else True, unit="datum") as bar:
         for block, region in task.blocks(estimator.block_size(task.program)):
             parts.append(estimator.measure(block, region, task))
             bar.update(len(block.rows))
