@@ -68,7 +68,7 @@ def refuse_draws_that_meet(program: Program) -> Densities:
     alone = replace(program, structure=replace(program.structure, draws=ONE_BY_ONE))
     with seeded(program.device, 0), pyro.validation_enabled(False):
         drawn = [alone.draw(1) for _ in range(2)]
-        one_by_one = [(*alone.log_joint(latents), log_q) for latents, log_q in drawn]
+        one_by_one = [(*_at_a_draw(alone, latents), log_q) for latents, log_q in drawn]
         _refuse_own_seed(*(latents for latents, _ in drawn))
         both = {name: torch.cat([latents[name] for latents, _ in drawn]) for name in drawn[0][0]}
         together = _of_two_draws(program, both)
@@ -84,6 +84,22 @@ def refuse_draws_that_meet(program: Program) -> Densities:
             )
     prior, likelihood, log_q = together
     return Densities(program, drawn[0][0], (prior[:1], likelihood[:1]), None if log_q is None else log_q[:1])
+
+
+def _at_a_draw(program: Program, latents: Latents) -> tuple[Tensor, Tensor]:
+    """Return log p(z) and log p(x|z) at a draw of the guide."""
+    try:
+        return program.log_joint(latents)
+    except RuntimeError as error:  # of a distribution without a support, or of values that do not fit
+        names = ", ".join(sorted(latents))
+        raise ValueError(
+            f"model: expected a log density at the guide's draws of {names}; got {_said(error)}; give model and guide "
+            "latents of one shape, with distributions that have a support and a density."
+        ) from error
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}{f', {first}' if (first := str(error).strip().partition(chr(10))[0]) else ''}"
 
 
 def _of_two_draws(program: Program, both: Latents) -> tuple[Tensor, Tensor, Tensor | None]:
