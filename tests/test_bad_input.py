@@ -401,7 +401,7 @@ OTHERS = {
     "odd decoder": (
         lambda: pv.likelihoods.Gaussian(mlp(2, 13), scale="per-pixel")(torch.zeros(1, 2)),
         ValueError,
-        "twice the channels",
+        "2 times the channels of x .loc, scale.; got .13,.",
     ),
     "unknown scale": (
         lambda: pv.likelihoods.Gaussian(mlp(2, 12), scale="free"),
