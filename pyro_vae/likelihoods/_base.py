@@ -126,7 +126,11 @@ class ScaledLikelihood(Likelihood):
     """
 
     def __init__(
-        self, network: nn.Module, scale: Form, min_scale: float, scale_shape: int | Sequence[int] = ()
+        self,
+        network: nn.Module,
+        scale: Form = "learned",
+        min_scale: float = 1e-2,
+        scale_shape: int | Sequence[int] = (),
     ) -> None:
         super().__init__(network)
         self.scale, self.min_scale, self.scale_shape = scale, min_scale, scale_shape

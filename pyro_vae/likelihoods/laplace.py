@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pyro.distributions as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from pyro_vae.likelihoods._base import Form, ScaledLikelihood
+from pyro_vae.likelihoods._base import ScaledLikelihood
 
 __all__ = ["Laplace"]
 
@@ -31,15 +29,6 @@ class Laplace(ScaledLikelihood):
         >>> Laplace(MLP(2, [8], 30))(torch.zeros(3, 2)).event_shape
         torch.Size([30])
     """
-
-    def __init__(
-        self,
-        network: nn.Module,
-        scale: Form = "learned",
-        min_scale: float = 1e-2,
-        scale_shape: int | Sequence[int] = (),
-    ) -> None:
-        super().__init__(network, scale, min_scale, scale_shape)
 
     def forward(self, z: Tensor, *context: Tensor) -> dist.Distribution:
         """Return p(x|z)."""
