@@ -59,6 +59,11 @@ def positive(name: str, value: Any) -> float:
     return number
 
 
+def not_negative(name: str, value: Any) -> float:
+    """Return `value` as a float, if it is a finite number from zero."""
+    return 0.0 if value == 0 and not isinstance(value, bool) else positive(name, value)
+
+
 def probability(name: str, value: Any) -> float:
     """Return `value` as a float, if it lies between 0 and 1 and is neither."""
     number = positive(name, value)

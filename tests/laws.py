@@ -93,6 +93,10 @@ OBJECTIVES = {
     "CompiledTraceMeanField_ELBO": pv.objectives.CompiledTraceMeanField_ELBO,
     "IWELBO": pv.objectives.IWELBO,
     "IWELBO, DReG": partial(pv.objectives.IWELBO, gradient="dreg"),
+    "IWELBO, guide in groups": lambda num_particles=4, **options: pv.objectives.IWELBO(
+        2 * num_particles, guide_groups=num_particles, **options
+    ),
+    "BetaELBO": pv.objectives.BetaELBO,
     "IWELBO, mixed with the ELBO": partial(pv.objectives.IWELBO, gradient="dreg", elbo_weight=0.5),
     "RenyiBound": lambda **options: pv.objectives.RenyiBound(alpha=0.3, **options),
 }

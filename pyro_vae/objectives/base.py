@@ -25,7 +25,7 @@ from pyro_vae.compile.steps import GRADIENT, UPDATE, VALUE, Kind, NotCompilable,
 from pyro_vae.optim import FusedAdam
 from pyro_vae.program.sites import plates_of, sample_sites
 
-__all__ = ["LogWeights", "Objective", "as_it_is"]
+__all__ = ["LogWeights", "Objective", "as_it_is", "refuse_not_reparametrized"]
 
 MAX_PAIRS = 16
 """How many pairs of model and guide, with their graphs, an objective keeps: the last used."""
@@ -114,12 +114,7 @@ class Objective(ELBO):
     def _weights_of(self, model_trace: poutine.Trace, guide_trace: poutine.Trace) -> LogWeights:
         """Weigh one run, per element of the plates that all sites share. Dimensions of particles come first."""
         sites = [*_sample_sites(model_trace), *_sample_sites(guide_trace)]
-        for site in _sample_sites(guide_trace):
-            if not getattr(site["fn"], "has_rsample", False):
-                raise ValueError(
-                    f"guide: expected reparametrized latents, whose draws carry a gradient; got site {site['name']!r}, "
-                    f"a {type(site['fn']).__name__}; use Pyro's Trace_ELBO or TraceEnum_ELBO."
-                )
+        refuse_not_reparametrized(guide_trace)
         shared = self._shared_dims(model_trace, guide_trace)
         log_weight = self._log_density(model_trace, shared) - self._log_density(guide_trace, shared)
         return LogWeights(log_weight, _common_scale(sites))
@@ -242,6 +237,16 @@ def as_it_is(objective: ELBO) -> ELBO:
     chosen = copy.copy(objective)
     chosen.compile = False
     return chosen
+
+
+def refuse_not_reparametrized(guide_trace: poutine.Trace) -> None:
+    """Refuse draws that carry no gradient."""
+    for site in _sample_sites(guide_trace):
+        if not getattr(site["fn"], "has_rsample", False):
+            raise ValueError(
+                f"guide: expected reparametrized latents, whose draws carry a gradient; got site {site['name']!r}, "
+                f"a {type(site['fn']).__name__}; use Pyro's Trace_ELBO or TraceEnum_ELBO."
+            )
 
 
 def _sample_sites(trace: poutine.Trace) -> Iterator[dict[str, Any]]:

@@ -37,6 +37,8 @@ class IWELBO(Objective):
         gradient: `"standard"`, `"dreg"` or `"stl"`.
         num_groups: M: the mean of M bounds of K / M particles (MIWAE), another lower bound.
         elbo_weight: $\beta$ from 0 to 1, $\beta\, \mathrm{ELBO} + (1 - \beta) L_K$ (CIWAE), another lower bound.
+        guide_groups: train the guide by the mean of so many bounds of fewer particles, as of `num_groups`, and the
+            model by the bound of all (PIWAE). The value is the model's.
         kwargs: Pyro's, as of `Trace_ELBO`; particles are vectorized unless `vectorize_particles=False`.
 
     Raises:
@@ -46,7 +48,8 @@ class IWELBO(Objective):
     References:
         Burda, Grosse and Salakhutdinov (2016), Importance weighted autoencoders; Roeder, Wu and Duvenaud (2017),
         Sticking the landing; Rainforth et al. (2018), Tighter variational bounds are not necessarily better; Tucker,
-        Lawson, Gu and Maddison (2019), Doubly reparameterized gradient estimators for Monte Carlo objectives.
+        Lawson, Gu and Maddison (2019), Doubly reparameterized gradient estimators for Monte Carlo objectives. PIWAE,
+        MIWAE and CIWAE are by Rainforth et al.
 
     Examples:
         >>> import pyro_vae as pv
@@ -66,35 +69,63 @@ class IWELBO(Objective):
         *,
         num_groups: int = 1,
         elbo_weight: float = 0.0,
+        guide_groups: int | None = None,
         vectorize_particles: bool = True,
         **kwargs: Any,
     ) -> None:
         num_particles = _checks.whole_number("num_particles", num_particles)
         super().__init__(num_particles=num_particles, vectorize_particles=vectorize_particles, **kwargs)
         self.gradient = _checks.choice("gradient", gradient, ("standard", "dreg", "stl"))
-        self.num_groups = _checks.whole_number("num_groups", num_groups)
-        if num_particles % self.num_groups:
-            raise ValueError(
-                f"num_groups: expected a divisor of the {num_particles} particles; got {num_groups}; change one."
-            )
+        self.num_groups = _divisor("num_groups", num_groups, num_particles)
+        self.guide_groups = guide_groups and _divisor("guide_groups", guide_groups, num_particles)
         if not isinstance(elbo_weight, (int, float)) or not 0 <= elbo_weight <= 1:
             raise ValueError(f"elbo_weight: expected a number from 0 to 1; got {elbo_weight!r}; pass one.")
         self.elbo_weight = float(elbo_weight)
+        if self.guide_groups and (self.num_groups > 1 or self.elbo_weight):
+            raise ValueError(
+                f"guide_groups: expected None beside num_groups={num_groups} and elbo_weight={elbo_weight}, which choose "
+                f"one bound for model and guide; got {guide_groups}; leave the others out."
+            )
 
     def value_and_surrogate(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Return minus the bound, and what has the chosen gradient."""
-        if self.gradient == "standard":
+        if not self._follows_the_path:
             loss = self._loss(self.log_weights(model, guide, args, kwargs))
             return loss, loss
         paths = [self._along_the_path(*traces) for traces in self._get_traces(model, guide, args, kwargs)]
         is_one_run = self.vectorize_particles and self.num_particles > 1
         log_weights = paths[0].log_weight if is_one_run else torch.stack([path.log_weight for path in paths])
+        loss = self._loss(LogWeights(log_weights, paths[0].scale))
+        if self.guide_groups:
+            score, model_alone = (
+                getattr(paths[0], name) if is_one_run else torch.stack([getattr(path, name) for path in paths])
+                for name in ("score", "model_alone")
+            )
+            bound = self._apart(log_weights, score, model_alone)
+            return loss.detach(), -(paths[0].scale * bound).sum()
         if self.gradient == "dreg":
             factors = self._factor_of_the_guide(log_weights.detach())
             for path, factor in zip(paths, [factors] if is_one_run else factors, strict=True):
                 path.draws.scale_gradients_by(factor, path.shared)
-        loss = self._loss(LogWeights(log_weights, paths[0].scale))
         return loss.detach(), loss
+
+    @property
+    def _follows_the_path(self) -> bool:
+        """Whether gradients of the guide are apart from those of the model."""
+        return self.gradient != "standard" or bool(self.guide_groups)
+
+    def _apart(self, log_weights: Tensor, score: Tensor, model_alone: Tensor) -> Tensor:
+        """Return a number per datum whose gradient for the model is the bound's, and for the guide that of groups.
+
+        The model's log density at draws that carry no gradient stands in for its part of the log weights.
+        """
+        share = log_weights.detach().softmax(0)
+        of_groups = log_weights.detach().unflatten(0, (self.guide_groups, -1)).softmax(1).flatten(0, 1)
+        of_draws = (of_groups.square() if self.gradient == "dreg" else of_groups) / self.guide_groups
+        surrogate = share * model_alone + of_draws * (log_weights - model_alone)
+        if self.gradient == "standard":
+            surrogate = surrogate - of_draws * score
+        return surrogate.sum(0)
 
     def _loss(self, weights: LogWeights) -> Tensor:
         grouped = self._grouped(weights.value)
@@ -116,24 +147,38 @@ class IWELBO(Objective):
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         """Run guide and model, at the guide's draws or, for gradients along the path, at copies of them."""
-        if self.gradient == "standard":
+        if not self._follows_the_path:
             return super()._get_trace(model, guide, args, kwargs)
         draws = _Draws(poutine.trace(guide).get_trace(*args, **kwargs))
         model_trace, guide_trace = super()._get_trace(model, poutine.replay(guide, draws.copies), args, kwargs)
-        _, score_trace = super()._get_trace(model, poutine.replay(guide, draws.detached), args, kwargs)
-        guide_trace.draws, guide_trace.score_trace = draws, score_trace
+        apart = super()._get_trace(model, poutine.replay(guide, draws.detached), args, kwargs)
+        guide_trace.draws, guide_trace.apart = draws, apart
         return model_trace, guide_trace
 
     def _along_the_path(self, model_trace: Any, guide_trace: Any) -> _Path:
         """Weigh a run, with log q as a function of the draws, but not of the guide's parameters."""
         found = self._weights_of(model_trace, guide_trace)
         shared = self._shared_dims(model_trace, guide_trace)
-        score: Any = self._log_density(guide_trace.score_trace, shared)
-        return _Path(found.value + score - score.detach(), found.scale, shared, guide_trace.draws)
+        model_alone, score = (self._log_density(trace, shared) for trace in guide_trace.apart)
+        log_weight = found.value + score - score.detach()
+        return _Path(log_weight, score, model_alone, found.scale, shared, guide_trace.draws)
+
+
+def _divisor(name: str, value: Any, num_particles: int) -> int:
+    number = _checks.whole_number(name, value)
+    if num_particles % number:
+        raise ValueError(f"{name}: expected a divisor of the {num_particles} particles; got {value}; change one.")
+    return number
 
 
 class _Path(NamedTuple):
+    """Log weights `(K, *plates)` whose gradients for the guide run through its draws alone, and what is left out."""
+
     log_weight: Tensor
+    score: Tensor
+    """log q of the draws, as a function of the guide's parameters alone."""
+    model_alone: Tensor
+    """log p(x, z) of the draws, as a function of the model's parameters alone."""
     scale: Tensor | float
     shared: set[int]
     draws: _Draws

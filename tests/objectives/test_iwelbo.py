@@ -200,6 +200,29 @@ def test_groups_and_elbo_lie_between(trained):
     assert half == pytest.approx((elbo + bound) / 2) and all_elbo == pytest.approx(elbo)
 
 
+@pytest.mark.parametrize("gradient", ["standard", "dreg", "stl"])
+@pytest.mark.parametrize("vectorize_particles", [True, False])
+def test_the_guide_in_groups_and_the_model_by_all(trained, gradient, vectorize_particles):
+    """From the same draws: the value and the model's gradient of the bound of 8, the guide's of the mean of 4 of 2."""
+    vae, x = trained
+    found = {}
+    for name, options in {"both": {"guide_groups": 4}, "groups": {"num_groups": 4}, "all": {}}.items():
+        objective = pv.objectives.IWELBO(8, gradient, vectorize_particles=vectorize_particles, **options)
+        objective.compile = False
+        objective.loss(vae.model, vae.guide, x)
+        torch.manual_seed(0)
+        vae.zero_grad()
+        loss = objective.loss_and_grads(vae.model, vae.guide, x)
+        halves = [torch.cat([p.grad.flatten() for p in half.parameters()]) for half in (vae.model, vae.guide)]
+        found[name] = loss, *halves
+    (loss, model, guide), (_, model_of_groups, guide_of_groups), (loss_of_all, model_of_all, guide_of_all) = (
+        found.values()
+    )
+    assert loss == pytest.approx(loss_of_all)
+    assert torch.allclose(model, model_of_all) and not torch.allclose(model, model_of_groups)
+    assert torch.allclose(guide, guide_of_groups) and not torch.allclose(guide, guide_of_all)
+
+
 def test_renyi_by_hand(trained):
     vae, x = trained
     objective = pv.objectives.RenyiBound(alpha=-1.0, num_particles=5)
@@ -217,6 +240,8 @@ def test_renyi_by_hand(trained):
         (lambda: pv.objectives.IWELBO(5, "path"), "gradient: expected"),
         (lambda: pv.objectives.IWELBO(5, num_groups=2), "num_groups: expected a divisor of the 5 particles; got 2"),
         (lambda: pv.objectives.IWELBO(5, elbo_weight=1.5), "elbo_weight: expected a number from 0 to 1; got 1.5"),
+        (lambda: pv.objectives.IWELBO(5, guide_groups=3), "guide_groups: expected a divisor of the 5 particles; got 3"),
+        (lambda: pv.objectives.IWELBO(4, guide_groups=2, num_groups=2), "guide_groups: expected None beside num_groups=2"),
         (lambda: pv.objectives.IWELBO(0), "num_particles: expected"),
         (lambda: pv.objectives.RenyiBound(alpha=1), "alpha: expected a number other than 1; got 1"),
     ],
