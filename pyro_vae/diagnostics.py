@@ -15,6 +15,7 @@ from pyro_vae._options import refusing_unknown_options
 from pyro_vae._random import seed_for
 from pyro_vae.program.core import Program
 from pyro_vae.program.inspect import program_of
+from pyro_vae.program.masks import elements_of
 from pyro_vae.program.runs import Latents
 from pyro_vae.program.tiles import block_width, blocks, noise, tiles
 
@@ -98,6 +99,8 @@ class LatentUse:
         mutual_information_std_error: from the draws of z, for these data.
         aggregate_kl: $\mathrm{KL}(q(z) \| p(z))$ = rate - mutual information: how far the codes together are from the
             prior.
+        total_correlation: $\mathrm{KL}(q(z) \| \prod_d q(z_d))$, how far latent numbers are from being independent over
+            these data; None for a guide with several latent sites, or whose numbers depend on each other given x.
     """
 
     activity: dict[str, Tensor]
@@ -107,6 +110,12 @@ class LatentUse:
     mutual_information: float
     mutual_information_std_error: float
     aggregate_kl: float
+    total_correlation: float | None
+
+    @property
+    def dimension_wise_kl(self) -> float | None:
+        r"""$\sum_d \mathrm{KL}(q(z_d) \| p(z_d))$, aggregate KL less total correlation, if p(z) is a product."""
+        return None if self.total_correlation is None else self.aggregate_kl - self.total_correlation
 
 
 @refusing_unknown_options
@@ -122,7 +131,9 @@ def latent_use(
 ) -> LatentUse:
     r"""Estimate active units, mutual information I(x; z), and the aggregate posterior's KL to the prior.
 
-    The rate is the sum of the last two: $E_x \mathrm{KL}(q(z|x) \| p(z)) = I(x; z) + \mathrm{KL}(q(z) \| p(z))$.
+    The rate is the sum of the last two: $E_x \mathrm{KL}(q(z|x) \| p(z)) = I(x; z) + \mathrm{KL}(q(z) \| p(z))$. The
+    last is, for latent numbers that are independent in the prior and given x, a sum again: of the total correlation
+    $\mathrm{KL}(q(z) \| \prod_d q(z_d))$ and of $\sum_d \mathrm{KL}(q(z_d) \| p(z_d))$.
 
     Args:
         model, guide: a Pyro program and its guide, whose density can be evaluated at any z.
@@ -139,7 +150,8 @@ def latent_use(
         TypeError, ValueError: as `importance_sampling`; for a guide with auxiliary sites.
 
     References:
-        Burda, Grosse and Salakhutdinov (2016), section 5.1 (active units); Hoffman and Johnson (2016), ELBO surgery.
+        Burda, Grosse and Salakhutdinov (2016), section 5.1 (active units); Hoffman and Johnson (2016), ELBO surgery;
+        Chen, Li, Grosse and Duvenaud (2018), Isolating sources of disentanglement (total correlation).
 
     Examples:
         >>> import pyro, pyro.distributions as dist
@@ -161,11 +173,16 @@ def latent_use(
     num_data = program.num_data
     information = torch.zeros(num_samples, num_data, dtype=torch.float64)
     rate = 0.0
+    elements = _independent_elements(program, seed)
+    correlations = []
     for k in range(num_samples):
         with noise(program, seed_for(seed, "latent use"), k):
             latents, log_q = program.draw(1)
             prior, _ = program.log_joint(latents)
-            information[k] = (log_q[0] - _log_aggregate(program, latents)).cpu()
+            log_aggregate = _log_aggregate(program, latents)
+            information[k] = (log_q[0] - log_aggregate).cpu()
+        if elements is not None:
+            correlations.append((log_aggregate - _log_product(program, elements, *latents.values())).mean().item())
         rate += (log_q - prior).mean().item() / num_samples
     activity = _activity(program, seed)
     mutual_information = information.mean().item()
@@ -177,7 +194,27 @@ def latent_use(
         mutual_information=mutual_information,
         mutual_information_std_error=information.mean(1).std().item() / math.sqrt(num_samples),
         aggregate_kl=rate - mutual_information,
+        total_correlation=sum(correlations) / num_samples if correlations else None,
     )
+
+
+def _independent_elements(program: Program, seed: int) -> Any:
+    """Return q(z|x) of all data as a distribution of independent numbers; None if it is none."""
+    with noise(program, seed_for(seed, "latent use"), 0):
+        sites = program.guide_sites(1)
+    if len(sites) != 1 or program.structure.latents != sites.keys():
+        return None
+    fn, mask = elements_of(*sites.values())
+    return None if fn.event_shape or mask is not None else fn
+
+
+def _log_product(program: Program, elements: Any, value: Tensor) -> Tensor:
+    r"""Return $\sum_d \log \frac{1}{N} \sum_j q(z_{id}|x_j)$ for the one draw of each datum i, `(N,)`."""
+    axis, num_data = program.structure.data_axis, program.num_data
+    draws = value.movedim(axis, 0).unsqueeze(axis + 1)
+    rows = max(1, MAX_PAIRS // max(1, math.prod(value.shape)))
+    found = [elements.log_prob(some).logsumexp(axis + 1) - math.log(num_data) for some in draws.split(rows)]
+    return torch.cat(found).double().flatten(1).sum(1)
 
 
 def _activity(program: Program, seed: int) -> dict[str, Tensor]:

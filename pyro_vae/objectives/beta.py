@@ -75,8 +75,8 @@ class BetaELBO(Objective):
     def _kl(self, model_trace: poutine.Trace, guide_trace: poutine.Trace, latents: dict[str, Site]) -> Tensor:
         pairs = [(model_trace.nodes[name], site) for name, site in latents.items()]
         in_model = [name for name, _ in sample_sites(model_trace) if name in latents]
-        formulas = [_formula(*pair) for pair in pairs] if in_model == list(latents) else [None]
-        if any(formula is None for formula in formulas):
+        formulas = [kl for pair in pairs if (kl := _formula(*pair)) is not None]
+        if in_model != list(latents) or len(formulas) < len(pairs):
             if self.free_bits:
                 raise ValueError(
                     "free_bits: expected a formula for the KL divergence of each latent, and latents in the same order "
@@ -117,4 +117,3 @@ def _weighed(site: Site, values: Tensor) -> Tensor:
     if isinstance(scale, Tensor):
         scale = scale.reshape(*scale.shape, *[1] * num_joined)
     return scale_and_mask(values, scale=scale, mask=mask)
-

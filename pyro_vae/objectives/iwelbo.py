@@ -83,8 +83,8 @@ class IWELBO(Objective):
         self.elbo_weight = float(elbo_weight)
         if self.guide_groups and (self.num_groups > 1 or self.elbo_weight):
             raise ValueError(
-                f"guide_groups: expected None beside num_groups={num_groups} and elbo_weight={elbo_weight}, which choose "
-                f"one bound for model and guide; got {guide_groups}; leave the others out."
+                f"guide_groups: expected None beside num_groups={num_groups} and elbo_weight={elbo_weight}, for which "
+                f"model and guide have one bound; got {guide_groups}; leave the others out."
             )
 
     def value_and_surrogate(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:

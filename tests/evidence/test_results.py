@@ -359,6 +359,49 @@ def test_latent_use_of_a_linear_gaussian_model():
     assert use.activity["z"].item() == pytest.approx(1 - 1 / truth.precision.item(), abs=0.15)
 
 
+@pytest.mark.parametrize("correlation", [0.0, 0.8])
+def test_total_correlation_of_gaussian_codes(correlation):
+    """q(z) of many codes from a Gaussian is one: the total correlation is -log(1 - r^2) / 2, for a z that is almost x.
+
+    N = 1,000 data leave some error, and the empirical q(z) is a little more correlated.
+    """
+    torch.manual_seed(0)
+    scale = 0.3
+    r = correlation * (1 - scale**2)
+    x = (
+        torch.randn(1000, 2)
+        @ torch.linalg.cholesky((1 - scale**2) * torch.tensor([[1.0, correlation], [correlation, 1.0]])).mT
+    )
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, scale).to_event(1))
+
+    use = pv.latent_use(model, guide, x)
+    assert use.total_correlation == pytest.approx(-math.log(1 - r**2) / 2, abs=0.06)
+    assert use.dimension_wise_kl == pytest.approx(0.0, abs=0.03)
+    assert use.total_correlation + use.dimension_wise_kl == pytest.approx(use.aggregate_kl)
+
+
+def test_numbers_that_depend_on_each_other_given_x_have_no_total_correlation():
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.MultivariateNormal(x, torch.tensor([[1.0, 0.5], [0.5, 1.0]])))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    use = pv.latent_use(model, guide, torch.randn(20, 2))
+    assert use.total_correlation is None and use.dimension_wise_kl is None
+
+
 def test_unused_latents_are_not_active():
     def model(x):
         with pyro.plate("data", len(x)):

@@ -241,7 +241,10 @@ def test_renyi_by_hand(trained):
         (lambda: pv.objectives.IWELBO(5, num_groups=2), "num_groups: expected a divisor of the 5 particles; got 2"),
         (lambda: pv.objectives.IWELBO(5, elbo_weight=1.5), "elbo_weight: expected a number from 0 to 1; got 1.5"),
         (lambda: pv.objectives.IWELBO(5, guide_groups=3), "guide_groups: expected a divisor of the 5 particles; got 3"),
-        (lambda: pv.objectives.IWELBO(4, guide_groups=2, num_groups=2), "guide_groups: expected None beside num_groups=2"),
+        (
+            lambda: pv.objectives.IWELBO(4, guide_groups=2, num_groups=2),
+            "guide_groups: expected None beside num_groups=2",
+        ),
         (lambda: pv.objectives.IWELBO(0), "num_particles: expected"),
         (lambda: pv.objectives.RenyiBound(alpha=1), "alpha: expected a number other than 1; got 1"),
     ],
