@@ -96,6 +96,25 @@ COMPOSED = {
 }
 
 
+PARTS = {
+    "conditional": r"by Bayes' rule reads \d+% of 5 digits",
+    "flow_posterior": r"Flow +importance sampling -[\d.]+ \+- [\d.]+, ELBO -[\d.]+",
+    "vamp_prior": r"VampPrior less N\(0, I\), paired: Comparison",
+}
+
+
+@pytest.mark.filterwarnings("ignore:no files of MNIST")
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("name", PARTS)
+def test_a_part_in_the_place_of_another(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pyro_vae.data._idx._download", lambda data_dir, name: "a download is not tried in a test")
+    run(monkeypatch, "--smoke", name=name)
+    assert re.search(PARTS[name], capsys.readouterr().out)
+    assert (tmp_path / "results" / f"{name}.png").stat().st_size > 10_000
+    assert len(MNIST_SVI.with_stem(name).read_text().splitlines()) < 100
+
+
 @pytest.mark.one_in(4)
 @pytest.mark.filterwarnings("ignore:no files of MNIST", "ignore:TraceEnum_ELBO found no sample sites")
 @pytest.mark.usefixtures("interpreted")
