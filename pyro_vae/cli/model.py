@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,15 +18,57 @@ from torch import Tensor
 from pyro_vae import VAE, likelihoods, posteriors, priors
 from pyro_vae.cli.failure import Refusal, one_line, refuse
 from pyro_vae.cli.rundata import RunData, is_binary, is_image
-from pyro_vae.cli.settings import Settings
+from pyro_vae.cli.settings import LEARNED_SCALE, NUM_COMPONENTS, Settings
 from pyro_vae.data import Dataset
 from pyro_vae.nn import MLP
 
 __all__ = ["make_vae", "settled"]
 
-PRIORS: dict[str, Callable[[int], torch.nn.Module]] = {"standard-normal": priors.StandardNormal}
-OUTPUTS = {"bernoulli": 1, "gaussian": 1, "gaussian-learned": 1, "gaussian-per-pixel": 2}
-"""Likelihoods, and how many numbers each takes from the decoder for each of a datum's."""
+
+SCALE, MIN_SCALE = 0.1, 0.01
+CONTEXT_DIM = 32
+"""How many numbers the encoder gives to a flow."""
+
+
+class Choice(NamedTuple):
+    """A likelihood that can be chosen.
+
+    Attributes:
+        make: makes it, from a decoder.
+        start: where outputs of the decoder start, given the data's mean.
+        num_outputs: of the decoder, for each number of a datum.
+    """
+
+    make: Callable[[MLP, Settings], torch.nn.Module]
+    start: Callable[[Tensor], Tensor]
+    num_outputs: int = 1
+
+
+def _logit(mean: Tensor) -> Tensor:
+    return torch.logit(mean, eps=1e-3)
+
+
+def _log(mean: Tensor) -> Tensor:
+    return mean.clamp(min=1e-3).log()
+
+
+def _of_scale(part: Any, scale: str = "learned") -> Callable[[MLP, Settings], torch.nn.Module]:
+    return lambda decoder, settings: part(decoder, scale=scale, min_scale=settings.min_scale or MIN_SCALE)
+
+
+LIKELIHOODS = {
+    "bernoulli": Choice(lambda decoder, _: likelihoods.Bernoulli(decoder), _logit),
+    "continuous-bernoulli": Choice(lambda decoder, _: likelihoods.ContinuousBernoulli(decoder), _logit),
+    "beta": Choice(lambda decoder, _: likelihoods.Beta(decoder), _logit),
+    "gaussian": Choice(lambda decoder, settings: likelihoods.Gaussian(decoder, settings.scale or SCALE), torch.clone),
+    "gaussian-learned": Choice(_of_scale(likelihoods.Gaussian), torch.clone),
+    "gaussian-per-pixel": Choice(_of_scale(likelihoods.Gaussian, "per-pixel"), torch.clone, 2),
+    "laplace": Choice(_of_scale(likelihoods.Laplace), torch.clone),
+    "student-t": Choice(_of_scale(likelihoods.StudentT), torch.clone),
+    "log-normal": Choice(lambda decoder, _: likelihoods.LogNormal(decoder), _log),
+    "poisson": Choice(lambda decoder, _: likelihoods.Poisson(decoder), _log),
+    "negative-binomial": Choice(lambda decoder, _: likelihoods.NegativeBinomial(decoder), _log),
+}
 
 
 def settled(settings: Settings, data: RunData) -> Settings:
@@ -48,12 +90,18 @@ def settled(settings: Settings, data: RunData) -> Settings:
     return replace(
         settings,
         prior=settings.prior or "standard-normal",
+        num_components=settings.num_components or _most(NUM_COMPONENTS.get(settings.prior or ""), len(data.train)),
         likelihood=likelihood,
-        scale=settings.scale or (0.1 if likelihood == "gaussian" else None),
-        min_scale=settings.min_scale or (0.01 if likelihood in ("gaussian-learned", "gaussian-per-pixel") else None),
+        scale=settings.scale or (SCALE if likelihood == "gaussian" else None),
+        min_scale=settings.min_scale or (MIN_SCALE if likelihood in LEARNED_SCALE else None),
+        posterior=settings.posterior or "diagonal",
         latent_dim=settings.latent_dim or latent_dim,
         hidden_dims=(200, 200) if settings.hidden_dims is None else settings.hidden_dims,
     )
+
+
+def _most(number: int | None, num_data: int) -> int | None:
+    return None if number is None else min(number, num_data)
 
 
 def make_vae(
@@ -67,35 +115,50 @@ def make_vae(
         torch.manual_seed(settings.seed)
         if settings.vae is not None:
             return _users_own(settings.vae, train)
-        mean = torch.zeros(shape) if train is None else train().mean
-        return _of_perceptrons(settings, math.prod(shape), num_labels or 0, mean)
+        if train is None:
+            some = torch.zeros(settings.num_components or 1, *shape)
+            return _of_perceptrons(settings, some, some[0], num_labels or 0)
+        return _of_perceptrons(settings, train().x, train().mean, num_labels or 0)
 
 
-def _of_perceptrons(settings: Settings, num_numbers: int, num_labels: int, mean: Tensor) -> VAE:
+def _of_perceptrons(settings: Settings, x: Tensor, mean: Tensor, num_labels: int) -> VAE:
     """Make encoder and decoder, which start from the data's mean."""
     assert settings.latent_dim is not None and settings.hidden_dims is not None and settings.likelihood is not None
-    hidden, latent_dim, mean = settings.hidden_dims, settings.latent_dim, mean.flatten()
-    is_binary = settings.likelihood == "bernoulli"
-    bias = torch.logit(mean, eps=1e-3) if is_binary else mean
-    bias = torch.cat([bias, torch.zeros(num_numbers * (OUTPUTS[settings.likelihood] - 1))])
+    chosen, hidden, latent_dim = LIKELIHOODS[settings.likelihood], settings.hidden_dims, settings.latent_dim
+    mean = mean.flatten()
+    bias = torch.cat([chosen.start(mean), torch.zeros(len(mean) * (chosen.num_outputs - 1))])
     decoder = MLP(latent_dim + num_labels, hidden, len(bias), output_bias=bias)
     centre = torch.cat([mean, torch.zeros(num_labels)])
-    encoder = MLP(num_numbers + num_labels, hidden[::-1], 2 * latent_dim, input_mean=centre)
+
+    def encoder(num_outputs: int) -> MLP:
+        return MLP(len(centre), hidden[::-1], num_outputs, input_mean=centre)
+
+    posterior = _posterior(settings, encoder)
     return VAE(
-        PRIORS[settings.prior or "standard-normal"](latent_dim),
-        _likelihood(settings, decoder),
-        posteriors.DiagonalNormal(encoder),
+        _prior(settings, posterior, x.flatten(1)),
+        chosen.make(decoder, settings),
+        posterior,
         context_shapes=[(num_labels,)] if num_labels else [],
     )
 
 
-def _likelihood(settings: Settings, decoder: MLP) -> torch.nn.Module:
-    if settings.likelihood == "bernoulli":
-        return likelihoods.Bernoulli(decoder)
-    if settings.likelihood == "gaussian":
-        return likelihoods.Gaussian(decoder, scale=settings.scale or 0.1)
-    form: Any = "per-pixel" if settings.likelihood == "gaussian-per-pixel" else "learned"
-    return likelihoods.Gaussian(decoder, scale=form, min_scale=settings.min_scale or 0.01)
+def _posterior(settings: Settings, encoder: Callable[[int], MLP]) -> torch.nn.Module:
+    assert settings.latent_dim is not None
+    latent_dim = settings.latent_dim
+    if settings.posterior == "flow":
+        return posteriors.Flow(encoder(2 * latent_dim + CONTEXT_DIM), latent_dim, CONTEXT_DIM)
+    if settings.posterior == "full-rank":
+        return posteriors.FullRankNormal(encoder(latent_dim * (latent_dim + 3) // 2), latent_dim)
+    return posteriors.DiagonalNormal(encoder(2 * latent_dim))
+
+
+def _prior(settings: Settings, posterior: torch.nn.Module, x: Tensor) -> torch.nn.Module:
+    assert settings.latent_dim is not None
+    if settings.prior == "vamp":
+        return priors.VampPrior(posterior, x[: settings.num_components])
+    if settings.prior == "mixture":
+        return priors.GaussianMixture(settings.latent_dim, settings.num_components or NUM_COMPONENTS["mixture"])
+    return priors.Flow(settings.latent_dim) if settings.prior == "flow" else priors.StandardNormal(settings.latent_dim)
 
 
 def _users_own(where: str, train: Callable[[], Dataset] | None) -> VAE:

@@ -12,7 +12,7 @@ from torch.nn.functional import one_hot
 
 from pyro_vae import data
 from pyro_vae.cli.failure import refuse
-from pyro_vae.cli.settings import GAUSSIANS, Settings
+from pyro_vae.cli.settings import REAL, Settings
 from pyro_vae.data import Dataset
 
 __all__ = ["RunData", "Scaling", "is_binary", "is_image", "read_data", "read_incomplete"]
@@ -161,7 +161,7 @@ def _loader(settings: Settings) -> Callable[..., Dataset]:
 def _binarization(settings: Settings) -> Any:
     if settings.binarization is not None:
         return None if settings.binarization == "none" else settings.binarization
-    return None if settings.likelihood in GAUSSIANS else "auto"
+    return "auto" if settings.likelihood in (None, "bernoulli") else None
 
 
 def _train_and_test(settings: Settings) -> tuple[Dataset, Dataset]:
@@ -214,7 +214,7 @@ def _is_to_be_standardized(settings: Settings, train: Dataset) -> bool:
     is_table = train.x.ndim == 2 and not is_binary(train.x)
     if settings.standardize and not is_table:
         refuse("--standardize", "a table of real numbers", f"data of shape {tuple(train.x.shape[1:])}", "leave it out")
-    by_default = settings.vae is None and is_table and settings.likelihood != "bernoulli"
+    by_default = settings.vae is None and is_table and settings.likelihood in (None, *REAL)
     return by_default if settings.standardize is None else settings.standardize
 
 

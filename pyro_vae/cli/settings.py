@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,17 @@ from pyro_vae.cli.failure import refuse
 from pyro_vae.cli.kinds import FLAG, IMAGE_SIZE, SEED, TEXT, Kind, choice, number, several, whole
 from pyro_vae.data import NAMES
 
-__all__ = ["KINDS", "Settings", "flag_of", "read_toml", "read_value"]
+__all__ = ["KINDS", "LEARNED_SCALE", "NUM_COMPONENTS", "REAL", "Settings", "flag_of", "read_toml", "read_value"]
 
-GAUSSIANS = ("gaussian", "gaussian-learned", "gaussian-per-pixel")
+LEARNED_SCALE = ("gaussian-learned", "gaussian-per-pixel", "laplace", "student-t")
+REAL = ("gaussian", *LEARNED_SCALE)
+"""Likelihoods of real numbers, for which columns of a table are standardized."""
+LIKELIHOODS = ("bernoulli", "continuous-bernoulli", "beta", *REAL, "log-normal", "poisson", "negative-binomial")
+NUM_COMPONENTS = {"mixture": 10, "vamp": 500}
+"""Priors that are mixtures, and how many components they have by default."""
+OF_THE_VAE = (
+    "prior", "num_components", "likelihood", "scale", "min_scale", "posterior", "latent_dim", "hidden_dims"
+)  # fmt: skip
 FREE_TO_CHANGE = {"num_epochs", "device"}
 """What a resumed run may have otherwise."""
 
@@ -65,14 +74,24 @@ class Settings:
         TEXT,
         "your own, package.module:make_vae, called with the data set, or without arguments if it takes none",
     )
-    prior: str | None = option("VAE", choice("standard-normal"), "p(z), default standard-normal")
+    prior: str | None = option(
+        "VAE",
+        choice("standard-normal", *NUM_COMPONENTS, "flow"),
+        "p(z), default standard-normal; vamp is a VampPrior; flow takes the package zuko",
+    )
+    num_components: int | None = option(
+        "VAE", whole(), "of --prior mixture, default 10, or the pseudo-inputs of --prior vamp, default 500"
+    )
     likelihood: str | None = option(
         "VAE",
-        choice("bernoulli", *GAUSSIANS),
+        choice(*LIKELIHOODS),
         "p(x|z); by default bernoulli for binary data and grey images, and gaussian-learned for all other",
     )
     scale: float | None = option("VAE", number(), "the standard deviation of --likelihood gaussian, default 0.1")
     min_scale: float | None = option("VAE", number(), "the least that a learned scale can be, default 0.01")
+    posterior: str | None = option(
+        "VAE", choice("diagonal", "full-rank", "flow"), "q(z|x), default diagonal; flow takes the package zuko"
+    )
     latent_dim: int | None = option("VAE", whole(), "numbers in z; default 50, or half as many as there are columns")
     hidden_dims: tuple[int, ...] | None = option(
         "VAE", several(whole()), "widths of the decoder's hidden layers, the encoder's in reverse; default 200 200"
@@ -81,9 +100,14 @@ class Settings:
     batch_size: int = option("training", whole(), "default %(default)s", 100)
     objective: str = option(
         "training",
-        choice("mean-field", "trace"),
-        "the ELBO with the formula of its KL term, or with draws of it; default %(default)s",
+        choice("mean-field", "trace", "iwelbo", "beta"),
+        "the ELBO with the formula of its KL term, or with draws of it; the importance-weighted bound of "
+        "--num-particles; or the ELBO with --beta and --free-bits; default %(default)s",
         "mean-field",
+    )
+    beta: float | None = option("training", number(), "the weight of the KL term with --objective beta, default 1")
+    free_bits: float | None = option(
+        "training", number(metavar="NATS"), "what each latent number may say for free with --objective beta, default 0"
     )
     num_particles: int = option("training", whole(), "draws of z for each datum and step, default %(default)s", 1)
     learning_rate: float = option("training", number(), "of Adam, default %(default)s", 1e-3)
@@ -190,51 +214,73 @@ def read_toml(path: str) -> dict[str, Any]:
 
 
 def _refuse_what_does_not_fit(settings: Settings) -> None:
-    if settings.data is None:
-        refuse("--data", "what to train on", "none", "pass mnist, a folder of images, or an .npz or .csv file")
-    if settings.image_fit is not None and settings.image_size is None:
-        refuse(f"--{settings.image_fit}", "a size to bring images to", "none", "pass --image-size 64x48, say")
-    if settings.channels not in (None, 1, 3, 4):
-        refuse("--channels", "1, 3 or 4", str(settings.channels), "pick one of them")
-    if settings.scale is not None and settings.likelihood != "gaussian":
-        refuse(
-            "--scale",
-            "--likelihood gaussian, whose scale is fixed",
-            f"--likelihood {settings.likelihood}",
-            "add it, or leave --scale out",
-        )
-    if settings.min_scale is not None and settings.likelihood in ("bernoulli", "gaussian"):
-        refuse(
-            "--min-scale",
-            "a likelihood with a learned scale",
-            settings.likelihood,
-            "leave it out, or pass --likelihood gaussian-learned",
-        )
-    if settings.likelihood in GAUSSIANS and settings.binarization not in (None, "none"):
-        refuse(
-            "--binarization",
-            "--likelihood bernoulli, whose data are zeros and ones",
-            settings.likelihood or "",
-            "leave one of them out",
-        )
-    if settings.standardize and settings.likelihood == "bernoulli":
-        refuse("--standardize", "a Gaussian likelihood", "bernoulli", "leave one of them out")
-    if settings.early_stopping is not None and settings.num_validation == 0:
-        refuse("--early-stopping", "validation data to stop by", "--num-validation 0", "leave one of them out")
+    for is_wrong, *words in _contradictions(settings):
+        if is_wrong:
+            refuse(*words)
     if settings.vae is not None:
-        own = [
-            name
-            for name in ("prior", "likelihood", "scale", "min_scale", "latent_dim", "hidden_dims")
-            if getattr(settings, name) is not None
-        ]
-        if own:
-            refuse(
-                flag_of(own[0]), "no options of the VAE beside --vae, which makes it", "one", "leave one of them out"
-            )
-        if ":" not in settings.vae:
-            refuse(
-                "--vae",
-                "package.module:make_vae",
-                repr(settings.vae),
-                "write the module and the function, with a colon between",
-            )
+        _refuse_beside_the_users_own(settings, settings.vae)
+
+
+def _contradictions(settings: Settings) -> Iterator[tuple[bool, str, str, str, str]]:
+    """Yield what does not fit together: whether it is so, the flag, what is expected, what was found, what to do."""
+    likelihood, objective, prior = settings.likelihood, settings.objective, settings.prior or "standard-normal"
+    yield (
+        settings.data is None,
+        "--data", "what to train on", "none", "pass mnist, a folder of images, or an .npz or .csv file",
+    )  # fmt: skip
+    yield (
+        settings.image_fit is not None and settings.image_size is None,
+        f"--{settings.image_fit}", "a size to bring images to", "none", "pass --image-size 64x48, say",
+    )  # fmt: skip
+    yield (
+        settings.channels not in (None, 1, 3, 4),
+        "--channels", "1, 3 or 4", str(settings.channels), "pick one of them",
+    )  # fmt: skip
+    yield (
+        settings.scale is not None and likelihood != "gaussian",
+        "--scale", "--likelihood gaussian, whose scale is fixed", f"--likelihood {likelihood}",
+        "add it, or leave --scale out",
+    )  # fmt: skip
+    yield (
+        settings.min_scale is not None and likelihood not in (None, *LEARNED_SCALE),
+        "--min-scale", "a likelihood with a learned scale", str(likelihood),
+        "leave it out, or pass --likelihood gaussian-learned",
+    )  # fmt: skip
+    yield (
+        settings.binarization not in (None, "none") and likelihood not in (None, "bernoulli"),
+        "--binarization", "--likelihood bernoulli, whose data are zeros and ones", str(likelihood),
+        "leave one of them out",
+    )  # fmt: skip
+    yield (
+        bool(settings.standardize) and likelihood not in (None, *REAL),
+        "--standardize", "a likelihood of real numbers", str(likelihood), "leave one of them out",
+    )  # fmt: skip
+    yield (
+        settings.num_components is not None and prior not in NUM_COMPONENTS,
+        "--num-components", "--prior mixture or vamp", prior, "leave it out",
+    )  # fmt: skip
+    yield (
+        settings.conditional and prior == "vamp",
+        "--prior", "one that does not run the encoder, beside --conditional", prior, "pass --prior mixture, say",
+    )  # fmt: skip
+    yield (
+        objective == "iwelbo" and settings.num_particles == 1,
+        "--num-particles", "two or more, for iwelbo", "1", "pass 5, say; of one particle it is the ELBO",
+    )  # fmt: skip
+    yield (
+        (settings.beta, settings.free_bits) != (None, None) and objective != "beta",
+        flag_of("free_bits" if settings.beta is None else "beta"), "--objective beta", objective,
+        "add it, or leave this out",
+    )  # fmt: skip
+    yield (
+        settings.early_stopping is not None and settings.num_validation == 0,
+        "--early-stopping", "validation data to stop by", "--num-validation 0", "leave one of them out",
+    )  # fmt: skip
+
+
+def _refuse_beside_the_users_own(settings: Settings, vae: str) -> None:
+    own = [name for name in OF_THE_VAE if getattr(settings, name) is not None]
+    if own:
+        refuse(flag_of(own[0]), "no options of the VAE beside --vae, which makes it", "one", "leave one of them out")
+    if ":" not in vae:
+        refuse("--vae", "package.module:make_vae", repr(vae), "write the module and the function, with a colon between")

@@ -40,7 +40,16 @@ EXAMPLES = """examples:
                                          hidden_dims = [400, 400]
   pyro-vae train runs/digits --config settings.toml --seed 1"""
 
-OBJECTIVES: dict[str, type[ELBO]] = {"mean-field": TraceMeanField_ELBO, "trace": Trace_ELBO}
+
+def _objective(settings: Settings) -> ELBO:
+    options: dict[str, Any] = {
+        "num_particles": settings.num_particles, "vectorize_particles": True, "max_plate_nesting": 1
+    }  # fmt: skip
+    if settings.objective == "iwelbo":
+        return pv.objectives.IWELBO(gradient="dreg", **options)
+    if settings.objective == "beta":
+        return pv.objectives.BetaELBO(settings.beta or 1.0, settings.free_bits or 0.0, **options)
+    return {"mean-field": TraceMeanField_ELBO, "trace": Trace_ELBO}[settings.objective](**options)
 
 
 def add_train(commands: Any) -> None:
@@ -109,14 +118,12 @@ def _refuse_device(device: str) -> None:
 
 
 def _fit(vae: pv.VAE, data: RunData, settings: Settings, folder: Path, resume: bool | Literal["auto"]) -> pv.History:
-    objective = OBJECTIVES[settings.objective](
-        num_particles=settings.num_particles, vectorize_particles=True, max_plate_nesting=1
-    )
     keep = KeepSettings(folder, settings, data)
     return pv.fit(
-        vae, data.with_context(data.train), validation=data.with_context(data.validation), objective=objective,
-        optim=pv.FusedAdam({"lr": settings.learning_rate}), num_epochs=settings.num_epochs,
-        batch_size=settings.batch_size, seed=settings.seed, kl_warmup=settings.kl_warmup,
+        vae, data.with_context(data.train), validation=data.with_context(data.validation),
+        objective=_objective(settings), optim=pv.FusedAdam({"lr": settings.learning_rate}),
+        num_epochs=settings.num_epochs, batch_size=settings.batch_size, seed=settings.seed,
+        kl_warmup=settings.kl_warmup,
         clip_grad_norm=settings.clip_grad_norm, early_stopping=settings.early_stopping, run=folder, resume=resume,
         callbacks=[keep, JSONLines(folder / HISTORY)], progress=shows_progress(),
     )  # fmt: skip

@@ -55,6 +55,36 @@ def test_log_evidence_by_the_command_that_a_user_types(trained, tmp_path, run):
     assert found["log_evidence_in_the_unit_of_the_file"] == pytest.approx(in_own_unit, abs=1e-4)
 
 
+CHOICES = {
+    "counts": ("poisson", "--prior mixture --num-components 3 --posterior full-rank"),
+    "larger counts": ("negative-binomial", "--prior vamp --num-components 4 --objective iwelbo --num-particles 2"),
+    "shares": ("beta", "--objective beta --beta 2 --free-bits 0.1"),
+    "grey levels": ("continuous-bernoulli", "--prior flow --posterior flow"),
+    "positive numbers": ("log-normal", "--objective trace"),
+    "outliers": ("student-t", "--no-standardize"),
+    "many zeros": ("laplace", "--conditional"),
+}
+
+
+@pytest.mark.parametrize("kind", CHOICES)
+def test_parts_by_their_names(kind, tmp_path, run):
+    """Trained, resumed as if never stopped, rebuilt from the run alone, evaluated and drawn from."""
+    likelihood, options = CHOICES[kind]
+    generator = np.random.default_rng(0)
+    x = generator.poisson(3.0, (40, 4)) if "counts" in kind else generator.uniform(0.1, 0.9, (40, 4))
+    np.savez(tmp_path / "data.npz", x=x.astype("float32"), labels=np.arange(40) % 3)
+    typed = f"--data @1 {SMALL} --likelihood {likelihood} {options} --json"
+    paths = tmp_path / "run", tmp_path / "data.npz"
+    trained = run(f"train @0 {typed}", *paths)
+    assert trained["settings"]["likelihood"] == likelihood
+    at_once = run(f"train @0 {typed} --num-epochs 3", tmp_path / "at once", paths[1])
+    resumed = run(f"train @0 {typed} --num-epochs 3 --resume", *paths)
+    assert resumed["train_elbo"] == at_once["train_elbo"] != trained["train_elbo"]
+    assert np.isfinite(run(f"evaluate @0 {CHEAP} --json", *paths)["log_evidence"])
+    run(f"sample @0 --num-samples 5 --output {tmp_path / 'draws.npz'}", *paths)
+    assert np.load(tmp_path / "draws.npz")["x"].shape == (5, 4)
+
+
 ESTIMATORS = {
     "ais": "--num-temperatures 3 --num-chains 4 --start-from guide --schedule linear",
     "bdmc": "--num-temperatures 3 --num-chains 4",
