@@ -20,7 +20,7 @@ def photographs(
     *,
     split: Literal["train", "test"] = "train",
     patch_size: int = 64,
-    stride: int = 8,
+    stride: int = 16,
     pixels: Pixels = "unit",
 ) -> Dataset:
     """Load patches of two colour photographs, a Chinese temple and a flower, `(N, 3, 64, 64)`: real RGB pixels.
