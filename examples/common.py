@@ -15,7 +15,9 @@ import pyro_vae as pv
 def arguments(description: str | None, argv: list[str] | None, num_epochs: int) -> argparse.Namespace:
     """--data-dir, --num-epochs, --seed, --output and --smoke; the folder of the output is made."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="MNIST goes there if it is not")
+    parser.add_argument(
+        "--data-dir", type=Path, default=Path("data"), help="where data lie, or are downloaded to; default %(default)s"
+    )
     parser.add_argument("--num-epochs", type=int, default=num_epochs, help="default %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
     parser.add_argument("--output", type=Path, default=Path("results"), help="folder of figures, default %(default)s")

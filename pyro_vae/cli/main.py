@@ -34,7 +34,8 @@ EXAMPLES = """examples:
   pyro-vae evaluate runs/a
   pyro-vae report runs/a
 
-Data are mnist or fashion-mnist, a folder of images, or an .npz, .npy, .csv or .parquet file.
+Data are a name (mnist, cifar-10, ...: pyro-vae data lists them), a folder of images, or an .npz, .npy, .csv or .parquet
+file.
 Each command has its own --help, with examples.
 
 exit codes:

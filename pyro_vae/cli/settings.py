@@ -40,7 +40,7 @@ class Settings:
     data: str | None = option(
         "data",
         TEXT,
-        f"{' or '.join(NAMES)}; or the path of a folder of images, or of an .npz, .npy, .csv or .parquet file",
+        f"{', '.join(NAMES)}; or the path of a folder of images, or of an .npz, .npy, .csv or .parquet file",
     )
     test: str | None = option(
         "data", TEXT, "another path, with the test data; by default a share of --data is held out"

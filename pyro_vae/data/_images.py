@@ -12,7 +12,7 @@ import numpy as np
 
 from pyro_vae import _checks
 
-__all__ = ["is_folder_of_images", "read_images"]
+__all__ = ["is_folder_of_images", "read_files", "read_images"]
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"}
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -52,6 +52,14 @@ def read_images(
     return images, _labels(files, folder)
 
 
+def read_files(files: Sequence[Path], size: tuple[int, int], crop: int) -> np.ndarray:
+    """Read the middle `crop` x `crop` of some images, scaled to a size, as bytes `(N, 3, H, W)`."""
+    images = np.empty((len(files), 3, *size), dtype=np.uint8)
+    for place, file in enumerate(files):
+        images[place] = _pixels(file, size, "resize", 3, crop)
+    return images
+
+
 def _files(folder: Path) -> Iterator[Path]:
     return (
         file
@@ -67,12 +75,15 @@ def _checked_size(size: Any) -> tuple[int, int]:
     return sizes[0], sizes[1]
 
 
-def _pixels(file: Path, size: tuple[int, int] | None, fit: str, channels: int | None) -> np.ndarray:
+def _pixels(
+    file: Path, size: tuple[int, int] | None, fit: str, channels: int | None, crop: int | None = None
+) -> np.ndarray:
     """Read one image as bytes `(C, H, W)`."""
     from PIL import Image, ImageOps
 
     with _naming(file), Image.open(file) as opened:
         image = _in_bytes(file, opened, channels)
+        image = image if crop is None else _middle(file, image, crop)
         if size is not None:
             height, width = size
             resample = Image.Resampling.BILINEAR
@@ -82,6 +93,16 @@ def _pixels(file: Path, size: tuple[int, int] | None, fit: str, channels: int | 
                 image = image.resize((width, height), resample)
         pixels = np.asarray(image)
     return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
+
+
+def _middle(file: Path, image: Any, side: int) -> Any:
+    """Cut out a square."""
+    if side > min(image.size):
+        raise ValueError(
+            f"crop: expected at most the {min(image.size)} pixels of {str(file)!r}; got {side}; pass a smaller one."
+        )
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
 
 
 def _in_bytes(file: Path, image: Any, channels: int | None) -> Any:

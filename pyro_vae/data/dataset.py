@@ -6,14 +6,17 @@ import hashlib
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_vae import _checks
 
-__all__ = ["Binarization", "Dataset", "Provenance", "from_tensor"]
+__all__ = ["Binarization", "Dataset", "Pixels", "Provenance", "from_bytes", "from_tensor"]
 
 Binarization = Literal["dynamic", "static", "threshold"]
+Pixels = Literal["unit", "bytes"]
+"""Numbers from 0 to 1, or whole numbers 0 to 255."""
 BINARIZATIONS = ("dynamic", "static", "threshold", None)
 
 
@@ -156,6 +159,15 @@ def from_tensor(
     grey = values if binarization == "dynamic" else None
     provenance = Provenance(name, split, source, len(values), binarization, seed, _sha256(fixed))
     return Dataset(fixed, grey, labels, provenance)
+
+
+def from_bytes(
+    images: np.ndarray, labels: np.ndarray | None, *, name: str, split: str, source: str, pixels: Pixels
+) -> Dataset:
+    """Make a data set of images that are not binarized."""
+    _checks.choice("pixels", pixels, ("unit", "bytes"))
+    x = torch.from_numpy(images)
+    return from_tensor(x if pixels == "bytes" else x / 255, labels, name=name, split=split, source=source)
 
 
 def _checked_labels(labels: Any, num_data: int) -> Tensor:

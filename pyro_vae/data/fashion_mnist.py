@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pyro_vae import _checks
-from pyro_vae.data._idx import dataset_of, raw_folder, read_split
+from pyro_vae.data._idx import idx_dataset
 from pyro_vae.data.dataset import Binarization, Dataset
 
 __all__ = ["fashion_mnist"]
@@ -29,12 +28,9 @@ def fashion_mnist(
         Xiao, Rasul and Vollgraf (2017), Fashion-MNIST: a novel image dataset for benchmarking machine learning
         algorithms.
     """
-    _checks.choice("split", split, ("train", "test"))
-    raw = raw_folder(data_dir, "FashionMNIST", download)
-    if not isinstance(raw, Path):
-        raise FileNotFoundError(f"data_dir: {raw}; put the four files of Fashion-MNIST there.")
-    images, labels = read_split(raw, split, _FASHION_MNIST_SHA256)
-    return dataset_of(images, labels, "Fashion-MNIST", split, "torchvision's files", binarization, seed)
+    return idx_dataset(
+        "Fashion-MNIST", "FashionMNIST", data_dir, split, binarization, seed, download, _FASHION_MNIST_SHA256
+    )
 
 
 _FASHION_MNIST_SHA256 = {

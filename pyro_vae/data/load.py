@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from os import PathLike
@@ -17,14 +18,41 @@ from pyro_vae import _checks
 from pyro_vae.data._arrays import read_array, read_arrays
 from pyro_vae.data._images import is_folder_of_images, read_images
 from pyro_vae.data._table import Table, read_csv, read_parquet
+from pyro_vae.data.celeba import celeba
+from pyro_vae.data.cifar10 import cifar10
 from pyro_vae.data.dataset import BINARIZATIONS, Binarization, Dataset, from_tensor
+from pyro_vae.data.emnist import emnist
 from pyro_vae.data.fashion_mnist import fashion_mnist
+from pyro_vae.data.frey_faces import frey_faces
+from pyro_vae.data.kmnist import kmnist
 from pyro_vae.data.mnist import mnist
+from pyro_vae.data.omniglot import omniglot
+from pyro_vae.data.pbmc68k import pbmc68k
+from pyro_vae.data.photographs import photographs
+from pyro_vae.data.scikit_learn import breast_cancer, digits, wine
+from pyro_vae.data.static_mnist import static_mnist
+from pyro_vae.data.svhn import svhn
 
 __all__ = ["NAMES", "load", "names_of_columns", "train_and_test"]
 
-NAMES: dict[str, Callable[..., Dataset]] = {"mnist": mnist, "fashion-mnist": fashion_mnist}
-"""Data sets with a name, each with a reader."""
+NAMES: dict[str, Callable[..., Dataset]] = {
+    "mnist": mnist,
+    "fashion-mnist": fashion_mnist,
+    "kmnist": kmnist,
+    "emnist": emnist,
+    "static-mnist": static_mnist,
+    "omniglot": omniglot,
+    "celeba": celeba,
+    "cifar-10": cifar10,
+    "svhn": svhn,
+    "frey-faces": frey_faces,
+    "digits": digits,
+    "photographs": photographs,
+    "breast-cancer": breast_cancer,
+    "wine": wine,
+    "pbmc-68k": pbmc68k,
+}
+"""Data sets with a name, each with a reader, of which each has a test part of its own."""
 
 FILES = (".npz", ".npy", ".csv", ".tsv", ".parquet")
 MISSING = ("refuse", "drop", "keep")
@@ -53,7 +81,7 @@ def load(
     of a table as `(N, D)`.
 
     Args:
-        source: "mnist" or "fashion-mnist"; or a path, to
+        source: one of `pv.data.NAMES`, such as "mnist"; or a path, to
             a folder of images, whose subfolders, if all images lie in such, are the labels;
             an `.npz` file with `x` and, if it has them, `labels`; an `.npy` file;
             a `.csv` table of numbers, with or without names of columns, one of which may be `label`, and with nothing
@@ -110,8 +138,14 @@ class _Raw(NamedTuple):
 def _by_name(name: str, split: str, binarization: Any, data_dir: Any, download: bool, seed: int) -> Dataset:
     if split == "all":
         raise ValueError(f"split: expected 'train' or 'test' for {name}; got 'all'; pass one of these.")
-    binarization = "dynamic" if binarization == "auto" else binarization
-    return NAMES[name](data_dir, split=split, binarization=binarization, seed=seed, download=download)
+    reader = NAMES[name]
+    taken = inspect.signature(reader).parameters
+    if binarization not in ("auto", None) and "binarization" not in taken:
+        raise ValueError(f"binarization: expected none for {name}; got {binarization!r}; leave it out.")
+    options = {"data_dir": data_dir, "split": split, "seed": seed, "download": download}
+    if binarization != "auto":
+        options["binarization"] = binarization
+    return reader(**{option: value for option, value in options.items() if option in taken})
 
 
 def _existing(source: Any) -> Path:

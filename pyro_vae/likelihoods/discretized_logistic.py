@@ -24,7 +24,8 @@ class DiscretizedLogistic(ScaledLikelihood):
 
     Level k lies at $u_k = 2 k / (L - 1) - 1$, and $h = 1 / (L - 1)$ is half a bin; the first and last level take the
     tails. The data are whole numbers 0 to L - 1, bytes for 256 levels, and log p(x) is a probability, with
-    `Evidence.bits_per_dim`. An encoder is better off with numbers around zero: `pv.nn.Standardized`.
+    `Evidence.bits_per_dim`. An encoder is better off with numbers around zero:
+    `pv.nn.Standardized(encoder, 127.5, 127.5)` gives it bytes from -1 to 1.
 
     Args:
         network: any module from z (and context) to the location of each pixel, from -1 to 1 (`"per-pixel"`: location

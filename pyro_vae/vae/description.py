@@ -141,7 +141,7 @@ class _Builder:
             case {"makes": dict(description), **rest} if not rest:
                 return functools.partial(build, description)
             case {"tensor": list(shape), **rest} if not rest and all(type(size) is int and size >= 0 for size in shape):
-                return torch.zeros(shape)
+                return torch.ones(shape)  # a scale of zeros would be refused
         raise ValueError(f"{_named(path)}: expected a description of a module; got {value!r:.200}.")
 
     def module(self, path: Path, name: str, arguments: dict[str, Any]) -> nn.Module:

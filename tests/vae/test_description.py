@@ -38,6 +38,12 @@ NETWORKS = {
         nn.Sequential(nn.Flatten()).extend([nn.Linear(64, 3)]), nn.Hardtanh(-0.5, 0.7), nn.Softplus(2)
     ),
     "an MLP of images": lambda: pv.nn.MLP((1, 8, 8), [5], (2, 3), nn.ReLU, input_mean=0.5),
+    "a residual MLP": lambda: pv.nn.MLP((1, 8, 8), [5, 5], 3, nn.PReLU, residual=True, normalize=True),
+    "encoder and decoder": lambda: nn.Sequential(
+        pv.nn.ConvEncoder((1, 8, 8), [4, 6], 3, [5], nn.ELU, gated=True, normalize=True),
+        pv.nn.ConvDecoder(3, [6, 4], (1, 8, 8), [5], nn.PReLU, num_residual_blocks=1, output_bias=0.3),
+    ),
+    "standardized": lambda: pv.nn.Standardized(nn.Flatten(), torch.full((1, 8, 8), 0.5), 0.3),
 }
 
 IMAGES = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(1))

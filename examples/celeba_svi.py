@@ -1,0 +1,87 @@
+"""Colour images of 64 x 64 by convolutions: faces of CelebA, or patches of photographs where there are none.
+
+    python examples/celeba_svi.py --data-dir FOLDER       # with FOLDER/celeba/, as torchvision lays it out
+    python examples/celeba_svi.py                         # without it: some minutes on two CPU cores
+
+Pixels are bytes, so that p(x) is a probability and has bits per dimension. A figure goes to the folder `results/`:
+images with their reconstructions, samples, and walks in the latent space.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+from common import arguments
+from torch import Tensor
+
+import pyro_vae as pv
+from pyro_vae.nn import ConvDecoder, ConvEncoder, Standardized
+
+LATENT_DIM, CHANNELS, NUM_FACES = 32, [16, 32, 64], 20_000
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = arguments(__doc__, argv, num_epochs=20)
+    train, test, attribute = images(args.data_dir, args.smoke)
+    print(f"train  {train.provenance}\ntest   {test.provenance}")
+
+    # The decoder gives a location and a scale for each pixel and channel; scales start at a tenth of the range.
+    shape, start = tuple(train.x.shape[1:]), torch.tensor([0.0] * 3 + [-1.5] * 3)
+    decoder = ConvDecoder(LATENT_DIM, CHANNELS[::-1], (6, *shape[1:]), output_bias=start)
+    encoder = Standardized(ConvEncoder(shape, CHANNELS, 2 * LATENT_DIM), shift=127.5, scale=127.5)
+    vae = pv.VAE(
+        pv.priors.StandardNormal(LATENT_DIM),
+        pv.likelihoods.DiscretizedLogistic(decoder, scale="per-pixel"),
+        pv.posteriors.DiagonalNormal(encoder),
+    )
+    # Small batches, for many steps; where a sharp scale meets an outlier, gradients are huge.
+    options: dict[str, Any] = {"batch_size": 20, "clip_grad_norm": 500.0, "progress": not args.smoke}
+    print(f"\n{pv.fit(vae, train, num_epochs=args.num_epochs, seed=args.seed, **options)}")
+
+    shown = test.hold_out(10, seed=args.seed)[1].x
+    few, most = (shown[:2], 200) if args.smoke else (shown[:5], 1000)
+    evidence = pv.log_evidence(vae.model, vae.guide, few, tolerance=1.0, max_evaluations=most, seed=args.seed)
+    bits = evidence.bits_per_dim()
+    print(f"\n{evidence.summary()}\n{'bits per dimension':<31}{bits.mean():.3f}")
+
+    figure, axes = plt.subplots(3, 1, figsize=(10, 7.5), layout="constrained")
+    pv.plots.reconstructions(shown / 255, vae.reconstruct(shown) / 255, axes[0])
+    rows = {
+        "Samples: means of p(x|z), z from the prior": torch.randn(20, LATENT_DIM),
+        f"From one image to another, and another towards {attribute}": walks(vae, train, shown),
+    }
+    for ax, (title, z) in zip(axes[1:], rows.items(), strict=True):
+        pv.plots.image_grid(vae.decode(z).mean.detach() / 255, ax, num_columns=10, title=title)
+    figure.savefig(args.output / "celeba.png", dpi=100)
+    print(f"\nA figure is in {args.output}/celeba.png")
+
+
+def images(data_dir: Path, smoke: bool) -> tuple[pv.data.Dataset, pv.data.Dataset, str]:
+    """Faces, or else patches of photographs; and what label 1 says of them."""
+    faces: dict[str, Any] = {"attribute": "Smiling", "num_data": 50 if smoke else NUM_FACES, "download": False}
+    try:
+        train, test = (pv.data.celeba(data_dir, split=split, pixels="bytes", **faces) for split in ("train", "test"))
+        return train, test, "Smiling"
+    except FileNotFoundError as error:
+        print(f"{error}\nUsing patches of two photographs instead, a temple and a flower.\n")
+    stride = 64 if smoke else 16
+    train, test = (pv.data.photographs(split=split, stride=stride, pixels="bytes") for split in ("train", "test"))
+    return train, test, "the flower"
+
+
+@torch.no_grad()
+def walks(vae: pv.VAE, train: pv.data.Dataset, shown: Tensor) -> Tensor:
+    """Codes on the way from one image to another, and from a third in the direction of label 1."""
+    assert train.labels is not None
+    first, last, third = vae.encode(shown[:3]).mean
+    known, labels = vae.encode(train.x[:1000]).mean, train.labels[:1000]
+    direction = known[labels == 1].mean(0) - known[labels == 0].mean(0)
+    steps = torch.linspace(0, 1, 10)[:, None]
+    return torch.cat([torch.lerp(first, last, steps), third + 2 * steps * direction])
+
+
+if __name__ == "__main__":
+    main()
