@@ -99,6 +99,7 @@ COMPOSED = {
 
 PARTS = {
     "conditional": r"by Bayes' rule reads \d+% of 5 digits",
+    "counts": r"negative binomial less Poisson, paired: Comparison",
     "flow_posterior": r"Flow +importance sampling -[\d.]+ \+- [\d.]+, ELBO -[\d.]+",
     "vamp_prior": r"VampPrior less N\(0, I\), paired: Comparison",
 }
