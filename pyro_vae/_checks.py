@@ -145,8 +145,8 @@ def _describe(value: Any) -> str:
     return f"{type(value).__name__}; convert it with torch.as_tensor(...)"
 
 
-def finite(name: str, x: Tensor) -> Tensor:
-    """Return `x`, if it holds neither NaN nor infinity."""
+def finite(name: str, x: Tensor, remedy: str = "remove or impute them") -> Tensor:
+    """Return `x`, if it holds neither NaN nor infinity; `remedy` is the advice of the error."""
     # One fast pass: a sum is finite only if its terms are. It may overflow where they are huge, hence the second pass.
     if _trusted.get() or not x.is_floating_point() or x.is_meta or torch.isfinite(x.sum()) or torch.isfinite(x).all():
         return x
@@ -154,8 +154,19 @@ def finite(name: str, x: Tensor) -> Tensor:
     rows = bad.nonzero().flatten()
     raise ValueError(
         f"{name}: expected finite numbers; got NaN or infinity in {len(rows)} of these {len(x)} data (first at index "
-        f"{int(rows[0])} of them); remove or impute them."
+        f"{int(rows[0])} of them); {remedy}."
     )
+
+
+def finite_or_missing(name: str, x: Tensor) -> Tensor:
+    """Return `x`, if it holds no infinity. NaN stands for what is missing."""
+    if not _trusted.get() and x.isinf().any():
+        rows = x.isinf().reshape(len(x), -1).any(1).nonzero().flatten()
+        raise ValueError(
+            f"{name}: expected finite numbers, or NaN where one is missing; got infinity in {len(rows)} of these "
+            f"{len(x)} data (first at index {int(rows[0])} of them); scale them, or put NaN in its place."
+        )
+    return x
 
 
 def batch_of(name: str, x: Tensor, event_shape: tuple[int, ...], plates: Mapping[int, int]) -> Tensor:
@@ -258,7 +269,8 @@ def in_support(name: str, x: Tensor, support: Any, remedy: str) -> Tensor:
     """Return `x`, if the likelihood gives it a density; `remedy` is the advice of the error."""
     if _trusted.get() or support.check(x).all():
         return x
-    low, high = x.min().item(), x.max().item()
+    observed = x[~x.isnan()]
+    low, high = observed.min().item(), observed.max().item()
     raise ValueError(
         f"{name}: expected values in the likelihood's support, {_support_name(support)}; got values from {low:g} to "
         f"{high:g} ({_kind_of_pixels(low, high)}): {remedy}."

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae import _checks
+from pyro_vae.nn_missing import WithMask
 
-__all__ = ["MLP", "Batched", "over_leading_dims"]
+__all__ = ["MLP", "Batched", "WithMask", "over_leading_dims"]
 
 
 class MLP(nn.Module):
