@@ -42,7 +42,9 @@ class WithMask(nn.Module):
         super().__init__()
         self.network = network
         self.event_dim = _checks.whole_number("event_dim", event_dim)
-        self.register_buffer("fill", _checks.finite("fill", torch.as_tensor(fill, dtype=torch.get_default_dtype())))
+        values = torch.as_tensor(fill, dtype=torch.get_default_dtype())
+        _checks.finite("fill", values.flatten())
+        self.register_buffer("fill", values)
 
     def forward(self, x: Tensor, *context: Tensor) -> Tensor:
         """Return the network's output, `(..., *out)`."""
