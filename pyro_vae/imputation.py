@@ -35,7 +35,7 @@ class Imputation:
         missing: `(N, ...)` of bool.
         rows: `(M,)`: which data have missing entries.
         evidence: log p(observed entries) of these M data. Where it is not `reliable`, neither are mean and sd. Its
-            `draws` hold z of each: `vae.decode(z, *context).sample()` draws missing entries together.
+            `draws` hold z of these: `vae.decode(z, *context).sample()` draws missing entries together.
     """
 
     x: Tensor
