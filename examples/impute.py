@@ -75,12 +75,11 @@ def main(argv: list[str] | None = None) -> None:
 
 def show(done: pv.Imputation, complete: Tensor, vae: pv.VAE) -> None:
     """Print log p(observed), and draw missing entries beside the truth, and how often intervals hold it."""
-    evidence = done.evidence
-    print(
-        f"\nlog p(observed) in nats of {len(done.rows)} rows held out: {evidence.mean:.2f} +- {evidence.mean_std_error:.2f}"
-    )
-    draws = vae.decode(evidence.draws.latents["z"]).sample()  # of all missing entries of a row together
-    level = (draws < complete).float().mean(0)[done.missing]
+    found, draws = done.evidence, done.evidence.draws
+    assert draws is not None
+    print(f"\nlog p(observed) of {len(done.rows)} rows held out: {found.mean:.2f} +- {found.mean_std_error:.2f} nats")
+    completions = vae.decode(draws.latents["z"]).sample()  # of all missing entries of a row together
+    level = (completions < complete).float().mean(0)[done.missing]
     shares = torch.linspace(0.1, 0.9, 9)
     held = [((level - 0.5).abs() <= share / 2).float().mean() for share in shares]
     print(f"intervals of 90 % of the draws hold {held[-1]:.0%} of the true values")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae import likelihoods
-from pyro_vae.nn import MLP
+from pyro_vae.nn import MLP, WithMask
 
 KINDS = {
     "real": ["alcohol", "ash", "alcalinity_of_ash", "hue", "od280/od315_of_diluted_wines"],
@@ -38,6 +38,9 @@ def table() -> tuple[Tensor, Tensor]:
 class Standardized(nn.Module):
     """Columns with mean 0 and deviation 1; NaN stays NaN."""
 
+    shift: Tensor
+    scale: Tensor
+
     def __init__(self, x: Tensor) -> None:
         super().__init__()
         self.register_buffer("shift", x.nanmean(0))
@@ -55,7 +58,7 @@ def mixed_vae(x: Tensor) -> pv.VAE:
         likelihoods.NegativeBinomial(MLP(WIDTH, [], 2, output_bias=whole.log().nanmean(0)), inverse_dispersion_shape=2),
         likelihoods.Categorical(MLP(WIDTH, [], 3), num_levels=3),
     )
-    encoder = nn.Sequential(Standardized(x), pv.nn.WithMask(MLP(2 * x.shape[1], [64], 2 * LATENT_DIM)))
+    encoder = nn.Sequential(Standardized(x), WithMask(MLP(2 * x.shape[1], [64], 2 * LATENT_DIM)))
     return pv.VAE(
         pv.priors.StandardNormal(LATENT_DIM),
         likelihoods.Incomplete(likelihoods.Product(*heads, trunk=MLP(LATENT_DIM, [64], WIDTH))),
@@ -79,8 +82,8 @@ def main(argv: list[str] | None = None) -> None:
     for kind, columns in zip(KINDS, torch.arange(x.shape[1]).split([5, 5, 2, 1]), strict=True):
         at = done.missing & torch.isin(torch.arange(x.shape[1]), columns)
         if kind == "cultivar":
-            probability, right = done.probability[at], done.x[at] == truth[at]
-            print(f"{kind}: {int(right.sum())} of {len(right)} right, mean probability {probability.mean():.2f}")
+            right = done.x[at] == truth[at]
+            print(f"{kind}: {right.sum()} of {len(right)} right, mean probability {done.probability[at].mean():.2f}")
             continue
         guess, true, sd = unit(done.x)[at], unit(truth)[at], (done.sd / unit.scale)[at]
         print(f"{kind} columns: error {(guess - true).square().mean().sqrt():.2f} deviations, "
