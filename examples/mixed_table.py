@@ -2,9 +2,9 @@
 
     python examples/mixed_table.py           # a minute or two on two CPU cores
 
-Each kind of column has its own likelihood, side by side in a `Product`; `Incomplete` leaves out what is missing, which
-are 30 % of all entries at random. After Nazabal, Olmos, Ghahramani and Valera (2020), Handling incomplete heterogeneous
-data using VAEs. The cultivar of a wine is filled in as any other column. A figure goes to the folder `results/`.
+Each kind has its own likelihood, side by side in a `Product`; `Incomplete` leaves out what is missing, 30 % at random.
+After Nazabal, Olmos, Ghahramani and Valera (2020), Handling incomplete heterogeneous data using VAEs. A wine's cultivar
+is filled in as any other column. A figure goes to the folder `results/`.
 """
 
 from __future__ import annotations
@@ -70,28 +70,25 @@ def main(argv: list[str] | None = None) -> None:
     args = arguments(__doc__, argv, num_epochs=400)
     complete, x = table()
     test, train = (x[:5], x[38:80]) if args.smoke else (x[:38], x[38:])
-    vae, objective = mixed_vae(train), pv.objectives.IWELBO(num_particles=10)
-    pv.fit(vae, train, objective=objective, optim=pv.FusedAdam({"lr": 3e-3}), num_epochs=args.num_epochs, batch_size=35)
+    vae, objective, optim = mixed_vae(train), pv.objectives.IWELBO(num_particles=10), pv.FusedAdam({"lr": 3e-3})
+    pv.fit(vae, train, objective=objective, optim=optim, num_epochs=args.num_epochs, batch_size=35)
     done = pv.impute(vae, test, max_evaluations=400 if args.smoke else 2000, seed=args.seed)
-    evidence, truth, unit = done.evidence, complete[: len(test)], Standardized(train)
-    print(
-        f"log p(observed) of {len(done.rows)} wines held out: {evidence.mean:.2f} +- {evidence.mean_std_error:.2f} nats"
-    )
-
+    found, truth, unit = done.evidence, complete[: len(test)], Standardized(train)
+    print(f"log p(observed) of {len(done.rows)} wines held out: {found.mean:.2f} +- {found.mean_std_error:.2f} nats")
     _, axes = plt.subplots(1, 2, figsize=(11, 5), layout="constrained")
     for kind, columns in zip(KINDS, torch.arange(x.shape[1]).split([5, 5, 2, 1]), strict=True):
         at = done.missing & torch.isin(torch.arange(x.shape[1]), columns)
         if kind == "cultivar":
-            right = done.x[at] == truth[at]
-            print(f"{kind}: {right.sum()} of {len(right)} right, mean probability {done.probability[at].mean():.2f}")
+            right, probability = (done.x == truth)[at], done.probability[at].mean()
+            print(f"{kind}: {right.sum()} of {len(right)} right, mean probability {probability:.2f}")
             continue
         guess, true, sd = unit(done.x)[at], unit(truth)[at], (done.sd / unit.scale)[at]
-        print(f"{kind} columns: error {(guess - true).square().mean().sqrt():.2f} deviations, "
-              f"of the column's mean {true.square().mean().sqrt():.2f}")  # fmt: skip
+        of_guess, of_mean = ((true - each).square().mean().sqrt() for each in (guess, torch.zeros(())))
+        print(f"{kind} columns: error {of_guess:.2f} deviations, of the column's mean {of_mean:.2f}")
         axes[0].errorbar(true, guess, sd, fmt="o", ms=4, lw=0.7, alpha=0.7, label=kind)
     axes[0].axline((0, 0), slope=1, color="0.4", lw=1)
     axes[0].set(title="Missing numbers of wines held out", xlabel="truth, in deviations", ylabel="imputed")
-    axes[0].legend(title="column")
+    axes[0].legend()
     pv.plots.latent_codes(vae.encode(x).mean.detach(), complete[:, -1].long(), axes[1])
     plt.savefig(args.output / "mixed_table.png", dpi=100)
     print(f"A figure is in {args.output}/mixed_table.png")
