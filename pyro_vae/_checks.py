@@ -150,8 +150,8 @@ def _describe(value: Any) -> str:
     return f"{type(value).__name__}; convert it with torch.as_tensor(...)"
 
 
-def finite(name: str, x: Tensor) -> Tensor:
-    """Return `x`, if it holds neither NaN nor infinity."""
+def finite(name: str, x: Tensor, remedy: str = "remove or impute them") -> Tensor:
+    """Return `x`, if it holds neither NaN nor infinity; `remedy` is the advice of the error."""
     # One fast pass: a sum is finite only if its terms are. It may overflow where they are huge, hence the second pass.
     if _trusted.get() or not x.is_floating_point() or x.is_meta or torch.isfinite(x.sum()) or torch.isfinite(x).all():
         return x
@@ -159,8 +159,19 @@ def finite(name: str, x: Tensor) -> Tensor:
     rows = bad.nonzero().flatten()
     raise ValueError(
         f"{name}: expected finite numbers; got NaN or infinity in {len(rows)} of these {len(x)} data (first at index "
-        f"{int(rows[0])} of them); remove or impute them."
+        f"{int(rows[0])} of them); {remedy}."
     )
+
+
+def finite_or_missing(name: str, x: Tensor) -> Tensor:
+    """Return `x`, if it holds no infinity. NaN stands for what is missing."""
+    if not _trusted.get() and x.isinf().any():
+        rows = x.isinf().reshape(len(x), -1).any(1).nonzero().flatten()
+        raise ValueError(
+            f"{name}: expected finite numbers, or NaN where one is missing; got infinity in {len(rows)} of these "
+            f"{len(x)} data (first at index {int(rows[0])} of them); scale them, or put NaN in its place."
+        )
+    return x
 
 
 def batch_of(name: str, x: Tensor, event_shape: tuple[int, ...], plates: Mapping[int, int]) -> Tensor:
@@ -263,22 +274,22 @@ def in_support(name: str, x: Tensor, support: Any, remedy: str) -> Tensor:
     """Return `x`, if the likelihood gives it a density; `remedy` is the advice of the error."""
     if _trusted.get() or support.check(x).all():
         return x
-    low, high = x.min().item(), x.max().item()
+    each = support
+    while hasattr(each, "base_constraint"):
+        each = each.base_constraint
+    outside = ~each.check(x)
+    first = tuple(outside.nonzero()[0].tolist())
+    value = f"{x[first].item():g}" if outside.shape == x.shape else "a datum outside"
+    low, high = (bound(x[~x.isnan()]).item() for bound in (torch.min, torch.max))
     raise ValueError(
-        f"{name}: expected values in the likelihood's support, {_support_name(support)}; got values from {low:g} to "
-        f"{high:g} ({_kind_of_pixels(low, high)}): {remedy}."
+        f"{name}: expected values in the likelihood's support, {_support_name(support)}; got {value} at index "
+        f"{list(first)}, and values from {low:g} to {high:g} in all; {remedy}."
     )
 
 
 def _support_name(support: Any) -> str:
     base = getattr(support, "base_constraint", support)
     return "{0, 1}" if str(base) == "Boolean()" else str(base)
-
-
-def _kind_of_pixels(low: float, high: float) -> str:
-    if low < 0:
-        return "pixels scaled to -1 to 1" if low >= -1 and high <= 1 else "values that no pixel has"
-    return "grey levels of 0 to 255" if high > 1 else "grey levels of 0 to 1"
 
 
 def same_plates(site: str, of_model: Iterable[Any], of_guide: Iterable[Any]) -> None:

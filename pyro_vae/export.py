@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pyro_vae import _checks
 from pyro_vae._files import replace_file
 from pyro_vae.compile.graph import reason_of
+from pyro_vae.distributions import Incomplete
 from pyro_vae.vae import VAE
 from pyro_vae.vae.datum import any_parameter
 
@@ -132,8 +133,8 @@ def _rows_of(shape: Sequence[int], like: Tensor | None) -> Tensor:
 
 
 def _base_of(distribution: Any) -> Any:
-    """Return what `to_event` wraps."""
-    while isinstance(distribution, torch.distributions.Independent):
+    """Return what `to_event` wraps, and what makes data incomplete."""
+    while isinstance(distribution, (torch.distributions.Independent, Incomplete)):
         distribution = distribution.base_dist
     return distribution
 

@@ -8,9 +8,11 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor
+from torch.distributions import Categorical
 
 from pyro_vae import _checks
 from pyro_vae._random import seed_for, seeded
+from pyro_vae.distributions import Incomplete, entries_of
 from pyro_vae.evidence.auto import log_evidence
 from pyro_vae.evidence.result import Evidence
 from pyro_vae.vae import VAE
@@ -26,15 +28,19 @@ class Imputation:
     """What data say of their missing entries.
 
     Attributes:
-        x: `(N, ...)`: the data, with the mean of each missing entry in its place.
-        sd: `(N, ...)`: the standard deviation of each missing entry, 0 where it was observed.
+        x: `(N, ...)`: the data, with the mean of each missing number in its place, and of a level (`Categorical`), the
+            likeliest.
+        sd: `(N, ...)`: the standard deviation of each missing number, 0 where it was observed; NaN for a missing level.
+        probability: `(N, ...)`: of each level that was filled in, 1 where it was observed; NaN for a missing number.
         missing: `(N, ...)` of bool.
         rows: `(M,)`: which data have missing entries.
-        evidence: log p(observed entries) of these M data. Where it is not `reliable`, neither are mean and sd.
+        evidence: log p(observed entries) of these M data. Where it is not `reliable`, neither are mean and sd. Its
+            `draws` hold z of these: `vae.decode(z, *context).sample()` draws missing entries together.
     """
 
     x: Tensor
     sd: Tensor
+    probability: Tensor
     missing: Tensor
     rows: Tensor
     evidence: Evidence
@@ -59,9 +65,10 @@ def impute(
     r"""Return mean and standard deviation of missing entries, under p(missing | observed) of a VAE.
 
     Draws of z come from $p(z|x_o) \propto p(z) \prod_{d \in o} p(x_d|z)$, by the estimator that `log_evidence` picks
-    for the datum, with the likelihood masked by what was observed. The mean is then that of $E(x_d|z)$ over draws, and
-    the variance that of $\mathrm{Var}(x_d|z)$ and of the spread of $E(x_d|z)$. The guide is only a proposal: its
-    encoder sees entries that alternate draws of p(x|z) and q(z|x) have filled in.
+    for the datum. The mean is then that of $E(x_d|z)$ over draws, and the variance that of $\mathrm{Var}(x_d|z)$ and of
+    the spread of $E(x_d|z)$. A VAE of incomplete data (`likelihoods.Incomplete`) is taken as it is. Another was trained
+    on complete data: its likelihood is then that of what was observed, and its encoder, only a proposal, sees entries
+    that alternate draws of p(x|z) and q(z|x) have filled in.
     That an entry is missing is taken to say nothing of its value beyond what the observed entries say (missing at
     random).
 
@@ -78,7 +85,7 @@ def impute(
 
     Raises:
         TypeError, ValueError: where nothing is missing, for a likelihood whose entries depend on each other given z, or
-            have no variance; and as `log_evidence`.
+            have neither variance nor levels; and as `log_evidence`.
 
     References:
         Rezende, Mohamed and Wierstra (2014), Stochastic backpropagation and approximate inference in deep generative
@@ -111,26 +118,44 @@ def impute(
         )
     some = tuple(_checks.tensor(f"context[{i}]", value)[rows] for i, value in enumerate(context))
     with seeded(given.device, seed_for(seed, "filling in") % 2**32):
-        x_of_rows = _filled_in(vae, given[rows], missing[rows], some)
-    observed = ~missing[rows].reshape(x_of_rows.shape)
+        model, guide, data = _of_observed(vae, given[rows], some)
     evidence = log_evidence(
-        _observing(vae), _guessing(vae), x_of_rows, observed, *some, tolerance=tolerance,
+        model, guide, *data, *some, tolerance=tolerance,
         max_evaluations=max_evaluations, num_posterior_draws=num_draws, seed=seed, progress=progress,
     )  # fmt: skip
     assert evidence.draws is not None
-    mean, sd = _moments(vae, evidence.draws.latents["z"].to(x_of_rows), some)
-    completed, spread = given.clone(), torch.zeros_like(given)
-    completed[rows] = torch.where(missing[rows], mean.reshape(given[rows].shape), given[rows])
-    spread[rows] = torch.where(missing[rows], sd.reshape(given[rows].shape), 0.0)
-    return Imputation(completed, spread, missing, rows, evidence)
+    z = evidence.draws.latents[vae.model.site("z")]
+    found = _averages(vae, z.to(data[0]), some)
+    completed, sd, probability = (
+        _put(guess, at=missing, of=rows, into=before)
+        for guess, before in zip(found, (given, torch.zeros_like(given), torch.ones_like(given)), strict=True)
+    )
+    return Imputation(completed, sd, probability, missing, rows, evidence)
+
+
+def _put(guess: Tensor, at: Tensor, of: Tensor, into: Tensor) -> Tensor:
+    """Replace the entries of some rows that are missing."""
+    done = into.clone()
+    done[of] = torch.where(at[of], guess.reshape(into[of].shape), into[of])
+    return done
+
+
+def _of_observed(vae: VAE, x: Tensor, context: tuple[Tensor, ...]) -> tuple[Any, Any, tuple[Tensor, ...]]:
+    """Return a model and a guide of what was observed, and their data beside the context."""
+    if vae.model.datum.may_be_incomplete:
+        return vae.model, vae.guide, (vae.check(x),)
+    filled = _filled_in(vae, x, context)
+    observed = filled.masked_fill(x.isnan().reshape(filled.shape), torch.nan)
+    return _observing(vae), _guessing(vae), (observed, filled)
 
 
 @torch.no_grad()
-def _filled_in(vae: VAE, x: Tensor, missing: Tensor, context: tuple[Tensor, ...]) -> Tensor:
+def _filled_in(vae: VAE, x: Tensor, context: tuple[Tensor, ...]) -> Tensor:
     """Draw missing entries from p(x|z) and z from q(z|x), in turn: `(M, *event_shape)`."""
     draw = vae.sample(len(x), *context)
-    missing = missing.reshape(draw.shape)
-    known = vae.check(torch.where(missing, draw, x.reshape(draw.shape).to(draw)))
+    x = x.reshape(draw.shape).to(draw)
+    missing = x.isnan()
+    known = vae.check(torch.where(missing, draw, x))
     filled = known
     for _ in range(NUM_ROUNDS):
         draw = vae.decode(vae.encode(filled, *context).sample(), *context).sample()
@@ -138,51 +163,77 @@ def _filled_in(vae: VAE, x: Tensor, missing: Tensor, context: tuple[Tensor, ...]
     return filled
 
 
-def _elements(vae: VAE, z: Tensor, context: tuple[Tensor, ...]) -> Any:
-    """Return p(x|z) as one distribution for each entry."""
-    likelihood = vae.likelihood(z, *context)
-    while isinstance(likelihood, torch.distributions.Independent):
-        likelihood = likelihood.base_dist
-    if likelihood.event_shape:
-        raise ValueError(
-            "vae: expected a likelihood whose entries are independent given z; got "
-            f"{type(likelihood).__name__}, of event shape {tuple(likelihood.event_shape)}; its entries cannot be "
-            "missing one by one."
-        )
-    return likelihood
-
-
 def _observing(vae: VAE) -> Any:
-    def model(x: Tensor, observed: Tensor, *context: Tensor) -> None:
+    def model(x: Tensor, filled: Tensor, *context: Tensor) -> None:
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", vae.prior(*context))
-            pyro.sample("x", _elements(vae, z, context).mask(observed).to_event(len(vae.event_shape)), obs=x)
+            z = pyro.sample(vae.model.site("z"), vae.prior(*context))
+            pyro.sample("x", Incomplete(vae.likelihood(z, *context)), obs=x)
 
     return model
 
 
 def _guessing(vae: VAE) -> Any:
-    def guide(x: Tensor, observed: Tensor, *context: Tensor) -> None:
+    def guide(x: Tensor, filled: Tensor, *context: Tensor) -> None:
         with pyro.plate("data", len(x)):
-            pyro.sample("z", vae.posterior(x, *context))
+            pyro.sample(vae.model.site("z"), vae.posterior(filled, *context))
 
     return guide
 
 
+class _Numbers:
+    """Numbers over draws of z."""
+
+    def __init__(self) -> None:
+        self.total = self.squares = self.within = torch.zeros(())
+
+    def add(self, entries: Any) -> None:
+        """Take the distribution given another draw."""
+        self.total = self.total + entries.mean
+        self.squares = self.squares + entries.mean.square()
+        self.within = self.within + entries.variance
+
+    def found(self, num_draws: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return mean and standard deviation, and no probability."""
+        mean = self.total / num_draws
+        variance = self.within / num_draws + (self.squares / num_draws - mean.square()).clamp_min(0)
+        if not (mean.isfinite().all() and variance.isfinite().all()):
+            raise ValueError(
+                "vae: expected a likelihood whose entries have a mean and a variance, or are levels; got one without; "
+                "draw from it instead."
+            )
+        return mean, variance.sqrt(), torch.full_like(mean, torch.nan)
+
+
+class _Levels:
+    """Levels over draws of z."""
+
+    def __init__(self) -> None:
+        self.total = torch.zeros(())
+
+    def add(self, entries: Any) -> None:
+        """Take the distribution given another draw."""
+        self.total = self.total + entries.probs
+
+    def found(self, num_draws: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the likeliest level, no deviation, and its probability."""
+        probability, level = (self.total / num_draws).max(-1)
+        return level.to(probability), torch.full_like(probability, torch.nan), probability
+
+
 @torch.no_grad()
-def _moments(vae: VAE, z: Tensor, context: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation of x over draws z `(S, N, D)`, one draw at a time: `(N, *event_shape)`."""
-    total = squares = within = torch.zeros(())
+def _averages(vae: VAE, z: Tensor, context: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what stands for each entry, its deviation and its probability, each `(M, *event_shape)`.
+
+    Of draws z `(S, M, D)`, one at a time.
+    """
+    pieces: list[_Numbers | _Levels] = []
     for each in z:
-        entries = _elements(vae, each, context)
-        total = total + entries.mean
-        squares = squares + entries.mean.square()
-        within = within + entries.variance
-    mean = total / len(z)
-    variance = within / len(z) + (squares / len(z) - mean.square()).clamp_min(0)
-    if not (mean.isfinite().all() and variance.isfinite().all()):
-        raise ValueError(
-            "vae: expected a likelihood whose entries have a mean and a variance; got one without; draw from "
-            "it instead."
-        )
-    return mean, variance.sqrt()
+        entries = entries_of(vae.likelihood(each, *context))
+        pieces = pieces or [_Levels() if isinstance(one, Categorical) else _Numbers() for one in entries]
+        for piece, one in zip(pieces, entries, strict=True):
+            piece.add(one)
+    found = [piece.found(len(z)) for piece in pieces]
+    value, sd, probability = (
+        parts[0] if len(parts) == 1 else torch.cat(parts, -1) for parts in zip(*found, strict=True)
+    )
+    return value, sd, probability

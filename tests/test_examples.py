@@ -131,6 +131,23 @@ def test_a_vae_inside_of_other_programs(name, tmp_path, monkeypatch, capsys, rec
     assert len(MNIST_SVI.with_stem(name).read_text().splitlines()) < 150
 
 
+WITH_GAPS = {
+    "impute": r"log p\(observed\) of 5 rows held out: -[\d.]+ \+- [\d.]+ nats\n",
+    "mixed_table": r"log p\(observed\) of 5 wines held out: -[\d.]+ \+- [\d.]+ nats\n",
+}
+
+
+@pytest.mark.one_in(2)
+@pytest.mark.filterwarnings("ignore:.*Early stopping criterion not reached")
+@pytest.mark.parametrize("name", WITH_GAPS)
+def test_tables_with_gaps(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run(monkeypatch, "--smoke", name=name)
+    assert re.search(WITH_GAPS[name], capsys.readouterr().out)
+    assert (tmp_path / "results" / f"{name}.png").stat().st_size > 10_000
+    assert len(MNIST_SVI.with_stem(name).read_text().splitlines()) < 100
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:TraceEnum_ELBO found no sample sites")
 def test_digits_without_a_label_teach_to_read(mnist_folder, tmp_path, monkeypatch, capsys):

@@ -55,11 +55,20 @@ def of_a_user():
     return pv.VAE(pv.priors.StandardNormal(2), Beta(), pv.posteriors.DiagonalNormal(nn.Linear(4, 4)))
 
 
+def incomplete():
+    return pv.VAE(
+        pv.priors.StandardNormal(2),
+        pv.likelihoods.Incomplete(pv.likelihoods.Gaussian(pv.nn.MLP(2, [], 3))),
+        pv.posteriors.DiagonalNormal(pv.nn.WithMask(pv.nn.MLP(6, [], 4))),
+    )
+
+
 VAES = {
     **{name: lambda name=name: vae_of(likelihood=name) for name in LIKELIHOODS},
     **{name: lambda name=name: vae_of(posterior=name) for name in POSTERIORS},
     "convolutional": convolutional,
     "conditional": conditional,
+    "incomplete": incomplete,
     "a user's": of_a_user,
     "float64": lambda: vae_of().double(),
 }  # fmt: skip

@@ -70,7 +70,9 @@ def test_the_twin_that_ignores_what_was_observed_fails():
     x = incomplete(vae)
     done = pv.impute(vae, x, num_draws=200)
     bias = vae.likelihood.network.layers[-1].bias.expand_as(x)
-    biased = pv.Imputation(torch.where(done.missing, bias, x), done.sd, done.missing, done.rows, done.evidence)
+    biased = pv.Imputation(
+        torch.where(done.missing, bias, x), done.sd, done.probability, done.missing, done.rows, done.evidence
+    )
     assert torch.cat([*deviations(vae, x, biased)]).mean() > 8
 
 
@@ -111,5 +113,5 @@ def test_refusals():
     with pytest.raises(TypeError, match="vae: expected a VAE; got"):
         pv.impute((vae.model, vae.guide), torch.zeros(3, DIM))
     whole = pv.VAE(pv.priors.StandardNormal(2), Multivariate(), Fixed())
-    with pytest.raises(ValueError, match="vae: expected a likelihood whose entries are independent given z; got Multi"):
+    with pytest.raises(ValueError, match="likelihood: expected one whose entries are independent given z; got Multi"):
         pv.impute(whole, torch.tensor([[0.0, torch.nan]]))

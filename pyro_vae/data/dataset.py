@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ __all__ = ["Binarization", "Dataset", "Pixels", "Provenance", "from_bytes", "fro
 Binarization = Literal["dynamic", "static", "threshold"]
 Pixels = Literal["unit", "bytes"]
 """Numbers from 0 to 1, or whole numbers 0 to 255."""
+OF_NAN = "remove or impute them; or, for a program that takes NaN, pv.data.from_tensor(x, missing='keep')"
 BINARIZATIONS = ("dynamic", "static", "threshold", None)
 
 
@@ -57,7 +59,8 @@ class Dataset:
     """Data in memory, with their provenance.
 
     Attributes:
-        x: `(N, ...)`: the data, as they are evaluated; a dynamic binarization is drawn once for them.
+        x: `(N, ...)`: the data, as they are evaluated; a dynamic binarization is drawn once for them. NaN where an
+            entry is missing.
         grey: `(N, ...)`: where the binarization is dynamic, the grey levels: uint8 of 0 to 255, or floating of 0 to 1.
         labels: `(N,)` of int64, or None.
         provenance: where they come from and how they are binarized.
@@ -75,8 +78,11 @@ class Dataset:
 
     @property
     def mean(self) -> Tensor:
-        """The mean datum, `(...)` float: grey levels as probabilities, where the binarization is dynamic."""
-        return (self.x if self.grey is None else _probabilities(self.grey)).to(torch.get_default_dtype()).mean(0)
+        """The mean datum, `(...)` float: grey levels as probabilities, where the binarization is dynamic.
+
+        Of what was observed, where entries are missing.
+        """
+        return (self.x if self.grey is None else _probabilities(self.grey)).to(torch.get_default_dtype()).nanmean(0)
 
     def batch(self, rows: Tensor) -> Tensor:
         """Return the data of some rows `(B,)`, counted from 0, as they are trained on.
@@ -86,7 +92,7 @@ class Dataset:
         if self.grey is None:
             return self.x.index_select(0, rows)
         grey = self.grey.index_select(0, rows)
-        return _bernoulli_255(grey) if grey.dtype == torch.uint8 else torch.bernoulli(_probabilities(grey))
+        return _bernoulli_255(grey) if grey.dtype == torch.uint8 else _bernoulli(_probabilities(grey))
 
     def hold_out(self, num_data: int, seed: int = 0) -> tuple[Dataset, Dataset]:
         """Split at random into all but `num_data` of the data, and these."""
@@ -131,6 +137,7 @@ def from_tensor(
     split: str = "all",
     source: str = "a tensor",
     binarization: Binarization | None = None,
+    missing: Literal["refuse", "keep"] = "refuse",
     seed: int = 0,
 ) -> Dataset:
     """Make a data set from a tensor or a numpy array.
@@ -141,6 +148,7 @@ def from_tensor(
         labels: `(N,)` whole numbers, or None.
         name, split, source: for the provenance.
         binarization: `"dynamic"`, `"static"`, `"threshold"` or None; see `Provenance`.
+        missing: "keep" to take NaN in x for missing entries, which a binarization leaves as they are.
         seed: of the binarization.
 
     Raises:
@@ -151,7 +159,9 @@ def from_tensor(
         >>> from_tensor(grey, binarization="threshold").x
         tensor([[0., 1., 1.]])
     """
-    values = _checks.finite("x", _checks.tensor("x", x)).detach()
+    _checks.choice("missing", missing, ("refuse", "keep"))
+    values = _checks.tensor("x", x).detach()
+    values = _checks.finite_or_missing("x", values) if missing == "keep" else _checks.finite("x", values, OF_NAN)
     seed = _checks.seed(seed)
     binarization = _checks.choice("binarization", binarization, BINARIZATIONS)
     labels = None if labels is None else _checked_labels(labels, len(values))
@@ -181,8 +191,9 @@ def _checked_labels(labels: Any, num_data: int) -> Tensor:
 
 
 def _checked_grey(x: Tensor) -> Tensor:
-    if x.dtype != torch.uint8 and not ((x >= 0) & (x <= 1)).all():
-        low, high = x.min().item(), x.max().item()
+    known = x[~x.isnan()]
+    if x.dtype != torch.uint8 and not ((known >= 0) & (known <= 1)).all():
+        low, high = known.min().item(), known.max().item()
         raise ValueError(f"x: expected grey levels of 0 to 1 to binarize; got {low:g} to {high:g}; rescale them.")
     return x
 
@@ -216,9 +227,19 @@ def _decided(grey: Tensor, uniform: Tensor, second: Tensor) -> Tensor:
 
 def _binarized(grey: Tensor, binarization: Binarization, seed: int) -> Tensor:
     if binarization == "threshold":
-        return (_probabilities(grey) > 0.5).to(torch.get_default_dtype())
+        return _unless_missing(_probabilities(grey), lambda p: (p > 0.5).to(p))
     generator = torch.Generator().manual_seed(seed)  # of the CPU, so that all devices see the same draw
-    return torch.bernoulli(_probabilities(grey.cpu()), generator=generator).to(grey.device)
+    return _bernoulli(_probabilities(grey.cpu()), generator).to(grey.device)
+
+
+def _bernoulli(probabilities: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    return _unless_missing(probabilities, lambda p: torch.bernoulli(p, generator=generator))
+
+
+def _unless_missing(probabilities: Tensor, binarize: Callable[[Tensor], Tensor]) -> Tensor:
+    """Binarize what is observed, and leave NaN as it is."""
+    missing = probabilities.isnan()
+    return binarize(probabilities.masked_fill(missing, 0)).masked_fill_(missing, torch.nan)
 
 
 def _sha256(x: Tensor) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -90,7 +89,7 @@ def load(
         num_test: how many are held out; by default a tenth, at most 1,000.
         binarization: as in `from_tensor`; "auto" is "dynamic" for grey images, and None for all other data.
         missing: what is done with rows that lack a value: "refuse" them with an error; "drop" them; or "keep" them,
-            with NaN in `Dataset.x`, for `pv.impute`.
+            with NaN in `Dataset.x`, for `pv.impute` and for VAEs with `likelihoods.Incomplete`.
         image_size: (height, width), for images of several sizes.
         image_fit: "resize" an image to it, whatever becomes of the proportions; or "crop" to the middle of it, scaled
             to fill the size.
@@ -210,16 +209,15 @@ def _dataset(raw: _Raw, path: Path, missing: str, binarization: Any, seed: int) 
         )
     if incomplete.any() and missing == "drop":
         kept = ~incomplete
-        x, absent, labels = x[kept], absent[kept], None if labels is None else labels[kept.numpy()]
+        x, labels = x[kept], None if labels is None else labels[kept.numpy()]
         if not len(x):
             raise ValueError(f"data: expected complete rows to keep; got none in {str(path)!r}; fill some in.")
     source = str(path.resolve())
     chosen: Any = ("dynamic" if _is_grey(x) else None) if binarization == "auto" else binarization
-    values = x.masked_fill(absent, 0) if absent.any() else x
-    dataset = from_tensor(
-        values if chosen else _as_numbers(values), labels, name=path.stem, source=source, binarization=chosen, seed=seed
-    )
-    return replace(dataset, x=dataset.x.masked_fill(absent, torch.nan)) if absent.any() else dataset
+    return from_tensor(
+        x if chosen else _as_numbers(x), labels, name=path.stem, source=source, binarization=chosen, missing="keep",
+        seed=seed,
+    )  # fmt: skip
 
 
 def _laid_out(values: np.ndarray, path: Path) -> Tensor:

@@ -23,7 +23,7 @@ class Observed:
         values: the value of each observed site, `(N, ...)`.
         fingerprint: sha256 of the observed values in float64, and of their masks.
         num_dims: how many observed numbers a datum has.
-        is_masked: whether a mask leaves some of them out.
+        is_masked: whether some of them are left out, by a mask or as NaN.
         kind: "probability" of discrete values, "density" of continuous ones, "mixed"; or "factor" where the likelihood
             is a `pyro.factor`, whose data cannot be seen.
     """
@@ -48,7 +48,9 @@ class Observed:
         kinds = {site.kind for site in values.values()}
         kind = "factor" if "factor" in kinds else kinds.pop() if len(kinds) == 1 else "mixed"
         kept = {name: site.value.detach().cpu() for name, site in values.items()}
-        is_masked = any(not mask.all() for site in values.values() for mask in site.masks)
+        is_masked = any(
+            site.value.isnan().any() or any(not mask.all() for mask in site.masks) for site in values.values()
+        )
         return cls(kept, digest.hexdigest(), num_dims, is_masked, kind)
 
 

@@ -7,6 +7,7 @@ from pyro_vae.likelihoods.continuous_bernoulli import ContinuousBernoulli
 from pyro_vae.likelihoods.counts import Binomial, Multinomial, NegativeBinomial, Poisson
 from pyro_vae.likelihoods.discretized_logistic import DiscretizedLogistic, DiscretizedLogisticMixture
 from pyro_vae.likelihoods.gaussian import Gaussian
+from pyro_vae.likelihoods.incomplete import Incomplete
 from pyro_vae.likelihoods.laplace import Laplace
 from pyro_vae.likelihoods.log_normal import LogNormal
 from pyro_vae.likelihoods.product import Product
@@ -21,6 +22,7 @@ __all__ = [
     "DiscretizedLogistic",
     "DiscretizedLogisticMixture",
     "Gaussian",
+    "Incomplete",
     "Laplace",
     "LogNormal",
     "Multinomial",

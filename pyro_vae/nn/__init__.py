@@ -9,5 +9,6 @@ from pyro_vae.nn.batched import Batched, over_leading_dims
 from pyro_vae.nn.convolutional import ConvDecoder, ConvEncoder
 from pyro_vae.nn.mlp import MLP
 from pyro_vae.nn.standardized import Standardized
+from pyro_vae.nn.with_mask import WithMask
 
-__all__ = ["MLP", "Batched", "ConvDecoder", "ConvEncoder", "Standardized", "over_leading_dims"]
+__all__ = ["MLP", "Batched", "ConvDecoder", "ConvEncoder", "Standardized", "WithMask", "over_leading_dims"]

@@ -173,7 +173,7 @@ def batches_of(
             f"{name}: expected x alone, for a VAE without context_shapes; got a {type(data).__name__} of {len(data)}, "
             "as a data loader yields them with labels; unpack it, or make a VAE that takes them."
         )
-    dataset = x if isinstance(x, Dataset) else from_tensor(x if vae is None else vae.check(x, name))
+    dataset = x if isinstance(x, Dataset) else _as_dataset(name, x, vae)
     if vae is not None:
         vae.check(dataset.x, name)
     tensors = tuple(_checks.tensor(f"{name}[{i}]", value) for i, value in enumerate(context, start=1))
@@ -184,6 +184,11 @@ def batches_of(
             )
     _check_context(name, vae, tensors)
     return Rows(dataset.to(device), tuple(tensor.to(device) for tensor in tensors), size, drop_last, seed)
+
+
+def _as_dataset(name: str, x: Any, vae: VAE | None) -> Dataset:
+    """Take a tensor; what a VAE has checked may be incomplete."""
+    return from_tensor(x) if vae is None else from_tensor(vae.check(x, name), missing="keep")
 
 
 def _check_context(name: str, vae: VAE | None, context: tuple[Tensor, ...]) -> None:

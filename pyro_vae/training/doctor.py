@@ -51,7 +51,7 @@ def diagnose(patient: Patient) -> Diagnosis:
     exam = _Exam(patient.trainee, _num_rows(patient.batch))
     error = exam.watch(patient.run)
     gradients = [name for name, each in tensors.items() if each.grad is not None and not _is_finite(each.grad)]
-    bad_data = _bad_rows(patient.batch)
+    bad_data = _bad_rows(patient.trainee, patient.batch)
     causes: dict[Cause, Any] = {
         "data": bad_data,
         "learning rate": spoilt or patient.growth,
@@ -80,18 +80,25 @@ def diagnose(patient: Patient) -> Diagnosis:
     )
 
 
-def add_note_of_bad_data(error: Exception, batch: tuple[Any, ...], rows: list[int] | None) -> None:
+def add_note_of_bad_data(error: Exception, trainee: Trainee, batch: tuple[Any, ...], rows: list[int] | None) -> None:
     """Add to an error which data of a batch hold NaN or infinity, if any do."""
-    found = [str(place if rows is None else rows[place]) for place in _bad_rows(batch)]
+    found = [str(place if rows is None else rows[place]) for place in _bad_rows(trainee, batch)]
     if found:
         where = "the batch" if rows is None else "the data"
         error.add_note(f"NaN or infinity is in datum {', '.join(found[:MAX_LISTED])} of {where}.")
 
 
-def _bad_rows(batch: tuple[Any, ...]) -> list[int]:
-    """Find the data of a batch that hold NaN or infinity, by their place in it."""
-    tensors = [value for value in batch if isinstance(value, Tensor) and value.ndim and value.is_floating_point()]
-    return sorted({row for tensor in tensors for row in _rows_of(~tensor.isfinite(), len(tensor))})
+def _bad_rows(trainee: Trainee, batch: tuple[Any, ...]) -> list[int]:
+    """Find the data of a batch that hold NaN or infinity, by their place in it; NaN that stands for missing is good."""
+    tensors = {
+        place: value
+        for place, value in enumerate(batch)
+        if isinstance(value, Tensor) and value.ndim and value.is_floating_point()
+    }
+    bad = {place: ~tensor.isfinite() for place, tensor in tensors.items()}
+    if 0 in bad and trainee.may_be_incomplete:
+        bad[0] = tensors[0].isinf()
+    return sorted({row for each in bad.values() for row in _rows_of(each, len(each))})
 
 
 class _Scale(NamedTuple):
@@ -149,7 +156,9 @@ class _Exam:
             if self.site is not None or msg["mask"] is False:
                 return
             log_prob = scale_and_mask(fn.log_prob(value), mask=msg["mask"])
-            if not (_is_finite(log_prob) and _is_finite(value)):
+            # NaN that is observed, with a density all the same, stands for what is missing.
+            is_bad = value.isinf().any() if msg["is_observed"] else not _is_finite(value)
+            if is_bad or not _is_finite(log_prob):
                 self.site = name
                 dims = [
                     frame.dim for frame in msg["cond_indep_stack"] if frame.size == self.num_rows and frame.vectorized

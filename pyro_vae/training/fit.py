@@ -66,7 +66,8 @@ def fit(
 
     Args:
         program: a VAE, or a pair (model, guide) of functions or modules, which are called with a batch.
-        data: a `pyro_vae.data.Dataset`; a tensor or numpy array `(N, ...)`; a tuple `(x, *context)` of these, with
+        data: a `pyro_vae.data.Dataset`; a tensor or numpy array `(N, ...)`, with NaN where an entry is missing if the
+            VAE's likelihood is `likelihoods.Incomplete`; a tuple `(x, *context)` of these, with
             labels or covariates, each of N rows; a torch `Dataset`, of data or tuples; or a `DataLoader`, whose batches
             are taken as they come.
         objective: a `pv.objectives.Objective`, or a Pyro ELBO with a single loss, such as `RenyiELBO` or a subclass of
@@ -235,7 +236,7 @@ def _rehearse(trainee: Trainee, objective: ELBO, train: Batches, batch_size: int
         loss = trainee.note_parameters(lambda: objective.loss_and_grads(trainee.model, trainee.guide, *batch))
     except Exception as error:  # raised again, as it is
         if trainee.vae is None:
-            add_note_of_bad_data(error, batch, train.rows(0, 0))
+            add_note_of_bad_data(error, trainee, batch, train.rows(0, 0))
         raise
     trainee.zero_grad()
     if not isinstance(loss, (float, int)):

@@ -138,7 +138,8 @@ class Stepper:
                 raise self._stopped("a distribution whose numbers are NaN or infinite") from error
             error.add_note(f"pyro_vae.fit met this {self._place()}.")
             if self.taken:
-                add_note_of_bad_data(error, self.taken[-1].batch, self.batches.rows(*self.taken[-1].place))
+                rows = self.batches.rows(*self.taken[-1].place)
+                add_note_of_bad_data(error, self.trainee, self.taken[-1].batch, rows)
             raise
 
     def _as_trained(self, program: Callable[..., Any], precision: Precision) -> Callable[..., Any]:

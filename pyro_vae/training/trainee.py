@@ -48,6 +48,11 @@ class Trainee:
         """Where the tensors are."""
         return next((tensor.device for tensor in self.tensors().values()), torch.get_default_device())
 
+    @property
+    def may_be_incomplete(self) -> bool:
+        """Whether NaN in x stands for a missing entry."""
+        return self.vae is not None and self.vae.model.datum.may_be_incomplete
+
     def train(self, mode: bool = True) -> None:
         """Set the mode of all modules."""
         for module in self.modules.values():

@@ -8,16 +8,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_vae import _checks
+from pyro_vae.distributions import Incomplete
 
 Shapes = tuple[tuple[int, ...], ...]
 
 REMEDY = "transform the data, or use a likelihood that gives them a density"
+OF_NAN = "remove or impute them; or, where numbers are missing, wrap the likelihood in pv.likelihoods.Incomplete"
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class Datum:
     support: Any
     remedy: str
     """The advice given in the error about data outside the support."""
+    may_be_incomplete: bool = False
+    """Whether NaN stands for a missing entry of x."""
 
     def check(self, x: Any, like: Tensor | None, name: str = "x", plates: dict[int, int] | None = None) -> Tensor:
         """View `x` as `(..., N, *event_shape)` with the dtype of `like`, or raise an error that says what is wrong.
@@ -37,7 +42,8 @@ class Datum:
         Dimensions to the left of N are allowed only where plates, given as sizes by dimension, lie there.
         """
         x = _checks.batch_of(name, _checks.tensor(name, x), self.event_shape, plates or {})
-        x = _checks.finite(name, _like(name, x, like))
+        x = _like(name, x, like)
+        x = _checks.finite_or_missing(name, x) if self.may_be_incomplete else _checks.finite(name, x, OF_NAN)
         return x if self.support is None else _checks.in_support(name, x, self.support, self.remedy)
 
     def check_latent(self, z: Any, like: Tensor | None) -> Tensor:
@@ -117,6 +123,9 @@ def fit_together(prior: nn.Module, likelihood: nn.Module, posterior: nn.Module, 
         _require_batch_of_one("likelihood", p_x)
         q_z = _called("posterior", posterior, _zeros(p_x.event_shape, any_parameter(posterior)), *context)
         _require_batch_of_one("posterior", q_z)
+        may_be_incomplete = isinstance(p_x, Incomplete)
+        if may_be_incomplete:
+            _require_numbers_of_nothing(posterior, p_x.event_shape, context)
     if q_z.event_shape != p_z.event_shape:
         raise ValueError(
             f"posterior: expected q(z|x) over z of shape {tuple(p_z.event_shape)}, the prior's; got "
@@ -128,7 +137,23 @@ def fit_together(prior: nn.Module, likelihood: nn.Module, posterior: nn.Module, 
         context_shapes,
         getattr(likelihood, "support", None) or _fixed_support(p_x),
         getattr(likelihood, "remedy", REMEDY),
+        may_be_incomplete,
     )
+
+
+def _require_numbers_of_nothing(posterior: nn.Module, event_shape: torch.Size, context: list[Tensor]) -> None:
+    """Raise unless a posterior draws numbers where all of x is missing."""
+    nothing = torch.full_like(_zeros(event_shape, any_parameter(posterior)), torch.nan)
+    try:
+        with pyro.validation_enabled(False):
+            sees_nan = not posterior(nothing, *context).sample().isfinite().all()
+    except (RuntimeError, ValueError, IndexError, AssertionError):  # of a network or a sampler that refuses NaN
+        sees_nan = True
+    if sees_nan:
+        raise ValueError(
+            "posterior(x): expected an encoder of incomplete data, as the likelihood's are; got one that makes NaN of "
+            "NaN in x; wrap its network in pv.nn.WithMask, with twice the inputs."
+        )
 
 
 def _remedy_of(posterior: nn.Module, latent_shape: torch.Size) -> str:
@@ -139,9 +164,11 @@ def _remedy_of(posterior: nn.Module, latent_shape: torch.Size) -> str:
 
 @contextmanager
 def _at_rest(*parts: nn.Module) -> Iterator[None]:
-    """Run in evaluation mode, without gradients and handlers, and leave the generator as it was."""
+    """Run in evaluation mode, without gradients and handlers, and leave generators as they were."""
+    like = any_parameter(*parts)
+    devices = [like.device] if like is not None and like.is_cuda else []
     modes = {module: module.training for part in parts for module in part.modules()}
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), poutine.block():
+    with torch.no_grad(), torch.random.fork_rng(devices=devices), poutine.block():
         for module in modes:
             module.training = False
         try:
@@ -161,6 +188,8 @@ def _called(part: str, module: nn.Module, *args: Tensor) -> dist.Distribution:
     try:
         result = module(*args)
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        if ": expected " in str(error):  # it says itself what to do
+            raise
         mend = (
             f"the VAE calls {_call(part, args)}, each part with all of context_shapes: let it take as many arguments"
             if " argument" in str(error) and isinstance(error, TypeError)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pyro_vae import _checks
 from pyro_vae._private import name_of_module
+from pyro_vae.distributions import Incomplete
 from pyro_vae.vae import file, param_store
 from pyro_vae.vae.datum import any_parameter, fit_together
 from pyro_vae.vae.programs import Guide, Model
@@ -54,8 +55,8 @@ class VAE(nn.Module):
     Raises:
         TypeError, ValueError: if the parts do not fit together, found here and not in training; and, by `model` and
             `guide`, for data outside the likelihood's support, of another width, without a batch dimension, with NaN
-            or infinity, or on another device; for rows that do not fit the plates around; and for a site or plate
-            whose name is taken.
+            (unless the likelihood is `likelihoods.Incomplete`) or infinity, or on another device; for rows that do not
+            fit the plates around; and for a site or plate whose name is taken.
 
     References:
         Kingma and Welling (2014), Auto-encoding variational Bayes; Rezende, Mohamed and Wierstra (2014), Stochastic
@@ -258,7 +259,7 @@ def _centre(part: str, distribution: dist.Distribution) -> Tensor:
 
 def _mode(distribution: Any) -> Tensor | None:
     """Return the mode, if it is known; for a discrete distribution over numbers, search all of them."""
-    if isinstance(distribution, (torch.distributions.Independent, dist.MaskedDistribution)):
+    if isinstance(distribution, (torch.distributions.Independent, dist.MaskedDistribution, Incomplete)):
         return _mode(distribution.base_dist)
     if isinstance(distribution, ExpandedDistribution):
         mode = _mode(distribution.base_dist)
