@@ -193,28 +193,34 @@ def test_a_conditional_is_refined_by_an_offset_of_the_datum():
     assert torch.allclose(gap.amortization, gap.total - gap.approximation)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("make", [Hierarchy, Ladder])
 @pytest.mark.usefixtures("interpreted")
 def test_a_hierarchy_is_trained_kept_and_evaluated(make, tmp_path):
-    """A run folder, then log p(x) by two estimators that agree within 4.5 errors, and all that is made of draws."""
+    """A run folder, then log p(x) by two estimators that agree within 4.5 errors (7e-6 for each datum); the twin is off."""
     net = make()
     pair = net.model, net.guide
     x = torch.bernoulli(torch.full((60, 6), 0.4))
     pv.check_program(*pair, x)
-    history = pv.fit(pair, x, num_epochs=4, batch_size=20, run=tmp_path / "run", compile=True, progress=False)
-    assert "compiled" in history.execution
+    options = dict(num_epochs=3, batch_size=20, run=tmp_path / "run", compile=True, progress=False)
+    assert "compiled" in pv.fit(pair, x, **options).execution
     again = make()
-    pv.load(tmp_path / "run", (again.model, again.guide))
+    assert not all(map(torch.equal, net.parameters(), again.parameters()))
+    pyro.clear_param_store()
+    with pytest.warns(UserWarning, match="nothing is trained"):
+        pv.fit((again.model, again.guide), x, resume=True, **options)
     assert all(map(torch.equal, net.parameters(), again.parameters()))
     some = x[:4]
-    by_guide = pv.importance_sampling(*pair, some, num_samples=4000)
-    found = pv.log_evidence(*pair, some, tolerance=0.05)
-    error = (by_guide.std_error.square() + found.std_error.square()).sqrt()
-    assert ((by_guide.log_evidence - found.log_evidence).abs() < 4.5 * error).all() and found.reliable.all()
+    one = pv.importance_sampling(*pair, some, proposal="laplace")
+    other = pv.ais(*pair, some, num_temperatures=50)
+    error = (one.std_error.square() + other.std_error.square()).sqrt()
+    assert ((one.log_evidence - other.log_evidence).abs() < 4.5 * error).all()
+    assert not ((one.log_evidence + 0.5 - other.log_evidence).abs() < 4.5 * error).all()
     use = pv.latent_use(*pair, x, num_samples=2)
     assert {name: len(each) for name, each in use.activity.items()} == {"z1": 3, "z2": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradient", ["standard", "stl", "dreg"])
 @pytest.mark.usefixtures("interpreted")
 def test_a_hierarchy_learns_by_compiled_bounds(gradient):
@@ -234,9 +240,9 @@ def test_a_kl_divergence_in_closed_form_needs_the_order_of_the_model():
     objectives = pv.objectives.CompiledTraceMeanField_ELBO(), pv.objectives.CompiledTrace_ELBO()
     with torch.no_grad():
         closed, sampled = (
-            torch.tensor([each._loss_as_it_is(net.model, net.guide, x) for _ in range(200)]) for each in objectives
+            torch.tensor([each._loss_as_it_is(net.model, net.guide, x) for _ in range(100)]) for each in objectives
         )
-    error = math.sqrt((closed.var() + sampled.var()) / 200)
+    error = math.sqrt((closed.var() + sampled.var()) / 100)
     assert abs(closed.mean() - sampled.mean()) < 4.5 * error < abs(closed.mean() - 1.05 * sampled.mean())
     with (
         pytest.warns(UserWarning, match="mean field"),
