@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
         curves.errorbar(
             SHOWN, [b.mean for b in bounds], [b.mean_std_error for b in bounds], color=colour, label=f"trained on L_{k}"
         )
-        curves.axhline(found[k].mean, color=colour, linestyle=":", label="its log p(x)")
+        curves.axhline(found[k].mean, color=colour, linestyle=":", label=f"log p(x), L_{k}")
     curves.set(xscale="log", xlabel="k", ylabel="nats per datum", title=f"Bounds L_k of {len(x)} test digits")
     curves.legend()
     titles = ["Test digits"] + [f"Reconstructed, L_{k}" for k in TRAINED_ON]

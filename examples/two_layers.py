@@ -84,13 +84,12 @@ def main(argv: list[str] | None = None) -> None:
         use = pv.latent_use(*pair, test.x[:1000])
         for (site, each), style in zip(use.activity.items(), ("-", "--"), strict=False):
             print(f"{int((each > use.threshold).sum())} of {len(each)} units of {site} are active")
-            curve = each.sort(descending=True).values.clamp(min=1e-5)
-            activity.semilogy(curve, style, color=colour, label=f"{name}, {site}")
+            activity.semilogy(each.sort(descending=True)[0], style, color=colour, label=f"{name}, {site}")
         pv.plots.image_grid(net.sample(25), grids[len(found) - 1], title=f"Drawn: {name}")
 
     for name in ("bottom-up", "ladder"):
         print(f"{name} less one layer, paired: {pv.compare(found[name], found['one layer'])}")
-    activity.set(xlabel="latent number, sorted", ylabel="variance of E(z|x)", title="Activity")
+    activity.set(ylim=1e-5, xlabel="latent number, sorted", ylabel="variance of E(z|x)", title="Activity")
     activity.legend(fontsize="small")
     figure.savefig(args.output / "two_layers.png", dpi=100)
     print(f"A figure is in {args.output}/two_layers.png")
