@@ -82,8 +82,9 @@ def main(argv: list[str] | None = None) -> None:
         found[name] = pv.log_evidence(*pair, x, tolerance=0.1, max_evaluations=most, seed=args.seed)
         print(f"\n{name}: {history}\n{found[name].summary()}")
         use = pv.latent_use(*pair, test.x[:1000])
-        for (site, each), style in zip(use.activity.items(), ("-", "--"), strict=False):
+        for site, each in use.activity.items():
             print(f"{int((each > use.threshold).sum())} of {len(each)} units of {site} are active")
+            style = "--" if site == "z2" else "-"
             activity.semilogy(each.sort(descending=True)[0], style, color=colour, label=f"{name}, {site}")
         pv.plots.image_grid(net.sample(25), grids[len(found) - 1], title=f"Drawn: {name}")
 
@@ -92,7 +93,6 @@ def main(argv: list[str] | None = None) -> None:
     activity.set(ylim=1e-5, xlabel="latent number, sorted", ylabel="variance of E(z|x)", title="Activity")
     activity.legend(fontsize="small")
     figure.savefig(args.output / "two_layers.png", dpi=100)
-    print(f"A figure is in {args.output}/two_layers.png")
 
 
 if __name__ == "__main__":
