@@ -349,7 +349,10 @@ def _():
     return model, guide
 
 
-@case("a guide whose sites depend on each other, to be refined", pv.inference_gap)
+@case(
+    "latents in another order in the guide, with KL divergences in closed form",
+    pv.objectives.CompiledTraceMeanField_ELBO().loss,
+)
 def _():
     def model(x):
         with pyro.plate("data", len(x)):
@@ -359,7 +362,23 @@ def _():
 
     def guide(x):
         with pyro.plate("data", len(x)):
-            w = pyro.sample("w", dist.Normal(x / 3, 1.0))
+            z = pyro.sample("z", dist.Normal(2 * x / 3, 0.8))
+            pyro.sample("w", dist.Normal(z / 2, 0.7))
+
+    return model, guide
+
+
+@case("a discrete latent in a guide that should be refined", pv.inference_gap)
+def _():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            w = pyro.sample("w", dist.Bernoulli(torch.tensor(0.5)))
+            z = pyro.sample("z", dist.Normal(w, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            w = pyro.sample("w", dist.Bernoulli(logits=x))
             pyro.sample("z", dist.Normal((x + w) / 2, 0.7))
 
     return model, guide

@@ -94,6 +94,8 @@ COMPOSED = {
     "supervised": r"drawn weights +reads [\d.]+%, log p\(y\|x\) -[\d.]+ nats",
     "sequence": r"the last 4, given the first 4 +-[\d.]+ \+- [\d.]+",
     "multi_view": r"the upper half tells -?[\d.]+ \+- [\d.]+ nats of the lower",
+    "iwae": r"L_5 less L_1, paired: Comparison",
+    "two_layers": r"ladder less one layer, paired: Comparison",
 }
 
 

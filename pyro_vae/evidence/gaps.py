@@ -107,9 +107,12 @@ def inference_gap(
     $[\log p(x) - \mathrm{ELBO}(q^*)] + [\mathrm{ELBO}(q^*) - \mathrm{ELBO}(q)]$. Gradient ascent from the guide looks
     for $q^*$. By what the search misses, the amortization gap is too small and the approximation gap too large.
 
+    Where a site depends on the draws of others, $q(z_2|z_1)$, the guide's parameters given those draws are moved by an
+    offset of the datum's own, before they are mapped to their constraints. How they depend on $z_1$ stays the guide's,
+    and what that loses is part of the approximation gap.
+
     Args:
-        model, guide: a Pyro program and its guide, whose sites have reparametrized distributions that do not depend on
-            each other.
+        model, guide: a Pyro program and its guide, whose sites have reparametrized distributions.
         args: what both are called with, x first. Tensors and arrays have one row a datum; all else is passed on as it
             is.
         num_samples: draws for each ELBO.

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from pyro.distributions import MaskedDistribution
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import transform_to
+from torch.distributions import Independent, transform_to
 
 from pyro_vae._private import foreach_add_
 from pyro_vae.program.core import Program
-from pyro_vae.program.masks import elements_of
 from pyro_vae.program.runs import GuideOfRows
 from pyro_vae.program.tiles import kept
 
@@ -23,59 +23,51 @@ __all__ = ["refine"]
 INSTEAD = "for log p(x) use log_evidence; the inference gap of such a guide cannot be parted."
 
 
-@dataclass(frozen=True)
-class _Family:
-    """The distribution of one site, with parameters that are free for each datum."""
-
-    make: Any
-    event_dims: int
-    transforms: dict[str, Any]
-    fixed: dict[str, Tensor]
-    """Parameters that decide the support."""
-
-    def at(self, rows: Tensor, axis: int) -> _Family:
-        """Select rows by index, which lie on this axis."""
-        return replace(self, fixed=_selected(self.fixed, rows, axis))
-
-    def distribution(self, free: dict[str, Tensor]) -> Any:
-        parameters = {name: self.transforms[name](value) for name, value in free.items()}
-        return self.make(**parameters, **self.fixed).to_event(self.event_dims)
+Offsets = dict[str, dict[str, Tensor]]
+"""Of each parameter of each site, unconstrained: `(1, ..., N, ...)`."""
 
 
-class _Replaced(Messenger):
-    """Run a guide with other distributions at its sites."""
+class _Moved(Messenger):
+    """Run a guide with the parameters of its sites moved."""
 
-    def __init__(self, distributions: dict[str, Any]) -> None:
+    def __init__(self, offsets: Offsets) -> None:
         super().__init__()
-        self.distributions = distributions
+        self.offsets = offsets
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.distributions:
-            msg["fn"] = self.distributions[msg["name"]]
+        if msg["name"] in self.offsets:
+            msg["fn"] = _moved(msg["name"], msg["fn"], self.offsets[msg["name"]])
 
 
-def _selected(values: dict[str, Tensor], rows: Tensor, axis: int) -> dict[str, Tensor]:
-    return {name: value.index_select(axis, rows) for name, value in values.items()}
+def _moved(name: str, site_fn: Any, offsets: dict[str, Tensor]) -> Any:
+    fn, parameters = _parameters(name, site_fn)
+    constraints = fn.arg_constraints  # of the instance: a Uniform's, say, depend on its values
+    for key, offset in offsets.items():
+        value, to = parameters[key], transform_to(constraints[key])
+        # In the guide's run there may be no dimension of draws, or not yet.
+        shape = offset.shape[max(0, offset.ndim - value.ndim) :]
+        parameters[key] = to(to.inv(value) + offset.reshape(shape))
+    return type(fn)(**parameters).to_event(site_fn.event_dim - fn.event_dim)
 
 
 @dataclass(frozen=True)
 class _Refined(GuideOfRows):
-    """A guide with distributions of its own for each row."""
+    """A guide with offsets of its own for each row."""
 
     guide: Callable[..., Any]
-    families: dict[str, _Family]
-    free: dict[str, dict[str, Tensor]]
+    offsets: Offsets
     axis: int
-    """Where rows lie in parameters."""
+    """Where rows lie in offsets."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        distributions = {site: family.distribution(self.free[site]) for site, family in self.families.items()}
-        return _Replaced(distributions)(self.guide)(*args, **kwargs)
+        return _Moved(self.offsets)(self.guide)(*args, **kwargs)
 
     def at(self, rows: Tensor) -> _Refined:
-        families = {site: family.at(rows, self.axis) for site, family in self.families.items()}
-        free = {site: _selected(values, rows, self.axis) for site, values in self.free.items()}
-        return replace(self, families=families, free=free)
+        chosen = {
+            site: {name: value.index_select(self.axis, rows) for name, value in each.items()}
+            for site, each in self.offsets.items()
+        }
+        return replace(self, offsets=chosen)
 
 
 def refine(
@@ -87,20 +79,25 @@ def refine(
 ) -> Program:
     r"""Replace the guide by the member of its family that maximises each datum's own ELBO.
 
-    Adam moves the parameters of each site's distribution from where the guide puts them, with reparametrized gradients
-    of `num_particles` draws and a step size that falls to zero. The result is the mean over the last quarter of the
-    path. If `columns` are given, the model runs on them alone, and the other columns keep their distributions.
+    The family has free offsets for each datum: a parameter $\theta$ of a site's distribution becomes
+    $T(T^{-1}(\theta) + \delta_n)$, $T$ from `transform_to` its constraint. Where sites do not depend on each other,
+    these are all distributions of the sites' kinds. Where one depends on the draws of others, $\theta$ is what the
+    guide makes of them: how it depends on them stays the guide's.
+
+    Adam moves the offsets from zero, with reparametrized gradients of `num_particles` draws and a step size that falls
+    to zero. The result is the mean over the last quarter of the path. If `columns` are given, the model runs on them
+    alone, and the other columns keep their distributions.
 
     References:
         Kim et al. (2018), Semi-amortized variational autoencoders; Cremer et al. (2018).
     """
     columns = torch.arange(program.num_data, device=program.device) if columns is None else columns
-    families, free = _free_parameters(program)
+    offsets = _no_offsets(program)
 
-    def refined(free: dict[str, dict[str, Tensor]]) -> Program:
-        return program.with_guide(_Refined(program.guide, families, free, program.structure.data_axis))
+    def refined(offsets: Offsets) -> Program:
+        return program.with_guide(_Refined(program.guide, offsets, program.structure.data_axis))
 
-    leaves = [value for each in free.values() for value in each.values()]
+    leaves = [value for each in offsets.values() for value in each.values()]
     optimizer = torch.optim.Adam(leaves, lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
     averages = [torch.zeros_like(leaf) for leaf in leaves]
@@ -108,7 +105,7 @@ def refine(
     for step in range(num_steps):
         optimizer.zero_grad()
         with torch.enable_grad():
-            loss = -_elbo(refined(free), num_particles, columns).sum()
+            loss = -_elbo(refined(offsets), num_particles, columns).sum()
         gradients = torch.autograd.grad(loss, leaves)
         for leaf, gradient in zip(leaves, gradients, strict=True):
             leaf.grad = gradient.nan_to_num()
@@ -117,7 +114,7 @@ def refine(
         if step >= first_kept:
             foreach_add_(averages, [leaf.detach() for leaf in leaves], alpha=1 / (num_steps - first_kept))
     pairs = iter(averages)
-    best = {site: {name: next(pairs) for name in each} for site, each in free.items()}
+    best = {site: {name: next(pairs) for name in each} for site, each in offsets.items()}
     return refined(best)
 
 
@@ -127,31 +124,23 @@ def _elbo(program: Program, num_particles: int, columns: Tensor) -> Tensor:
     return (prior + likelihood - log_q).mean(0)
 
 
-def _free_parameters(program: Program) -> tuple[dict[str, _Family], dict[str, dict[str, Tensor]]]:
+def _no_offsets(program: Program) -> Offsets:
+    """Make offsets of zero for all parameters but those that decide a support."""
     if program.structure.in_turn is not None:
         raise ValueError(
             f"guide: expected sites of all data at once, to refine them; got those of the plate "
             f"{program.structure.in_turn.plate!r}, which visits data in turn; {INSTEAD}"
         )
-    families, free = {}, {}
-    one, other = (program.guide_sites(1) for _ in range(2))
-    for name, site in one.items():
-        fn, event_dims, found = _parameters(site)
-        again = _parameters(other[name])[2]
-        if any(not torch.equal(found[key], again[key]) for key in found):
-            raise ValueError(
-                f"guide: expected sites that do not depend on each other, to refine each; got parameters of {name!r} "
-                f"that moved with another draw; {INSTEAD}"
-            )
-        fixed = {key: value for key, value in found.items() if _moves_support(fn, found, key)}
-        found = {key: value for key, value in found.items() if key not in fixed}
-        if not found:
-            raise ValueError(_unrefinable(name, fn))
-        constraints = fn.arg_constraints  # of the instance: a Uniform's, say, depend on its values
-        transforms = {key: _to(constraints[key], name, fn) for key in found}
-        families[name] = _Family(type(fn), event_dims, transforms, fixed)
-        free[name] = {key: transforms[key].inv(value).detach().clone().requires_grad_() for key, value in found.items()}
-    return families, free
+    sites = {name: (name, *_parameters(name, site["fn"])) for name, site in program.guide_sites(1).items()}
+    return {name: _no_offsets_of(*each) for name, each in sites.items()}
+
+
+def _no_offsets_of(name: str, fn: Any, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    free = {key: value for key, value in parameters.items() if not _moves_support(fn, parameters, key)}
+    if not free:
+        raise ValueError(_unrefinable(name, fn))
+    unconstrained = {key: _to(fn.arg_constraints[key], name, fn).inv(value) for key, value in free.items()}
+    return {key: torch.zeros_like(value).requires_grad_() for key, value in unconstrained.items()}
 
 
 def _moves_support(fn: Any, parameters: dict[str, Tensor], key: str) -> bool:
@@ -178,10 +167,11 @@ def _unrefinable(name: str, fn: Any) -> str:
     )
 
 
-def _parameters(site: dict[str, Any]) -> tuple[Any, int, dict[str, Tensor]]:
-    """Return a site's distribution without wrappers, the event dimensions that they add, and its full parameters."""
-    name, fn = site["name"], elements_of(site).fn
-    event_dims, shape = site["fn"].event_dim - fn.event_dim, fn.batch_shape
+def _parameters(name: str, fn: Any) -> tuple[Any, dict[str, Tensor]]:
+    """Return a site's distribution without wrappers, and its parameters for all of its batch."""
+    while isinstance(fn, (MaskedDistribution, Independent)):
+        fn = fn.base_dist
+    shape = fn.batch_shape
     arguments = set(inspect.signature(type(fn).__init__).parameters) & set(getattr(fn, "arg_constraints", {}))
     given = {key for key in arguments if key in vars(fn)} or {key for key in arguments if hasattr(fn, key)}
     if {"probs", "logits"} <= given:
@@ -199,4 +189,4 @@ def _parameters(site: dict[str, Any]) -> tuple[Any, int, dict[str, Tensor]]:
         key: value.expand(*shape, *value.shape[len(shape) :]) if extra[key] >= 0 else value.expand(shape)
         for key, value in tensors.items()
     }
-    return fn, event_dims, full
+    return fn, full

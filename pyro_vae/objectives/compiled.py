@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from pyro_vae.compile.steps import NotCompilable
 from pyro_vae.objectives.base import Objective
+from pyro_vae.program.sites import drawn_sites
 
 __all__ = ["CompiledTraceMeanField_ELBO", "CompiledTrace_ELBO"]
 
@@ -97,4 +98,24 @@ class CompiledTraceMeanField_ELBO(_PyrosOwn, TraceMeanField_ELBO):
     """Pyro's `TraceMeanField_ELBO`, compiled: the KL divergence in closed form, where there is one.
 
     All else is as in `CompiledTrace_ELBO`.
+
+    Raises:
+        ValueError: for a guide that draws latents in another order than the model. Between q(z1|x) and p(z1|z2) at a z2
+            that the guide has drawn *given* z1, a closed form is no part of the ELBO; Pyro only warns.
     """
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
+        _refuse_another_order(model_trace, guide_trace)
+        return model_trace, guide_trace
+
+
+def _refuse_another_order(model_trace: Any, guide_trace: Any) -> None:
+    of_guide = [name for name in drawn_sites(guide_trace) if name in model_trace]
+    of_model = [name for name in drawn_sites(model_trace) if name in of_guide]
+    if of_guide != of_model:
+        raise ValueError(
+            f"guide: expected latents in the order of the model, {', '.join(of_model)}, for KL divergences in closed "
+            f"form; got {', '.join(of_guide)}; use CompiledTrace_ELBO, or, if they do not depend on each other there, "
+            "draw them in that order."
+        )

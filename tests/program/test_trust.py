@@ -24,7 +24,7 @@ ESTIMATORS = {
     "ais from the prior": lambda *pair_and_args: pv.ais(*pair_and_args, num_temperatures=20, start="prior"),
     "log_evidence": pv.log_evidence,
 }
-"""All but `local`, whose guides have no sites that depend on each other."""
+"""All but `local`, which spends 2,400 evaluations on each datum, and refines no discrete latent."""
 
 pytestmark = pytest.mark.usefixtures("float64")
 
