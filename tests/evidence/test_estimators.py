@@ -25,7 +25,7 @@ def approximate(num_data, shift=0.1):
 @each
 def test_unbiased_in_p(estimator):
     """The twin's data are not those that are evaluated."""
-    vae, x, truth = approximate(150)
+    vae, x, truth = approximate(64)
     found = estimator(vae.model, vae.guide, x).log_evidence
     assert_unbiased_in_p(found, truth.log_evidence(x))
     with pytest.raises(AssertionError):
@@ -52,6 +52,7 @@ def test_what_it_returns(estimator, tmp_path):
     assert pv.Evidence.load(tmp_path / "evidence.npz").log_evidence.equal(evidence.log_evidence)
 
 
+@pytest.mark.one_in(4)
 @each
 def test_one_look_at_the_pair(estimator, monkeypatch):
     """The pair is inspected once for each call."""
@@ -67,7 +68,7 @@ def test_one_look_at_the_pair(estimator, monkeypatch):
 OPTIONS = ("seed", "bounds", "num_samples", "plate", "progress", "compile", "proposal", "tolerance")
 
 
-@pytest.mark.one_in(10)
+@pytest.mark.one_in(20)
 @each
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_program_may_have_arguments_that_are_called_like_options(estimator, name):
