@@ -678,7 +678,7 @@ def test_inside_a_handler_it_runs_as_it_is(interpreted, float64):
             assert losses[0] == losses[1]
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled_scale", [0.6, 0.66])
 @needs_compiler
 def test_the_same_distribution_with_noise_of_its_own(compiled_scale):
