@@ -41,28 +41,21 @@ def test_the_numbers_of_a_datum_are_those_of_its_place(estimator):
 
 
 @each
-def test_what_it_returns(estimator, tmp_path):
+def test_what_it_returns(estimator, tmp_path, monkeypatch):
+    """The pair is inspected once for each call."""
+    calls = Counter()
+    module = inspect.getmodule(pv.evidence.estimator.Task)
+    plain = module.program_of
+    monkeypatch.setattr(module, "program_of", lambda *args: calls.update("i") or plain(*args))
     vae, x, _ = approximate(5)
     evidence = estimator(vae.model, vae.guide, x, seed=3, num_posterior_draws=4)
+    assert calls == {"i": 1}
     assert evidence.is_bound and evidence.seed == 3 and len(evidence) == 5
     assert (evidence.num_evaluations > 0).all() and evidence.draws.log_prior.shape == (4, 5)
     assert evidence.settings["amortized"] is True and evidence.settings["compiled"] is False
     assert "log p(x) of 5 data" in evidence.summary()
     evidence.save(tmp_path / "evidence.npz")
     assert pv.Evidence.load(tmp_path / "evidence.npz").log_evidence.equal(evidence.log_evidence)
-
-
-@pytest.mark.one_in(4)
-@each
-def test_one_look_at_the_pair(estimator, monkeypatch):
-    """The pair is inspected once for each call."""
-    calls = Counter()
-    module = inspect.getmodule(pv.evidence.estimator.Task)
-    plain = module.program_of
-    monkeypatch.setattr(module, "program_of", lambda *args: calls.update("i") or plain(*args))
-    vae, x, _ = approximate(3)
-    estimator(vae.model, vae.guide, x)
-    assert calls == {"i": 1}
 
 
 OPTIONS = ("seed", "bounds", "num_samples", "plate", "progress", "compile", "proposal", "tolerance")

@@ -687,7 +687,7 @@ def test_the_same_distribution_with_noise_of_its_own(compiled_scale):
     Within 4.5 standard errors each, 4 of them: a false failure in 30,000 runs. The twin has a guide that is wider by a
     tenth.
     """
-    x, loc, scale, num_draws = 1.3, 0.4, 0.6, 3000
+    x, loc, scale, num_draws = 1.3, 0.4, 0.6, 4000
 
     def model(x):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
