@@ -34,7 +34,7 @@ def digits(args: argparse.Namespace) -> tuple[pv.data.Dataset, pv.data.Dataset]:
     """Binarized handwritten digits to train and to test on."""
     train, test = (pv.data.mnist(args.data_dir, split=split, seed=args.seed) for split in ("train", "test"))
     if args.smoke:
-        train, test = train.first(1000), test.first(100)
+        train, test = train.first(500), test.first(100)
     print(f"train  {train.provenance}\ntest   {test.provenance}")
     return train, test
 

@@ -20,7 +20,12 @@ def test_quoted_lines_are_in_the_package(file, line):
     assert line in (ROOT / file).read_text()
 
 
-def test_the_site_builds_without_a_warning(tmp_path):
+PLAIN = ["-D", "html_theme=basic", "-D", "extensions=myst_parser,sphinx.ext.autodoc,sphinx.ext.napoleon"]
+"""Without the theme, and without pages of source code: the warnings are those of the pages all the same."""
+
+
+@pytest.mark.parametrize("options", [PLAIN, pytest.param([], marks=pytest.mark.slow)], ids=["plain", "as it is"])
+def test_the_site_builds_without_a_warning(options, tmp_path):
     pytest.importorskip("furo")
     command = [
         sys.executable,
@@ -31,6 +36,7 @@ def test_the_site_builds_without_a_warning(tmp_path):
         "-q",
         "-b",
         "html",
+        *options,
         str(ROOT / "docs"),
         str(tmp_path),
     ]

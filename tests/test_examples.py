@@ -5,6 +5,7 @@ import math
 import re
 import runpy
 import sys
+from functools import partial
 from pathlib import Path
 
 import pyro
@@ -15,6 +16,16 @@ from page import faults
 import pyro_vae as pv
 
 MNIST_SVI = Path(__file__).parents[1] / "examples" / "mnist_svi.py"
+
+
+@pytest.fixture
+def fewer_evaluations(monkeypatch):
+    """Let `log_evidence` stop early: that an example runs is shown by less than its own figures need."""
+
+    def stop_after(max_evaluations):
+        monkeypatch.setattr(pv, "log_evidence", partial(pv.log_evidence, max_evaluations=max_evaluations))
+
+    return stop_after
 
 
 def run(monkeypatch, *arguments, name="mnist_svi"):
@@ -38,8 +49,9 @@ VARIANTS = {
 @pytest.mark.one_in(4)
 @pytest.mark.filterwarnings("ignore:no files of MNIST")
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_mnist_svi(variant, tmp_path, monkeypatch, capsys):
+def test_mnist_svi(variant, tmp_path, monkeypatch, capsys, fewer_evaluations):
     monkeypatch.chdir(tmp_path)
+    fewer_evaluations(500)
     # Without a network and without files: the digits that a package carries.
     monkeypatch.setattr("pyro_vae.data._idx._download", lambda data_dir, name: "a download is not tried in a test")
     run(monkeypatch, "--smoke", *VARIANTS[variant])
@@ -70,8 +82,9 @@ def test_mnist_svi_goes_on_with_its_run(tmp_path, monkeypatch, capsys):
             run(monkeypatch, "--smoke", "--num-epochs", 1, "--latent-dim", 3)
 
 
-def test_evaluate_your_model(tmp_path, monkeypatch, capsys):
+def test_evaluate_your_model(tmp_path, monkeypatch, capsys, fewer_evaluations):
     monkeypatch.chdir(tmp_path)
+    fewer_evaluations(2500)
     run(monkeypatch, name="evaluate_your_model")
     printed = capsys.readouterr().out
     errors = dict(re.findall(r"^(.+?) +mean error .*largest (\S+) nats$", printed, re.MULTILINE))
@@ -123,8 +136,9 @@ def test_a_part_in_the_place_of_another(name, tmp_path, monkeypatch, capsys):
 @pytest.mark.filterwarnings("ignore:no files of MNIST", "ignore:TraceEnum_ELBO found no sample sites")
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("name", COMPOSED)
-def test_a_vae_inside_of_other_programs(name, tmp_path, monkeypatch, capsys, recwarn):
+def test_a_vae_inside_of_other_programs(name, tmp_path, monkeypatch, capsys, recwarn, fewer_evaluations):
     monkeypatch.chdir(tmp_path)
+    fewer_evaluations(500)
     monkeypatch.setattr("pyro_vae.data._idx._download", lambda data_dir, name: "a download is not tried in a test")
     run(monkeypatch, "--smoke", name=name)
     assert re.search(COMPOSED[name], capsys.readouterr().out)

@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -42,8 +43,13 @@ def modules():
         yield name.removesuffix(".__init__"), path
 
 
+@cache
 def imports(path):
     """Dotted names that a file imports, but for those that only a type checker sees."""
+    return list(_imports(path))
+
+
+def _imports(path):
     tree = ast.parse(path.read_text())
     for_types = {
         inner
@@ -68,7 +74,8 @@ def _submodule(module, name):
     return f"{module}.{name}" if is_module else module
 
 
-FILES = {name: path for name, path in modules() if name != "__init__"}
+MODULES = dict(modules())
+FILES = {name: path for name, path in MODULES.items() if name != "__init__"}
 ORDER = layers()
 
 
@@ -91,7 +98,9 @@ def test_imports_point_down(name):
 
 @pytest.mark.parametrize(("library", "home"), ONLY_IN.items())
 def test_heavy_libraries_have_one_home(library, home):
-    importers = {name for name, path in modules() if library in {module.split(".")[0] for module in imports(path)}}
+    importers = {
+        name for name, path in MODULES.items() if library in {module.split(".")[0] for module in imports(path)}
+    }
     assert importers == ({home} if home else set())
 
 

@@ -145,7 +145,7 @@ def bdmc(
         >>> def guide(x):
         ...     with pyro.plate("data", len(x)):
         ...         pyro.sample("z", dist.Normal(x / 2, 0.8))
-        >>> sandwich = bdmc(model, guide, torch.zeros(20), start="guide")
+        >>> sandwich = bdmc(model, guide, torch.zeros(20), start="guide", num_temperatures=20)
         >>> bool(sandwich.mean_gap < 0.1)
         True
     """

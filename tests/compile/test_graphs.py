@@ -17,7 +17,7 @@ from pyro_vae.compile.rewrites import bernoulli_log_prob_sum, rewrite, tanh, wit
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Can't initialize NVML")
 
 
-@pytest.mark.parametrize("likelihood", ["Bernoulli", "Gaussian, learned scale"])
+@pytest.mark.parametrize("likelihood", ["Bernoulli", pytest.param("Gaussian, learned scale", marks=pytest.mark.slow)])
 def test_same_numbers(likelihood):
     assert likelihood in LIKELIHOODS
     vae = small_vae(likelihood)

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -36,7 +37,7 @@ from pyro_vae.program.unconstrained import Unconstrained
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-def approximate(latent_dim=2, shift=0.3, inflation=0.8, num_data=400):
+def approximate(latent_dim=2, shift=0.3, inflation=0.8, num_data=200):
     truth = LinearGaussian(latent_dim=latent_dim, data_dim=latent_dim + 2)
     vae = truth.vae(GaussianPosterior(truth, shift=shift, inflation=inflation))
     x = truth.draw(num_data)
@@ -106,10 +107,10 @@ def test_other_programs(start):
 
 def test_fifty_latents():
     """Where importance sampling from the guide is nats too low, and says so."""
-    vae, x, exact = approximate(50, shift=0.1, inflation=0.8, num_data=20)
-    evidence = pv.ais(vae.model, vae.guide, x, start="guide", num_temperatures=100)
+    vae, x, exact = approximate(50, shift=0.1, inflation=0.8, num_data=10)
+    evidence = pv.ais(vae.model, vae.guide, x, start="guide", num_temperatures=60)
     by_guide = pv.importance_sampling(vae.model, vae.guide, x, num_samples=1000)
-    assert (evidence.log_evidence - exact).mean().abs() < 0.3
+    assert (evidence.log_evidence - exact).mean().abs() < 0.5
     assert (by_guide.log_evidence - exact).mean() < -2 and not by_guide.reliable.any()
     assert torch.allclose(pv.ais(vae.model, vae.guide, x, num_temperatures=5).log_evidence, exact, atol=1e-6)
 
@@ -183,11 +184,11 @@ def test_transitions_leave_the_joint_density_invariant():
     assert geweke(0.9, accept_all=True) > 4.5
 
 
-@pytest.mark.parametrize("num_temperatures", [5, 40])
-def test_bidirectional_monte_carlo_encloses_the_truth(num_temperatures):
+@pytest.mark.parametrize(("num_temperatures", "num_data"), [(5, 300), (25, 100)])
+def test_bidirectional_monte_carlo_encloses_the_truth(num_temperatures, num_data):
     truth = LinearGaussian(latent_dim=2, data_dim=4)
     vae = truth.vae(GaussianPosterior(truth, shift=0.3, inflation=0.8))
-    sandwich = pv.bdmc(vae.model, vae.guide, num_data=300, start="prior", num_temperatures=num_temperatures)
+    sandwich = pv.bdmc(vae.model, vae.guide, num_data=num_data, start="prior", num_temperatures=num_temperatures)
     exact = truth.log_evidence(sandwich.x)
     assert_unbiased_in_p(sandwich.lower, exact)
     assert_unbiased_in_p(-sandwich.upper, -exact)  # E 1 / p-hat = 1 / p, backwards
@@ -220,9 +221,9 @@ def test_the_twin_that_starts_backwards_from_elsewhere_is_caught(monkeypatch):
     monkeypatch.setattr(sys.modules["pyro_vae.evidence.bdmc"], "_refuse_teacher_forcing", lambda *_: None)
     truth = LinearGaussian(latent_dim=2, data_dim=4)
     vae = truth.vae()
-    sandwich = pv.bdmc(vae.model, vae.guide, num_data=300, start="prior", num_temperatures=5)
+    sandwich = pv.bdmc(vae.model, vae.guide, num_data=100, start="prior", num_temperatures=5)
     error = sandwich.upper - truth.log_evidence(sandwich.x)
-    assert error.mean() < -4.5 * error.std() / math.sqrt(300)  # no upper bound any more
+    assert error.mean() < -4.5 * error.std() / math.sqrt(len(error))  # no upper bound any more
 
 
 @pytest.mark.one_in(2)
@@ -230,17 +231,17 @@ def test_the_twin_that_starts_backwards_from_elsewhere_is_caught(monkeypatch):
 def test_log_evidence_picks_what_each_needs(kind):
     if kind in ("good guide", "bad guide"):
         shift, inflation = (0.05, 1.1) if kind == "good guide" else (0.3, 0.4)
-        vae, x, exact = approximate(3, shift, inflation, num_data=60)
+        vae, x, exact = approximate(3, shift, inflation, num_data=40)
         pair, args = (vae.model, vae.guide), (x,)
     elif kind == "no Gaussian":
         vae = small_vae()
-        x = draws_of(vae, 60)
+        x = draws_of(vae, 20)
         pair, args, exact = (vae.model, vae.guide), (x,), log_evidence_by_quadrature(vae, x, 2)
     elif kind == "counts":
-        *pair, x, exposure = count_and_rate(60)
+        *pair, x, exposure = count_and_rate(40)
         args, exact = (x, exposure), negative_binomial(x, exposure)
     else:
-        *pair, x, exact = two_layers(60)
+        *pair, x, exact = two_layers(40)
         args = (x,)
     evidence = pv.log_evidence(*pair, *args, tolerance=0.05)
     assert (evidence.num_evaluations <= 6000).all()
@@ -249,7 +250,7 @@ def test_log_evidence_picks_what_each_needs(kind):
     assert abs(error.mean()) < 0.03
     assert (error.abs() < 6 * evidence.std_error.clamp(min=1e-7))[evidence.diagnostics["reached"]].all()
     if kind == "good guide":
-        assert evidence.method.count("importance sampling from the guide") > 30
+        assert evidence.method.count("importance sampling from the guide") > 20
         assert evidence.num_evaluations.median() < 1000
     if kind == "bad guide":
         assert "importance sampling from Laplace's Gaussian" in evidence.method
@@ -259,7 +260,7 @@ def test_log_evidence_picks_what_each_needs(kind):
 
 def test_its_estimates_stay_unbiased_in_p():
     vae = small_vae()
-    x = draws_of(vae, 300)
+    x = draws_of(vae, 100)
     evidence = pv.log_evidence(vae.model, vae.guide, x, tolerance=0.3, max_evaluations=1500)
     assert len(set(evidence.method)) > 1
     assert_unbiased_in_p(evidence.log_evidence, log_evidence_by_quadrature(vae, x, 2))
@@ -317,8 +318,17 @@ def test_modes_that_laplace_would_miss_are_left_to_the_guide():
     assert_unbiased(evidence.log_evidence, evidence.std_error, exact)
 
 
-@pytest.mark.parametrize("start", ["laplace", "guide", "prior"])
-def test_a_mixture_for_a_prior(start):
+MIXTURE = {
+    "log_evidence": pv.log_evidence,
+    **{
+        f"ais from {start}": partial(pv.ais, start=start, num_temperatures=20)
+        for start in ("laplace", "guide", "prior")
+    },
+}
+
+
+@pytest.mark.parametrize("estimator", MIXTURE.values(), ids=MIXTURE)
+def test_a_mixture_for_a_prior(estimator):
     """Of two normals at -1 and 1; x ~ N(z, 1)."""
 
     def model(x):
@@ -335,10 +345,7 @@ def test_a_mixture_for_a_prior(start):
     exact = torch.stack([dist.Normal(loc, math.sqrt(1.25)).log_prob(x) for loc in (-1.0, 1.0)]).logsumexp(0) - math.log(
         2
     )
-    evidence = pv.ais(model, guide, x, start=start, num_temperatures=50)
-    assert_unbiased_in_p(evidence.log_evidence, exact)
-    evidence = pv.log_evidence(model, guide, x)
-    assert_unbiased(evidence.log_evidence, evidence.std_error, exact)
+    assert_unbiased_in_p(estimator(model, guide, x).log_evidence, exact)
 
 
 def test_what_the_guide_contradicts_is_flagged(monkeypatch):
@@ -415,6 +422,7 @@ def test_a_datum_that_no_draw_fits_is_flagged_and_hurts_no_other():
     assert evidence.log_evidence[0].isfinite()
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_prior_with_a_pole(dtype):
     """Of Gamma's density at 0, where the unconstrained number is so low that the rate is no number but 0."""
@@ -431,7 +439,7 @@ def test_a_prior_with_a_pole(dtype):
 
     x = torch.tensor([0.0, 1, 0, 4, 100], dtype=dtype)
     exact = dist.NegativeBinomial(shape.double(), probs=torch.tensor(1 / 1.05)).log_prob(x.double())
-    for evidence in (pv.log_evidence(model, guide, x), pv.ais(model, guide, x, num_temperatures=50)):
+    for evidence in (pv.log_evidence(model, guide, x), pv.ais(model, guide, x, num_temperatures=20)):
         assert ((evidence.log_evidence - exact).abs() < 5 * evidence.std_error).all()
         assert evidence.reliable.sum() >= 3
 
@@ -468,8 +476,9 @@ def test_guides_that_are_not_amortized():
     assert torch.allclose(evidence.log_evidence, exact, atol=0.4)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("start", ["laplace", "guide", "prior"])
-def test_compiled_it_is_the_same(start):
+def test_as_graphs_it_is_the_same(start, interpreted):
     """Few steps, after which rounding has not grown; and float64."""
     vae, x, _ = approximate(num_data=20)
     options = {"num_temperatures": 4, "num_leapfrog": 1, "start": start}
@@ -477,3 +486,4 @@ def test_compiled_it_is_the_same(start):
     assert torch.allclose(plain.log_evidence, graphs.log_evidence, rtol=1e-7)
     one, other = (pv.bdmc(vae.model, vae.guide, num_data=20, compile=c, **options) for c in (False, True))
     assert torch.allclose(one.lower, other.lower, rtol=1e-7) and torch.allclose(one.upper, other.upper, rtol=1e-7)
+    assert interpreted

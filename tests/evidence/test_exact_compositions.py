@@ -231,12 +231,12 @@ def test_nuts_finds_the_posterior_of_one_image(shift):
             pyro.sample("seen", vae.decode(z), obs=x)
 
     pyro.set_rng_seed(0)
-    mcmc = MCMC(NUTS(model), num_samples=600, warmup_steps=200, num_chains=1, disable_progbar=True)
+    mcmc = MCMC(NUTS(model), num_samples=300, warmup_steps=100, num_chains=1, disable_progbar=True)
     mcmc.run(x)
     draws = mcmc.get_samples()["z"][:, 0]
     exact = truth.posterior(x)
     loc, variance = exact.loc[0] + shift, exact.variance[0]
-    ess = pyro.ops.stats.effective_sample_size(draws[None], 0, 1).clamp(max=600)
+    ess = pyro.ops.stats.effective_sample_size(draws[None], 0, 1).clamp(max=300)
     off_mean = (draws.mean(0) - loc) / (variance / ess).sqrt()
     squared = (draws - exact.loc[0]).square()
     off_variance = (squared.mean(0) - variance) / (squared.var(0) / (ess / 2)).sqrt()

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import product
+from itertools import cycle, product, repeat
 from pathlib import Path
 
 import pytest
@@ -53,10 +53,13 @@ BY_LOG_EVIDENCE = (  # on a push; the others are slow
     "clusters_with_levels",
 )
 SUITES = {
-    "guide": product(PRACTICE, GUIDES_ON_A_PUSH, ["guide"]),
-    "log_evidence": product(BY_LOG_EVIDENCE, GUIDES_ON_A_PUSH, ["log_evidence"]),
+    "guide": [*product(PRACTICE, ["good"], ["guide"]), *zip(PRACTICE, cycle(["narrow", "fitted"]), repeat("guide"))],
+    "log_evidence": zip(BY_LOG_EVIDENCE, cycle(GUIDES_ON_A_PUSH), repeat("log_evidence")),
 } | {f"all by {name}": product(PRACTICE, benchmark.GUIDES, [name]) for name in benchmark.ESTIMATORS}
-"""Which programs, guides and estimators are pooled; those of all programs and guides are slow."""
+"""Which programs, guides and estimators are pooled; with all programs and guides they are slow.
+
+On a push the guides take turns: each program has the good one and another, or one with `log_evidence`.
+"""
 SUITES = {name: tuple(suite) for name, suite in SUITES.items()}
 
 

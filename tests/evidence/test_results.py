@@ -104,8 +104,10 @@ GROUPS = {"posterior", "log_likelihood", "sample_stats", "observed_data", "const
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", ["evidence", "posterior"])
-@pytest.mark.parametrize("model", ["vae", "counts", "two layers"])
+@pytest.mark.parametrize(
+    ("kind", "model"),
+    [("evidence", "vae"), ("evidence", "counts"), ("evidence", "two layers"), ("posterior", "two layers")],
+)
 def test_arviz_and_netcdf(kind, model, tmp_path):
     arviz = pytest.importorskip("arviz")
     if model == "vae":

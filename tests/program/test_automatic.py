@@ -1,5 +1,7 @@
 """Pyro's automatic guides, for each datum."""
 
+from functools import partial
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -61,7 +63,7 @@ def test_those_of_each_datum_are_taken_as_they_are(name, recwarn):
 def test_gaussians_take_the_place_of_those_of_all_data_together(name):
     x = TRUTH.draw(6)
     guide = fitted(OF_ALL_TOGETHER[name](model), model, x)
-    for estimate in (pv.importance_sampling, pv.ais, pv.log_evidence):
+    for estimate in (pv.importance_sampling, partial(pv.ais, num_temperatures=20)):
         with pytest.warns(UserWarning, match=f"got {name}.* Gaussians take its place, site by site"):
             assert_within(estimate(model, guide, x), TRUTH.log_evidence(x))
 
@@ -81,7 +83,7 @@ def test_sites_of_several_kinds(name):
 
     exact = dist.DirichletMultinomial(torch.full((3,), 2.0), 9).log_prob(counts)
     guide = fitted(OF_ALL_TOGETHER[name](model), model, counts)
-    assert_within(pv.log_evidence(model, guide, counts), exact)
+    assert_within(pv.log_evidence(model, guide, counts, tolerance=0.1, max_evaluations=2000), exact)
 
 
 def test_latents_that_data_share_are_refused_as_with_any_guide():

@@ -66,13 +66,13 @@ def test_rows_do_not_depend_on_their_company():
     assert torch.allclose(whole.log_evidence[4:9], part.log_evidence, atol=1e-12)
 
 
-def test_draws_as_rows_compiled():
+def test_draws_as_rows_by_graphs(interpreted):
     x = data()
     plain, graph = (
         pv.importance_sampling(of_one_batch, guide_of_one_batch, x, num_samples=300, compile=compile)
         for compile in (False, True)
     )
-    assert torch.allclose(plain.log_evidence, graph.log_evidence, atol=1e-8)
+    assert interpreted and torch.allclose(plain.log_evidence, graph.log_evidence, atol=1e-8)
 
 
 @pytest.mark.parametrize("estimate", [pv.importance_sampling, pv.log_evidence])

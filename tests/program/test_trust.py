@@ -105,7 +105,7 @@ MASKS = {
 }
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize(
     "where",
@@ -301,8 +301,14 @@ def mixing_pair(mix):
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("kind", list(MEETING)[:-1])
-@pytest.mark.parametrize("estimate", [pv.importance_sampling, pv.log_evidence])
+@pytest.mark.parametrize(
+    ("kind", "estimate"),
+    [
+        *((kind, pv.importance_sampling) for kind in list(MEETING)[:-1]),
+        ("PReLU of as many channels as rows", pv.log_evidence),
+        *(pytest.param(kind, pv.log_evidence, marks=pytest.mark.slow) for kind in list(MEETING)[:2]),
+    ],
+)
 def test_draws_that_would_meet_are_run_as_they_are_alone(kind, estimate):
     """Side by side, these decoders would take draws for data or for channels."""
     model, guide, exact = mixing_pair(MEETING[kind])
@@ -487,7 +493,7 @@ def test_a_search_that_finds_no_mode_is_flagged():
     assert "has not come to its end" in evidence.summary()
 
 
-def of_width(width, num_data=400):
+def of_width(width, num_data=250):
     """x ~ N(0, 2) by z ~ N(0, 1), and a guide of the right mean and `width` times the right scale."""
 
     def model(x):
@@ -506,7 +512,7 @@ def of_width(width, num_data=400):
 
 @pytest.mark.parametrize(("width", "least", "most"), [(0.1, 0, 0.02), (0.3, 0, 0.02), (0.5, 0, 0.3), (0.9, 0.9, 1)])
 def test_guides_that_are_too_narrow(width, least, most):
-    """Of 400 data, of which fewer than 2 % may be called reliable and be off by four errors, and 95 % intervals hold."""
+    """Of 250 data, of which fewer than 2 % may be called reliable and be off by four errors, and 95 % intervals hold."""
     model, guide, x, exact = of_width(width)
     evidence = pv.importance_sampling(model, guide, x, num_samples=1000)
     error, reliable = (evidence.log_evidence - exact).abs(), evidence.reliable
@@ -526,7 +532,7 @@ def test_what_k_hat_alone_would_believe(monkeypatch):
     assert (off & evidence.reliable).double().mean() > 0.05
 
 
-def two_modes(num_data=100):
+def two_modes(num_data=60):
     """x = z^2 + noise; a guide that sees the positive root alone, and one that is the prior."""
 
     def model(x):
@@ -549,8 +555,17 @@ def two_modes(num_data=100):
     return model, of_one, of_both, x, joint.logsumexp(0) + math.log(16 / 40_000)
 
 
-@pytest.mark.parametrize("guide", ["of one", "of both"])
-@pytest.mark.parametrize("estimator", ["guide", "laplace", "ais", "log_evidence"])
+@pytest.mark.parametrize(
+    ("guide", "estimator"),
+    [
+        *(("of one", estimator) for estimator in ("guide", "laplace", "ais", "log_evidence")),
+        ("of both", "guide"),
+        *(
+            pytest.param("of both", estimator, marks=pytest.mark.slow)
+            for estimator in ("laplace", "ais", "log_evidence")
+        ),
+    ],
+)
 def test_a_mode_that_is_missed_is_found_or_flagged(estimator, guide):
     torch.manual_seed(2)
     model, *guides, x, exact = two_modes()
@@ -655,7 +670,7 @@ def test_a_guide_of_full_covariance_is_refined():
     exact = dist.Normal(0.0, math.sqrt(3)).log_prob(x)
     local = pv.importance_sampling(model, guide, x, proposal="local")
     assert torch.allclose(local.log_evidence, exact, atol=0.05)
-    gap = pv.inference_gap(model, guide, x)
+    gap = pv.inference_gap(model, guide, x[:2])
     assert gap.approximation.abs().max() < 0.05
 
 
@@ -694,7 +709,7 @@ def test_supports_of_each_datum():
     x = 0.7 * bound
     normal = dist.Normal(torch.tensor(0.0), 1.0)
     exact = ((normal.cdf(x / 0.5) - normal.cdf((x - bound) / 0.5)) / bound).log()
-    for estimator in ("guide", "defensive", "laplace", "ais", "log_evidence"):
+    for estimator in ("guide", "laplace", "ais"):
         evidence = ESTIMATORS[estimator](model, guide, x, bound)
         assert (evidence.log_evidence - exact).abs().max() < 0.4
     rest = pv.ais(model, guide, x[2:], bound[2:], num_temperatures=20, first_index=2)

@@ -49,6 +49,7 @@ def regression_evidence(x, y, prior_scale=1.0):
     return dist.MultivariateNormal(torch.zeros(len(x)), covariance).log_prob(y)
 
 
+@pytest.mark.one_in(3)
 @each
 def test_a_regression(estimate):
     x, y = regression_data()
@@ -152,6 +153,7 @@ def test_a_bayes_factor():
     assert pv.compare(narrow, wide).mean == pytest.approx(exact.item(), abs=0.1)
 
 
+@pytest.mark.one_in(3)
 @each
 def test_a_coin_of_all_data(estimate):
     """Beta-Binomial."""

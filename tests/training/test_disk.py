@@ -17,8 +17,17 @@ from pyro_vae.training.run import Run, last_checkpoint
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-@pytest.mark.parametrize("for_good", [False, True], ids=["once", "for good"])
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS], ids=errno.errorcode.get)
+@pytest.mark.parametrize(
+    ("number", "for_good"),
+    [
+        *((errno.ENOSPC, False), (errno.EIO, True), (errno.EROFS, False)),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in ((errno.ENOSPC, True), (errno.EIO, False), (errno.EROFS, True))
+        ),
+    ],
+    ids=lambda value: errno.errorcode[value] if value > 1 else ["once", "for good"][value],
+)
 def test_each_operation_of_a_save_may_fail(tmp_path, number, for_good):
     counted = operations_of(tmp_path / "counted", lambda: saved(tmp_path / "counted", 2))
     assert counted.names.count("fsync") >= 8 and {"rename", "replace", "mkdir", "write"} <= set(counted.names)

@@ -113,11 +113,17 @@ def test_it_goes_on_as_if_it_had_never_stopped(tmp_path, case, num_steps):
     assert history.validation_elbo == expected.validation_elbo
 
 
-@needs_compiler
 @pytest.mark.one_in(2)
 @pytest.mark.parametrize("num_steps", [8, 3])
-def test_compiled_too(tmp_path, num_steps):
+def test_as_graphs_too(tmp_path, num_steps, interpreted):
     assert_goes_on(tmp_path, vae_with, digits(), num_steps, compile=True)
+    assert interpreted
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_compiled_too(tmp_path):
+    assert_goes_on(tmp_path, vae_with, digits(), 8, compile=True)
 
 
 def with_dropout():

@@ -39,6 +39,7 @@ def module_local_params(request):
         yield
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.usefixtures("module_local_params")
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
@@ -325,15 +326,15 @@ def test_scale_multiplies_the_objective_but_not_the_evidence():
 
 @pytest.mark.parametrize("arguments", [{"subsample_size": 5}, {"num_data": 80}], ids=str)
 def test_subsampling_plates_are_unbiased(arguments):
-    """The loss of a part, scaled, estimates the loss of the whole: 400 draws, 4.5 standard errors (7e-6)."""
+    """The loss of a part, scaled, estimates the loss of the whole: 200 draws, 4.5 standard errors (7e-6)."""
     vae = small_vae()
     x = draws_of(vae, 20)
     objective = TraceMeanField_ELBO()
     part = x[:20] if "subsample_size" in arguments else x
     factor = 1 if "subsample_size" in arguments else 80 / 20
-    losses = torch.tensor([objective.loss(vae.model, vae.guide, part, **arguments) for _ in range(400)])
-    whole = torch.tensor([objective.loss(vae.model, vae.guide, x) for _ in range(400)]) * factor
-    std_error = (losses.var() + whole.var()).sqrt() / 20
+    losses = torch.tensor([objective.loss(vae.model, vae.guide, part, **arguments) for _ in range(200)])
+    whole = torch.tensor([objective.loss(vae.model, vae.guide, x) for _ in range(200)]) * factor
+    std_error = ((losses.var() + whole.var()) / 200).sqrt()
     assert (losses.mean() - whole.mean()).abs() < 4.5 * std_error
     assert (losses.mean() - 1.2 * whole.mean()).abs() > 4.5 * std_error  # the twin
     SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), objective).step(part, **arguments)
