@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"\n{pv.fit(vae, train, num_epochs=args.num_epochs, seed=args.seed, **options)}")
 
     shown = test.hold_out(10, seed=args.seed)[1].x
-    few, most = (shown[:2], 200) if args.smoke else (shown[:5], 1000)
+    few, most = (shown[:2], 400) if args.smoke else (shown[:5], 1000)
     evidence = pv.log_evidence(vae.model, vae.guide, few, tolerance=1.0, max_evaluations=most, seed=args.seed)
     bits = evidence.bits_per_dim()
     print(f"\n{evidence.summary()}\n{'bits per dimension':<31}{bits.mean():.3f}")
@@ -67,8 +67,8 @@ def images(data_dir: Path, smoke: bool) -> tuple[pv.data.Dataset, pv.data.Datase
         return train, test, "Smiling"
     except FileNotFoundError as error:
         print(f"{error}\nUsing patches of two photographs instead, a temple and a flower.\n")
-    stride = 64 if smoke else 16
-    train, test = (pv.data.photographs(split=split, stride=stride, pixels="bytes") for split in ("train", "test"))
+    cut: dict[str, Any] = {"patch_size": 32, "stride": 64} if smoke else {"stride": 16}
+    train, test = (pv.data.photographs(split=split, pixels="bytes", **cut) for split in ("train", "test"))
     return train, test, "the flower"
 
 

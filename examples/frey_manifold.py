@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"\n{history}\n{'learned scale, of grey levels 0 to 1':<40}{scale:>9.3f}")
 
     # With two dimensions, log p(x) can also be had by adding up a grid over the plane: the estimate must agree.
-    x = test.x[: 5 if args.smoke else 20]
+    x = test.x[: 2 if args.smoke else 20]
     evidence = pv.log_evidence(vae.model, vae.guide, x, tolerance=0.05, seed=args.seed)
     print(f"\n{evidence.summary()}\n{'log p(x), by a grid over the plane':<40}{by_a_grid(vae, x).mean():>9.2f} nats")
 
