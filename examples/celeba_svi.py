@@ -24,7 +24,7 @@ LATENT_DIM, CHANNELS, NUM_FACES = 32, [16, 32, 64], 20_000
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = arguments(__doc__, argv, num_epochs=20)
+    args = arguments(__doc__, argv, num_epochs=40)
     train, test, attribute = images(args.data_dir, args.smoke)
     print(f"train  {train.provenance}\ntest   {test.provenance}")
 
