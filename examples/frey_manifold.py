@@ -40,12 +40,13 @@ def main(argv: list[str] | None = None) -> None:
     print(f"\n{history}\n{'learned scale, of grey levels 0 to 1':<40}{scale:>9.3f}")
 
     # With two dimensions, log p(x) can also be had by adding up a grid over the plane: the estimate must agree.
-    x = test.x[: 5 if args.smoke else 20]
+    x = test.x[: 2 if args.smoke else 20]
     evidence = pv.log_evidence(vae.model, vae.guide, x, tolerance=0.05, seed=args.seed)
     print(f"\n{evidence.summary()}\n{'log p(x), by a grid over the plane':<40}{by_a_grid(vae, x).mean():>9.2f} nats")
 
     figure, axes = plt.subplots(1, 2, figsize=(13, 7), layout="constrained")
-    pv.plots.manifold(lambda z: vae.likelihood(z).mean, axes[0], num=20)
+    # Grey images are drawn as ink; three channels are drawn as light.
+    pv.plots.manifold(lambda z: vae.likelihood(z).mean.expand(-1, 3, -1, -1), axes[0], num=20)
     pv.plots.latent_codes(vae.encode(test.x).mean, test.labels, axes[1])
     figure.savefig(args.output / "frey_manifold.png", dpi=100)
     print(f"\nA figure is in {args.output}/frey_manifold.png")

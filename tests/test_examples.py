@@ -188,7 +188,7 @@ def test_digits_without_a_label_teach_to_read(mnist_folder, tmp_path, monkeypatc
 
 IMAGES = {
     # What takes the place of the user's files; and log p(x) in another unit or by other means, with its tolerance.
-    "celeba": ("patches of two photographs", r"bits per dimension +([\d.]+)$", -3 * 64 * 64 * math.log(2), 1e-3),
+    "celeba": ("patches of two photographs", r"bits per dimension +([\d.]+)$", -3 * 32 * 32 * math.log(2), 1e-3),
     "frey_manifold": ("scikit-learn's digits", r"log p\(x\), by a grid over the plane +(\S+) nats$", 1, 0.01),
 }
 
@@ -196,15 +196,16 @@ IMAGES = {
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("name", IMAGES)
 def test_images_of_any_kind(name, tmp_path, monkeypatch, capsys):
-    """Within four standard errors and what is lost by printing; the data and the seed are fixed."""
+    """Within what is lost by printing and, of the grid, four standard errors; the data and the seed are fixed."""
     monkeypatch.chdir(tmp_path)
     run(monkeypatch, "--smoke", name={"celeba": "celeba_svi"}.get(name, name))
     printed = capsys.readouterr().out
     instead, figure, unit, rounding = IMAGES[name]
-    log_p, error = map(float, re.search(r"^log p\(x\) +(\S+) +\+- (\S+) Monte Carlo", printed, re.MULTILINE).groups())
+    log_p, error = re.search(r"^log p\(x\) +(\S+) +\+- (\S+) Monte Carlo", printed, re.MULTILINE).groups()
     other = float(re.search(figure, printed, re.MULTILINE)[1])
     assert f"Using {instead} instead" in printed
-    assert abs(log_p - unit * other) <= 4 * error + rounding * abs(unit)
+    tolerance = rounding * abs(unit) + (4 * float(error) if unit == 1 else 0)
+    assert abs(float(log_p) - unit * other) <= tolerance
     assert (tmp_path / "results" / f"{name}.png").stat().st_size > 10_000
 
 

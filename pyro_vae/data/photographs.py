@@ -13,7 +13,7 @@ from pyro_vae.data.scikit_learn import sample_photographs
 __all__ = ["photographs"]
 
 SHARE_OF_TEST = 5
-"""One part in so many of each photograph's width is for the test patches."""
+"""One part in so many of each photograph's width, in the middle, is for the test patches."""
 
 
 def photographs(
@@ -26,7 +26,7 @@ def photographs(
     """Load patches of two colour photographs, a Chinese temple and a flower, `(N, 3, 64, 64)`: real RGB pixels.
 
     Nothing is downloaded: scikit-learn carries the photographs, of 427 x 640 pixels. Test patches are cut from the
-    right-hand fifth of each and the others from the rest, so that no pixel is in both. Patches overlap; they are no
+    middle fifth of each and the others from both sides of it, so that no pixel is in both. Patches overlap; they are no
     independent draws, and their log p(x) says how well two photographs are modelled, no more. Labels say which
     photograph.
 
@@ -46,21 +46,22 @@ def photographs(
     """
     _checks.choice("split", split, ("train", "test"))
     size, step = _checks.whole_number("patch_size", patch_size), _checks.whole_number("stride", stride)
-    parts = [_part(photograph, split) for photograph in sample_photographs()]
-    narrowest = min(min(part.shape[:2]) for part in parts)
+    strips = [_strips(photograph, split) for photograph in sample_photographs()]
+    narrowest = min(strip.shape[1] for photograph in strips for strip in photograph)
     if size > narrowest:
         raise ValueError(f"patch_size: expected at most {narrowest} to {split}; got {size}; pass a smaller one.")
-    patches = [_patches(part, size, step) for part in parts]
+    patches = [np.concatenate([_patches(strip, size, step) for strip in photograph]) for photograph in strips]
     return from_bytes(
-        np.concatenate(patches), np.repeat(np.arange(len(parts)), [len(each) for each in patches]),
+        np.concatenate(patches), np.repeat(np.arange(len(patches)), [len(each) for each in patches]),
         name=f"photographs, {size} x {size} patches every {step} pixels",
         split=split, source="the package scikit-learn", pixels=pixels,
     )  # fmt: skip
 
 
-def _part(photograph: np.ndarray, split: str) -> np.ndarray:
-    edge = photograph.shape[1] - photograph.shape[1] // SHARE_OF_TEST
-    return photograph[:, :edge] if split == "train" else photograph[:, edge:]
+def _strips(photograph: np.ndarray, split: str) -> list[np.ndarray]:
+    width = photograph.shape[1] // SHARE_OF_TEST
+    left, middle, right = np.split(photograph, [2 * width, 3 * width], axis=1)
+    return [left, right] if split == "train" else [middle]
 
 
 def _patches(photograph: np.ndarray, size: int, step: int) -> np.ndarray:
