@@ -25,7 +25,7 @@ LATENT_DIM, HIDDEN, NUM_PARTICLES = 10, [128, 128], 20
 OTHERS = {
     "the column's mean": SimpleImputer(),
     "10 neighbours": KNNImputer(n_neighbors=10),
-    "chained regressions": IterativeImputer(max_iter=20, random_state=0, tol=1e-2),
+    "chained regressions": IterativeImputer(max_iter=20, random_state=0, tol=0.05),
 }
 
 

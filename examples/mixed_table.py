@@ -20,9 +20,9 @@ from pyro_vae import likelihoods
 from pyro_vae.nn import MLP, Standardized, WithMask
 
 KINDS = {
-    "real": ["alcohol", "ash", "alcalinity_of_ash", "hue", "od280/od315_of_diluted_wines"],
-    "positive": ["malic_acid", "total_phenols", "flavanoids", "nonflavanoid_phenols", "proanthocyanins"],
-    "whole": ["magnesium", "proline"],
+    "real": ["alcohol", "ash", "alcalinity_of_ash", "proanthocyanins", "od280/od315_of_diluted_wines"],
+    "positive": ["malic_acid", "total_phenols", "flavanoids", "nonflavanoid_phenols", "hue", "proline"],
+    "whole": ["magnesium"],
     "cultivar": ["target"],
 }
 LATENT_DIM, WIDTH = 2, 32
@@ -44,8 +44,8 @@ def mixed_vae(x: Tensor) -> pv.VAE:
     real, positive, whole, _ = x.split([len(names) for names in KINDS.values()], -1)
     heads = (
         likelihoods.Gaussian(MLP(WIDTH, [], 5, output_bias=real.nanmean(0)), "learned", scale_shape=5),
-        likelihoods.LogNormal(MLP(WIDTH, [], 5, output_bias=positive.log().nanmean(0)), "learned", scale_shape=5),
-        likelihoods.NegativeBinomial(MLP(WIDTH, [], 2, output_bias=whole.log().nanmean(0)), inverse_dispersion_shape=2),
+        likelihoods.LogNormal(MLP(WIDTH, [], 6, output_bias=positive.log().nanmean(0)), "learned", scale_shape=6),
+        likelihoods.Poisson(MLP(WIDTH, [], 1, output_bias=whole.log().nanmean(0))),
         likelihoods.Categorical(MLP(WIDTH, [], 3), num_levels=3),
     )
     encoder = Standardized(WithMask(MLP(2 * x.shape[1], [64], 2 * LATENT_DIM)), *unit_of(x))
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     found, truth, (mean, unit) = done.evidence, complete[: len(test)], unit_of(train)
     print(f"log p(observed) of {len(done.rows)} wines held out: {found.mean:.2f} +- {found.mean_std_error:.2f} nats")
     _, axes = plt.subplots(1, 2, figsize=(11, 5), layout="constrained")
-    for kind, columns in zip(KINDS, torch.arange(x.shape[1]).split([5, 5, 2, 1]), strict=True):
+    for kind, columns in zip(KINDS, torch.arange(x.shape[1]).split([5, 6, 1, 1]), strict=True):
         at = done.missing & torch.isin(torch.arange(x.shape[1]), columns)
         if kind == "cultivar":
             right, probability = (done.x == truth)[at], done.probability[at].mean()

@@ -148,8 +148,8 @@ def test_a_vae_inside_of_other_programs(name, tmp_path, monkeypatch, capsys, rec
 
 
 WITH_GAPS = {
-    "impute": r"log p\(observed\) of 5 rows held out: -[\d.]+ \+- [\d.]+ nats\n",
     "mixed_table": r"log p\(observed\) of 5 wines held out: -[\d.]+ \+- [\d.]+ nats\n",
+    "impute": r"log p\(observed\) of 5 rows held out: -[\d.]+ \+- [\d.]+ nats\n",
 }
 
 

@@ -142,9 +142,9 @@ def test_estimators_agree_with_the_exact_evidence_of_what_was_observed(estimator
 
 @pytest.mark.usefixtures("float64")
 def test_importance_sampling_has_no_bias_that_its_error_does_not_cover():
-    """By chance 3e-5, see `assert_unbiased`."""
+    """By chance less than 1.2e-4, see `assert_unbiased`."""
     truth = LinearGaussian()
-    x = incomplete_data(truth, 150)
+    x = incomplete_data(truth, 100)
     vae = incomplete_vae(truth, shift=0.2, inflation=1.2)
     evidence = pv.importance_sampling(vae.model, vae.guide, x, num_samples=1000)
     assert_unbiased(evidence.log_evidence, evidence.std_error, marginal(truth, x))
@@ -225,7 +225,7 @@ def test_a_mixed_table_against_quadrature():
     x = vae.sample(5)
     x[torch.arange(5), torch.arange(5)] = NAN
     x[:4, 4] = NAN
-    done = pv.impute(vae, x, num_draws=400, max_evaluations=2000)
+    done = pv.impute(vae, x, num_draws=400, max_evaluations=1000)
     z, log_cell = grid(1)
     log_joint = vae.likelihood(z[:, None]).log_prob(x) + vae.prior().log_prob(z)[:, None]
     log_evidence = log_joint.logsumexp(0) + log_cell
@@ -362,19 +362,17 @@ def correlated(num_data=200):
 @pytest.mark.parametrize("objective", ["IWELBO", "CompiledTrace_ELBO", "CompiledTraceMeanField_ELBO"])
 def test_compiled_steps_are_the_eager_ones(objective):
     x, losses = correlated(20), {}
-    x = torch.cat([x, x.exp(), x.exp().round().clamp(max=20), (x > 0).float().masked_fill(x.isnan(), NAN)[:, :1]], 1)
+    x = torch.cat([x, (x[:, :1] > 0).float().masked_fill(x[:, :1].isnan(), NAN)], 1)
     for is_compiled in (True, False):
         heads = (
-            pv.likelihoods.StudentT(pv.nn.MLP(8, [], 6), scale="per-pixel", df="learned"),
-            pv.likelihoods.LogNormal(pv.nn.MLP(8, [], 3)),
-            pv.likelihoods.Poisson(pv.nn.MLP(8, [], 3)),
-            pv.likelihoods.Categorical(pv.nn.MLP(8, [], 2), num_levels=2),
+            pv.likelihoods.StudentT(pv.nn.MLP(1, [], 6), scale="per-pixel", df="learned"),
+            pv.likelihoods.Categorical(pv.nn.MLP(1, [], 2), num_levels=2),
         )
         torch.manual_seed(3)
         vae = pv.VAE(
             pv.priors.StandardNormal(1),
-            Incomplete(pv.likelihoods.Product(*heads, trunk=pv.nn.MLP(1, [], 8))),
-            pv.posteriors.DiagonalNormal(WithMask(pv.nn.MLP(20, [8], 2))),
+            Incomplete(pv.likelihoods.Product(*heads)),
+            pv.posteriors.DiagonalNormal(WithMask(pv.nn.MLP(8, [], 2))),
         )
         with torch.no_grad():
             for parameter in vae.parameters():
@@ -382,7 +380,7 @@ def test_compiled_steps_are_the_eager_ones(objective):
         chosen = getattr(pv.objectives, objective)(num_particles=3, vectorize_particles=True, max_plate_nesting=1)
         chosen.compile = is_compiled
         svi = pv.SVI(vae.model, vae.guide, pv.FusedAdam({"lr": 1e-2}), chosen)
-        losses[is_compiled] = torch.tensor([svi.step(x) for _ in range(4)])
+        losses[is_compiled] = torch.tensor([svi.step(x) for _ in range(3)])
         assert ("as it is" in chosen.execution(vae.model, vae.guide)) != is_compiled
     assert torch.allclose(losses[True], losses[False], rtol=1e-4)
 
