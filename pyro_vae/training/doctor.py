@@ -24,6 +24,7 @@ from pyro_vae import _checks
 from pyro_vae._private import StoreTables, tree_leaves, without_validation_of_values
 from pyro_vae.training.diagnosis import MAX_LISTED, Cause, Diagnosis
 from pyro_vae.training.trainee import Trainee
+from pyro_vae.vae.plates import OF_DRAWS
 
 __all__ = ["Patient", "add_note_of_bad_data", "diagnose"]
 
@@ -161,9 +162,11 @@ class _Exam:
             if is_bad or not _is_finite(log_prob):
                 self.site = name
                 dims = [
-                    frame.dim for frame in msg["cond_indep_stack"] if frame.size == self.num_rows and frame.vectorized
+                    frame.dim
+                    for frame in msg["cond_indep_stack"]
+                    if frame.vectorized and frame.size == self.num_rows and frame.name not in OF_DRAWS
                 ]
-                if dims and log_prob.ndim >= -dims[0]:
+                if len(dims) == 1 and log_prob.ndim >= -dims[0]:
                     self._note_rows(~log_prob.isfinite(), dims[0])
 
     def _see_scale(self, name: str, fn: Any) -> None:
@@ -269,9 +272,13 @@ def _trouble(tensor: Tensor) -> str:
 
 
 def _rows_of(is_bad: Tensor, num_rows: int, dim: int | None = None) -> list[int]:
-    """Return where along the dimension of data, by default the first of that size, something is bad."""
+    """Return where along the dimension of data, by default the only one of that size, something is bad.
+
+    Where particles or a width are as many as the rows, there is no telling.
+    """
     if dim is None:
-        dim = next((place for place, size in enumerate(is_bad.shape) if size == num_rows), None)
+        places = [place for place, size in enumerate(is_bad.shape) if size == num_rows]
+        dim = places[0] if len(places) == 1 else None
     if dim is None or is_bad.shape[dim] != num_rows:
         return []
     return is_bad.movedim(dim, 0).reshape(num_rows, -1).any(1).nonzero().flatten().tolist()

@@ -280,3 +280,22 @@ def test_what_went_before_is_restored(interpreted):
     assert moments and all(tensor.isfinite().all() for tensor in [*vae.parameters(), *moments])
     encoder.from_call = 10**9
     assert len(pv.fit(vae, marked(28), optim=optim, num_epochs=1, batch_size=10, progress=False)) == 1
+
+
+def test_the_datum_is_told_from_as_many_particles():
+    """Ten particles of ten data, of which one has a scale of zero at last: its particles are all of one datum."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(6), 1.0).to_event(1))
+            scale = torch.where(x[:, :1] == 7, 0.0, pyro.param("scale", torch.ones(())))
+            pyro.sample("x", dist.Normal(z, scale).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(pyro.param("slope", torch.ones(())) * x, 1.0).to_event(1))
+
+    objective = Trace_ELBO(num_particles=10, vectorize_particles=True, max_plate_nesting=1)
+    with pyro.validation_enabled(False):
+        found = diagnosed((model, guide), marked(23), objective=objective, compile=False)
+    assert (found.site, found.data) == ("x", (23,))
