@@ -20,7 +20,7 @@ from pyro_vae.cli.failure import Refusal, one_line, refuse
 from pyro_vae.cli.rundata import RunData, is_binary, is_image
 from pyro_vae.cli.settings import LEARNED_SCALE, NUM_COMPONENTS, Settings
 from pyro_vae.data import Dataset
-from pyro_vae.nn import MLP
+from pyro_vae.nn import MLP, ConvDecoder, ConvEncoder, Standardized
 
 __all__ = ["make_vae", "settled"]
 
@@ -28,6 +28,10 @@ __all__ = ["make_vae", "settled"]
 SCALE, MIN_SCALE = 0.1, 0.01
 CONTEXT_DIM = 32
 """How many numbers the encoder gives to a flow."""
+CHANNELS = (32, 64)
+
+Networks = tuple[torch.nn.Module, Callable[[int], torch.nn.Module]]
+"""A decoder, and what makes an encoder of so many outputs."""
 
 
 class Choice(NamedTuple):
@@ -39,7 +43,7 @@ class Choice(NamedTuple):
         num_outputs: of the decoder, for each number of a datum.
     """
 
-    make: Callable[[MLP, Settings], torch.nn.Module]
+    make: Callable[[torch.nn.Module, Settings], torch.nn.Module]
     start: Callable[[Tensor], Tensor]
     num_outputs: int = 1
 
@@ -52,7 +56,7 @@ def _log(mean: Tensor) -> Tensor:
     return mean.clamp(min=1e-3).log()
 
 
-def _of_scale(part: Any, scale: str = "learned") -> Callable[[MLP, Settings], torch.nn.Module]:
+def _of_scale(part: Any, scale: str = "learned") -> Callable[[torch.nn.Module, Settings], torch.nn.Module]:
     return lambda decoder, settings: part(decoder, scale=scale, min_scale=settings.min_scale or MIN_SCALE)
 
 
@@ -84,6 +88,8 @@ def settled(settings: Settings, data: RunData) -> Settings:
         low, high = data.train.x.min().item(), data.train.x.max().item()
         refuse("--likelihood", "zeros and ones, for bernoulli", f"numbers from {low:g} to {high:g}",
                "pass --binarization dynamic, for numbers from 0 to 1, or --likelihood gaussian-learned")  # fmt: skip
+    if settings.network == "convolutional" and not is_image(data.shape):
+        refuse("--network", "images, for convolutional", f"data of shape {data.shape}", "leave it out")
     likelihood = settings.likelihood or ("bernoulli" if is_binary(data.train.x) else "gaussian-learned")
     num_numbers = math.prod(data.shape)
     latent_dim = 50 if is_image(data.shape) or num_numbers >= 100 else max(1, num_numbers // 2)
@@ -96,8 +102,13 @@ def settled(settings: Settings, data: RunData) -> Settings:
         min_scale=settings.min_scale or (MIN_SCALE if likelihood in LEARNED_SCALE else None),
         posterior=settings.posterior or "diagonal",
         latent_dim=settings.latent_dim or latent_dim,
-        hidden_dims=(200, 200) if settings.hidden_dims is None else settings.hidden_dims,
+        network=settings.network or "mlp",
+        hidden_dims=_hidden_dims(settings.network) if settings.hidden_dims is None else settings.hidden_dims,
     )
+
+
+def _hidden_dims(network: str | None) -> tuple[int, ...]:
+    return () if network == "convolutional" else (200, 200)
 
 
 def _most(number: int | None, num_data: int) -> int | None:
@@ -117,32 +128,52 @@ def make_vae(
             return _users_own(settings.vae, train)
         if train is None:
             some = torch.zeros(settings.num_components or 1, *shape)
-            return _of_perceptrons(settings, some, some[0], num_labels or 0)
-        return _of_perceptrons(settings, train().x, train().mean, num_labels or 0)
+            return _of_networks(settings, some, some[0], num_labels or 0)
+        return _of_networks(settings, train().x, train().mean, num_labels or 0)
 
 
-def _of_perceptrons(settings: Settings, x: Tensor, mean: Tensor, num_labels: int) -> VAE:
+def _of_networks(settings: Settings, x: Tensor, mean: Tensor, num_labels: int) -> VAE:
     """Make encoder and decoder, which start from the data's mean."""
-    assert settings.latent_dim is not None and settings.hidden_dims is not None and settings.likelihood is not None
-    chosen, hidden, latent_dim = LIKELIHOODS[settings.likelihood], settings.hidden_dims, settings.latent_dim
-    mean = mean.flatten()
-    bias = torch.cat([chosen.start(mean), torch.zeros(len(mean) * (chosen.num_outputs - 1))])
-    decoder = MLP(latent_dim + num_labels, hidden, len(bias), output_bias=bias)
-    centre = torch.cat([mean, torch.zeros(num_labels)])
-
-    def encoder(num_outputs: int) -> MLP:
-        return MLP(len(centre), hidden[::-1], num_outputs, input_mean=centre)
-
+    assert settings.likelihood is not None
+    chosen = LIKELIHOODS[settings.likelihood]
+    if settings.network == "convolutional":
+        decoder, encoder = _convolutions(settings, mean, chosen, num_labels)
+    else:
+        decoder, encoder = _perceptrons(settings, mean.flatten(), chosen, num_labels)
+        x = x.flatten(1)
     posterior = _posterior(settings, encoder)
     return VAE(
-        _prior(settings, posterior, x.flatten(1)),
+        _prior(settings, posterior, x),
         chosen.make(decoder, settings),
         posterior,
         context_shapes=[(num_labels,)] if num_labels else [],
     )
 
 
-def _posterior(settings: Settings, encoder: Callable[[int], MLP]) -> torch.nn.Module:
+def _perceptrons(settings: Settings, mean: Tensor, chosen: Choice, num_labels: int) -> Networks:
+    assert settings.latent_dim is not None and settings.hidden_dims is not None
+    hidden = settings.hidden_dims
+    bias = torch.cat([chosen.start(mean), torch.zeros(len(mean) * (chosen.num_outputs - 1))])
+    decoder = MLP(settings.latent_dim + num_labels, hidden, len(bias), output_bias=bias)
+    centre = torch.cat([mean, torch.zeros(num_labels)])
+    return decoder, lambda num_outputs: MLP(len(centre), hidden[::-1], num_outputs, input_mean=centre)
+
+
+def _convolutions(settings: Settings, mean: Tensor, chosen: Choice, num_labels: int) -> Networks:
+    assert settings.latent_dim is not None and settings.hidden_dims is not None
+    hidden, (num_channels, *size) = settings.hidden_dims, mean.shape
+    bias = torch.cat([chosen.start(mean.mean((1, 2))), torch.zeros(num_channels * (chosen.num_outputs - 1))])
+    inner = CHANNELS[: int(math.log2(min(size)))]  # each stage halves an image
+    decoder = ConvDecoder(settings.latent_dim + num_labels, inner[::-1], (len(bias), *size), hidden, output_bias=bias)
+
+    def encoder(num_outputs: int) -> Standardized:
+        network = ConvEncoder(mean.shape, inner, num_outputs, hidden[::-1], context_dim=num_labels)
+        return Standardized(network, shift=mean)
+
+    return decoder, encoder
+
+
+def _posterior(settings: Settings, encoder: Callable[[int], torch.nn.Module]) -> torch.nn.Module:
     assert settings.latent_dim is not None
     latent_dim = settings.latent_dim
     if settings.posterior == "flow":

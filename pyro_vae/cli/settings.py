@@ -22,7 +22,7 @@ LIKELIHOODS = ("bernoulli", "continuous-bernoulli", "beta", *REAL, "log-normal",
 NUM_COMPONENTS = {"mixture": 10, "vamp": 500}
 """Priors that are mixtures, and how many components they have by default."""
 OF_THE_VAE = (
-    "prior", "num_components", "likelihood", "scale", "min_scale", "posterior", "latent_dim", "hidden_dims"
+    "prior", "num_components", "likelihood", "scale", "min_scale", "posterior", "network", "latent_dim", "hidden_dims"
 )  # fmt: skip
 FREE_TO_CHANGE = {"num_epochs", "device"}
 """What a resumed run may have otherwise."""
@@ -92,9 +92,16 @@ class Settings:
     posterior: str | None = option(
         "VAE", choice("diagonal", "full-rank", "flow"), "q(z|x), default diagonal; flow takes the package zuko"
     )
+    network: str | None = option(
+        "VAE",
+        choice("mlp", "convolutional"),
+        "of encoder and decoder, default mlp; convolutional is for images, with --hidden-dims between them and z",
+    )
     latent_dim: int | None = option("VAE", whole(), "numbers in z; default 50, or half as many as there are columns")
     hidden_dims: tuple[int, ...] | None = option(
-        "VAE", several(whole()), "widths of the decoder's hidden layers, the encoder's in reverse; default 200 200"
+        "VAE",
+        several(whole()),
+        "widths of the decoder's hidden layers, the encoder's in reverse; default 200 200, or none beside convolutions",
     )
     num_epochs: int = option("training", whole(), "default %(default)s", 20)
     batch_size: int = option("training", whole(), "default %(default)s", 100)

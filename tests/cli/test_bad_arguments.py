@@ -106,6 +106,7 @@ CASES = {
     "outliers under counts": (f"{T} table.csv --likelihood poisson --standardize", r"--standardize: expected a likelihood of real numbers; got poisson"),
     "components of one Gaussian": (f"{T} table.csv --num-components 5", r"--num-components: expected --prior mixture or vamp; got standard-normal"),
     "pseudo-inputs and labels": (f"{T} table.csv --conditional --prior vamp", r"--prior: expected one that does not run the encoder, beside --conditional"),
+    "convolutions of columns": (f"{T} table.csv --network convolutional", r"--network: expected images, for convolutional; got data of shape \(3,\)"),
     "one particle": (f"{T} table.csv --objective iwelbo", r"--num-particles: expected two or more, for iwelbo; got 1"),
     "a weight of nothing": (f"{T} table.csv --free-bits 0.1", r"--free-bits: expected --objective beta; got mean-field"),
     "counts that are none": (f"{T} table.csv --likelihood poisson", r"--data: expected values in the likelihood's support, .*; got -0.739092 at index .*; pass counts"),

@@ -85,6 +85,16 @@ def test_parts_by_their_names(kind, tmp_path, run):
     assert np.load(tmp_path / "draws.npz")["x"].shape == (5, 4)
 
 
+@pytest.mark.parametrize("options", ["", "--conditional --posterior flow --likelihood continuous-bernoulli"])
+def test_convolutions_of_images(options, tmp_path, run):
+    """Of 6 x 5 pixels, which are halved twice; the run is rebuilt by itself."""
+    paths = tmp_path / "run", write_arrays(tmp_path / "images.npz")
+    run(f"train @0 --data @1 {SMALL} --network convolutional {options} --json", *paths)
+    vae = pv.load(paths[0])
+    assert isinstance(vae.likelihood.network, pv.nn.ConvDecoder) and vae.event_shape == (1, 6, 5)
+    assert np.isfinite(run(f"evaluate @0 {CHEAP} --json", *paths)["log_evidence"])
+
+
 ESTIMATORS = {
     "ais": "--num-temperatures 3 --num-chains 4 --start-from guide --schedule linear",
     "bdmc": "--num-temperatures 3 --num-chains 4",
