@@ -288,8 +288,7 @@ def in_support(name: str, x: Tensor, support: Any, remedy: str) -> Tensor:
 
 
 def _support_name(support: Any) -> str:
-    base = getattr(support, "base_constraint", support)
-    return "{0, 1}" if str(base) == "Boolean()" else str(base)
+    return str(getattr(support, "base_constraint", support)).replace("Boolean()", "{0, 1}")
 
 
 def same_plates(site: str, of_model: Iterable[Any], of_guide: Iterable[Any]) -> None:

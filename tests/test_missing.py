@@ -292,7 +292,7 @@ REFUSED = {
     ),
     "values outside of the support": (
         lambda: plain_vae(likelihood=Incomplete(pv.likelihoods.Bernoulli(pv.nn.MLP(1, [], 3)))).check(X),
-        "x: expected values in the likelihood's support, .* got values from 0.5 to 3 ",
+        "x: expected values in the likelihood's support, \\{0, 1\\} or NaN; got 0.5 at index .* and values from 0.5 to 3 in all",
     ),
     "NaN in the context": (
         lambda: plain_vae(
