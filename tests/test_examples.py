@@ -123,8 +123,9 @@ PARTS = {
 @pytest.mark.filterwarnings("ignore:no files of MNIST")
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("name", PARTS)
-def test_a_part_in_the_place_of_another(name, tmp_path, monkeypatch, capsys):
+def test_a_part_in_the_place_of_another(name, tmp_path, monkeypatch, capsys, fewer_evaluations):
     monkeypatch.chdir(tmp_path)
+    fewer_evaluations(500)
     monkeypatch.setattr("pyro_vae.data._idx._download", lambda data_dir, name: "a download is not tried in a test")
     run(monkeypatch, "--smoke", name=name)
     assert re.search(PARTS[name], capsys.readouterr().out)

@@ -43,6 +43,7 @@ NETWORKS = {
         pv.nn.ConvEncoder((1, 8, 8), [4, 6], 3, [5], nn.ELU, gated=True, normalize=True),
         pv.nn.ConvDecoder(3, [6, 4], (1, 8, 8), [5], nn.PReLU, num_residual_blocks=1, output_bias=0.3),
     ),
+    "with the mask beside": lambda: pv.nn.WithMask(nn.Flatten(), torch.full((1, 8, 8), 0.5), event_dim=3),
     "standardized": lambda: pv.nn.Standardized(nn.Flatten(), torch.full((1, 8, 8), 0.5), 0.3),
 }
 
