@@ -48,6 +48,7 @@ def make_vae(name: str, x: Tensor) -> pv.VAE:
 def main(argv: list[str] | None = None) -> None:
     args = arguments(__doc__, argv, num_epochs=100)
     train, test = cells(args.data_dir)
+    train, validation = train.hold_out(len(train) // 10, seed=args.seed)
     print(f"train  {train.provenance}\ntest   {test.provenance}")
     x = test.x[: 5 if args.smoke else 60]
 
@@ -57,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
         vae = vaes[name] = make_vae(name, train.x)
         pv.fit(
             vae, (train, train.x.sum(1)), num_epochs=args.num_epochs, batch_size=50, seed=args.seed, kl_warmup=1,
-            validation=(test, test.x.sum(1)), early_stopping=10, progress=False,
+            validation=(validation, validation.x.sum(1)), early_stopping=10, progress=False,
         )  # fmt: skip
         found[name] = pv.log_evidence(vae.model, vae.guide, x, x.sum(1), tolerance=0.2, seed=args.seed)
         print(f"\nlog p(counts | size) of held-out data, {name}:\n{found[name].summary()}")

@@ -61,7 +61,12 @@ def positive(name: str, value: Any) -> float:
 
 def not_negative(name: str, value: Any) -> float:
     """Return `value` as a float, if it is a finite number from zero."""
-    return 0.0 if value == 0 and not isinstance(value, bool) else positive(name, value)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}: expected a number from 0; got {value!r} of type {type(value).__name__}; pass one.")
+    number = float(value)
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{name}: expected a finite number from 0; got {number}; pass 0 or more.")
+    return number
 
 
 def probability(name: str, value: Any) -> float:

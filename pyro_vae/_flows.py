@@ -27,7 +27,6 @@ class FlowDistribution(TorchDistribution):
 
     def __init__(self, flow: Any) -> None:
         self.flow = flow
-        self._drawn: tuple[Tensor, Tensor, bool] | None = None
         super().__init__(flow.batch_shape, flow.event_shape, validate_args=False)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> FlowDistribution:
@@ -35,18 +34,12 @@ class FlowDistribution(TorchDistribution):
         return type(self)(self.flow.expand(torch.Size(batch_shape)))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return log p(value), nats. That of the last draw is known from drawing it, without another pass."""
-        if self._drawn is not None and value is self._drawn[0]:
-            _, log_prob, has_gradient = self._drawn
-            if has_gradient or not torch.is_grad_enabled():
-                return log_prob
+        """Return log p(value), nats."""
         return self.flow.log_prob(value)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draw from the base, and transform."""
-        value, log_prob = self.flow.rsample_and_log_prob(torch.Size(sample_shape))
-        self._drawn = value, log_prob, torch.is_grad_enabled()
-        return value
+        return self.flow.rsample(torch.Size(sample_shape))
 
     @property
     def centre(self) -> Tensor:

@@ -100,7 +100,8 @@ class LatentUse:
         aggregate_kl: $\mathrm{KL}(q(z) \| p(z))$ = rate - mutual information: how far the codes together are from the
             prior.
         total_correlation: $\mathrm{KL}(q(z) \| \prod_d q(z_d))$, how far latent numbers are from being independent over
-            these data; None for a guide with several latent sites, or whose numbers depend on each other given x.
+            these data, (D - 1) log N at most; near it, N is too small to tell. None for a guide with several latent
+            sites, or whose numbers depend on each other given x.
     """
 
     activity: dict[str, Tensor]

@@ -181,15 +181,16 @@ def _guessing(vae: VAE) -> Any:
 
 
 class _Numbers:
-    """Numbers over draws of z."""
+    """Mean and variance of numbers over draws of z, in float64."""
 
     def __init__(self) -> None:
-        self.total = self.squares = self.within = torch.zeros(())
+        self.total = self.squares = self.within = torch.zeros((), dtype=torch.float64)
 
     def add(self, entries: Any) -> None:
         """Take the distribution given another draw."""
-        self.total = self.total + entries.mean
-        self.squares = self.squares + entries.mean.square()
+        mean = entries.mean.double()
+        self.total = self.total + mean
+        self.squares = self.squares + mean.square()
         self.within = self.within + entries.variance
 
     def found(self, num_draws: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -201,7 +202,8 @@ class _Numbers:
                 "vae: expected a likelihood whose entries have a mean and a variance, or are levels; got one without; "
                 "draw from it instead."
             )
-        return mean, variance.sqrt(), torch.full_like(mean, torch.nan)
+        dtype = torch.get_default_dtype()
+        return mean.to(dtype), variance.sqrt().to(dtype), torch.full_like(mean, torch.nan, dtype=dtype)
 
 
 class _Levels:

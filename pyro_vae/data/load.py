@@ -114,6 +114,7 @@ def load(
     _checks.choice("split", split, ("train", "test", "all"))
     _checks.choice("binarization", binarization, (*BINARIZATIONS, "auto"))
     if str(source) in NAMES:
+        _refuse_options_of_files(str(source), image_size=image_size, channels=channels, key=key, num_test=num_test)
         return _by_name(str(source), split, binarization, data_dir, download, seed)
     raw = _read(_existing(source), image_size, image_fit, channels, key)
     whole = _dataset(raw, Path(source), missing, binarization, seed)
@@ -132,6 +133,12 @@ class _Raw(NamedTuple):
 
     values: np.ndarray
     labels: Any
+
+
+def _refuse_options_of_files(name: str, **options: Any) -> None:
+    for option, value in options.items():
+        if value is not None:
+            raise ValueError(f"{option}: expected None for {name}, whose form is its own; got {value!r}; leave it out.")
 
 
 def _by_name(name: str, split: str, binarization: Any, data_dir: Any, download: bool, seed: int) -> Dataset:

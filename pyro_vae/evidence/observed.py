@@ -43,7 +43,9 @@ class Observed:
         for _, site in sorted(values.items()):
             for tensor in (site.value, *site.masks):
                 digest.update(f"{len(tensor)} {tensor.numel()}".encode())
-                digest.update(tensor.double().cpu().contiguous().numpy().tobytes())
+                # NaN has many forms, of which none says more than another.
+                numbers = tensor.double().cpu().contiguous()
+                digest.update(torch.where(numbers.isnan(), torch.nan, numbers).numpy().tobytes())
         num_dims = sum(site.value.numel() // len(site.value) for site in values.values())
         kinds = {site.kind for site in values.values()}
         kind = "factor" if "factor" in kinds else kinds.pop() if len(kinds) == 1 else "mixed"

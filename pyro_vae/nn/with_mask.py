@@ -42,7 +42,7 @@ class WithMask(nn.Module):
         super().__init__()
         self.network = network
         self.event_dim = _checks.whole_number("event_dim", event_dim)
-        values = torch.as_tensor(fill, dtype=torch.get_default_dtype())
+        values = torch.as_tensor(fill, dtype=torch.get_default_dtype()).clone()
         _checks.finite("fill", values.flatten())
         self.register_buffer("fill", values)
 

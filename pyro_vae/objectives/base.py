@@ -23,9 +23,9 @@ from pyro_vae._private import PYRO_STACK, FakeTensor
 from pyro_vae.compile.graph import with_gradients
 from pyro_vae.compile.steps import GRADIENT, UPDATE, VALUE, Kind, NotCompilable, Pair
 from pyro_vae.optim import FusedAdam
-from pyro_vae.program.sites import plates_of, sample_sites
+from pyro_vae.program.sites import drawn_sites, plates_of, sample_sites
 
-__all__ = ["LogWeights", "Objective", "as_it_is", "refuse_not_reparametrized"]
+__all__ = ["LogWeights", "Objective", "as_it_is", "is_same_scale", "refuse_not_reparametrized", "refuse_unguided"]
 
 MAX_PAIRS = 16
 """How many pairs of model and guide, with their graphs, an objective keeps: the last used."""
@@ -115,6 +115,7 @@ class Objective(ELBO):
         """Weigh one run, per element of the plates that all sites share. Dimensions of particles come first."""
         sites = [*_sample_sites(model_trace), *_sample_sites(guide_trace)]
         refuse_not_reparametrized(guide_trace)
+        refuse_unguided(model_trace, guide_trace)
         shared = self._shared_dims(model_trace, guide_trace)
         log_weight = self._log_density(model_trace, shared) - self._log_density(guide_trace, shared)
         return LogWeights(log_weight, _common_scale(sites))
@@ -249,6 +250,16 @@ def refuse_not_reparametrized(guide_trace: poutine.Trace) -> None:
             )
 
 
+def refuse_unguided(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
+    """Refuse latents that the model draws itself: their density would count as if they had been observed."""
+    for name, site in drawn_sites(model_trace).items():
+        if name not in guide_trace and site["mask"] is not False:
+            raise ValueError(
+                f"guide: expected a draw of each latent of the model; got none of site {name!r}; draw it in the "
+                "guide, or observe it in the model."
+            )
+
+
 def _sample_sites(trace: poutine.Trace) -> Iterator[dict[str, Any]]:
     """Yield the sites that count; `pyro.deterministic` and sites that are masked as a whole have no density."""
     return (site for _, site in sample_sites(trace) if site["mask"] is not False)
@@ -271,7 +282,7 @@ def _common_scale(sites: list[dict[str, Any]]) -> Tensor | float:
     """Return the scale of all sites, which they must share in a bound of several particles."""
     scale: Tensor | float = sites[0]["scale"]
     for site in sites[1:]:
-        if not _is_same_scale(scale, site["scale"]):
+        if not is_same_scale(scale, site["scale"]):
             raise ValueError(
                 f"model, guide: expected one scale of all sites, which the bound of a datum can be multiplied by; got "
                 f"{scale!r} at site {sites[0]['name']!r} and {site['scale']!r} at {site['name']!r}; scale model and "
@@ -280,7 +291,8 @@ def _common_scale(sites: list[dict[str, Any]]) -> Tensor | float:
     return scale
 
 
-def _is_same_scale(one: Any, other: Any) -> bool:
+def is_same_scale(one: Any, other: Any) -> bool:
+    """Tell whether two scales are the same."""
     if one is other:
         return True
     if not isinstance(one, Tensor) and not isinstance(other, Tensor):

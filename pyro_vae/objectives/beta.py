@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_vae import _checks
-from pyro_vae.objectives.base import Objective, refuse_not_reparametrized
+from pyro_vae.objectives.base import Objective, is_same_scale, refuse_not_reparametrized, refuse_unguided
 from pyro_vae.program.masks import elements_of
 from pyro_vae.program.sites import drawn_sites, sample_sites
 
@@ -67,42 +67,56 @@ class BetaELBO(Objective):
 
     def _run_loss(self, model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Tensor:
         refuse_not_reparametrized(guide_trace)
-        latents = drawn_sites(guide_trace)
-        observed = [site for name, site in sample_sites(model_trace) if name not in latents]
-        log_likelihood = torch.stack([site["log_prob_sum"] for site in observed]).sum()
-        return self.beta * self._kl(model_trace, guide_trace, latents) - log_likelihood
+        refuse_unguided(model_trace, guide_trace)
+        log_likelihood: Any = sum(
+            site["log_prob_sum"] for name, site in sample_sites(model_trace) if name not in guide_trace
+        )
+        return self.beta * self._kl(model_trace, guide_trace) - log_likelihood
 
-    def _kl(self, model_trace: poutine.Trace, guide_trace: poutine.Trace, latents: dict[str, Site]) -> Tensor:
-        pairs = [(model_trace.nodes[name], site) for name, site in latents.items()]
-        in_model = [name for name, _ in sample_sites(model_trace) if name in latents]
+    def _kl(self, model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Tensor:
+        drawn = drawn_sites(guide_trace)
+        latents = {name: site for name, site in sample_sites(model_trace) if name in guide_trace}
+        pairs = [(site, drawn[name]) for name, site in latents.items() if name in drawn]
         formulas = [kl for pair in pairs if (kl := _formula(*pair)) is not None]
-        if in_model != list(latents) or len(formulas) < len(pairs):
-            if self.free_bits:
-                raise ValueError(
-                    "free_bits: expected a formula for the KL divergence of each latent, and latents in the same order "
-                    f"in model and guide; got {', '.join(latents)} without; pass free_bits=0, or use DiagonalNormal."
-                )
-            return torch.stack([log_q["log_prob_sum"] - log_p["log_prob_sum"] for log_p, log_q in pairs]).sum()
-        return torch.stack([self._floored(*pair, kl) for pair, kl in zip(pairs, formulas, strict=True)]).sum()
+        if list(latents) != list(drawn) or len(formulas) < len(drawn):
+            self._refuse_free_bits(f"got {', '.join(drawn)} without")
+            return sum(site["log_prob_sum"] for site in drawn.values()) - sum(
+                site["log_prob_sum"] for site in latents.values()
+            )
+        shared = self._shared_dims(model_trace, guide_trace)
+        return torch.stack([self._floored(*pair, kl, shared) for pair, kl in zip(pairs, formulas, strict=True)]).sum()
 
-    def _floored(self, in_model: Site, in_guide: Site, kl: Tensor) -> Tensor:
+    def _floored(self, in_model: Site, in_guide: Site, kl: Tensor, shared: set[int]) -> Tensor:
         """Sum the KL divergence of a site's elements over the batch, and over numbers where it is above the floor."""
+        total = _weighed(in_model, kl)
         if not self.free_bits:
-            return _weighed(in_model, kl).sum()
+            return total.sum()
         num_joined = in_guide["fn"].event_dim - elements_of(in_guide).fn.event_dim
         if math.prod(in_guide["fn"].event_shape) != math.prod(kl.shape[kl.ndim - num_joined :]):
-            raise ValueError(
-                f"free_bits: expected latents that are independent given x; got site {in_guide['name']!r}, a "
-                f"{type(elements_of(in_guide).fn).__name__}; pass free_bits=0, or use DiagonalNormal."
-            )
-        batch = list(range(kl.ndim - num_joined))
-        total, weight = _weighed(in_model, kl), _weighed(in_model, torch.ones_like(kl))
+            self._refuse_free_bits(f"got site {in_guide['name']!r}, whose numbers depend on each other given x,")
+        num_plates = kl.ndim - num_joined
+        batch = [num_plates + dim for dim in shared if num_plates + dim >= 0]
+        weight = _weighed(in_model, torch.ones_like(kl))
         total, weight = (each.sum(batch) if batch else each for each in (total, weight))
         return torch.maximum(total, self.free_bits * weight).sum()
 
+    def _refuse_free_bits(self, found: str) -> None:
+        if self.free_bits:
+            raise ValueError(
+                "free_bits: expected a formula for the KL divergence of each latent number, and latents in the same "
+                f"order in model and guide; {found}; pass free_bits=0, or use DiagonalNormal."
+            )
+
 
 def _formula(in_model: Site, in_guide: Site) -> Tensor | None:
-    """Return the KL divergence of each element of a latent; None without a formula."""
+    """Return the KL divergence of each element of a latent; None without a formula.
+
+    It takes one scale and one mask for both terms, which draws need not have.
+    """
+    if in_model["scale"] is not in_guide["scale"] and not is_same_scale(in_model["scale"], in_guide["scale"]):
+        return None
+    if elements_of(in_model).mask is not None and elements_of(in_guide).mask is None:
+        return None
     try:
         return kl_divergence(elements_of(in_guide).fn, elements_of(in_model).fn)
     except NotImplementedError:

@@ -10,6 +10,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vae import _checks
+from pyro_vae._private import FakeTensor
 from pyro_vae.objectives.base import LogWeights, Objective
 from pyro_vae.program.sites import drawn_sites
 
@@ -77,8 +78,8 @@ class IWELBO(Objective):
         super().__init__(num_particles=num_particles, vectorize_particles=vectorize_particles, **kwargs)
         self.gradient = _checks.choice("gradient", gradient, ("standard", "dreg", "stl"))
         self.num_groups = _divisor("num_groups", num_groups, num_particles)
-        self.guide_groups = guide_groups and _divisor("guide_groups", guide_groups, num_particles)
-        if not isinstance(elbo_weight, (int, float)) or not 0 <= elbo_weight <= 1:
+        self.guide_groups = None if guide_groups is None else _divisor("guide_groups", guide_groups, num_particles)
+        if isinstance(elbo_weight, bool) or not isinstance(elbo_weight, (int, float)) or not 0 <= elbo_weight <= 1:
             raise ValueError(f"elbo_weight: expected a number from 0 to 1; got {elbo_weight!r}; pass one.")
         self.elbo_weight = float(elbo_weight)
         if self.guide_groups and (self.num_groups > 1 or self.elbo_weight):
@@ -151,17 +152,41 @@ class IWELBO(Objective):
             return super()._get_trace(model, guide, args, kwargs)
         draws = _Draws(poutine.trace(guide).get_trace(*args, **kwargs))
         model_trace, guide_trace = super()._get_trace(model, poutine.replay(guide, draws.copies), args, kwargs)
-        apart = super()._get_trace(model, poutine.replay(guide, draws.detached), args, kwargs)
-        guide_trace.draws, guide_trace.apart = draws, apart
+        guide_trace.draws, guide_trace.apart = draws, self._run_apart(model, guide, draws, args, kwargs)
         return model_trace, guide_trace
+
+    def _run_apart(self, model: Any, guide: Any, draws: _Draws, args: Any, kwargs: Any) -> Any:
+        """Run the guide, and the model if it is trained apart, at draws that carry no gradient."""
+        at_draws = poutine.replay(guide, draws.detached)
+        if self.guide_groups:
+            return super()._get_trace(model, at_draws, args, kwargs)
+        guide_trace = poutine.trace(at_draws).get_trace(*args, **kwargs)
+        guide_trace.compute_log_prob()
+        return None, guide_trace
 
     def _along_the_path(self, model_trace: Any, guide_trace: Any) -> _Path:
         """Weigh a run, with log q as a function of the draws, but not of the guide's parameters."""
         found = self._weights_of(model_trace, guide_trace)
         shared = self._shared_dims(model_trace, guide_trace)
-        model_alone, score = (self._log_density(trace, shared) for trace in guide_trace.apart)
+        model_apart, guide_apart = guide_trace.apart
+        score, model_alone = self._log_density(guide_apart, shared), None
+        _refuse_another("guide", self._log_density(guide_trace, shared), score)
+        if model_apart is not None:
+            model_alone = self._log_density(model_apart, shared)
+            _refuse_another("model", self._log_density(model_trace, shared), model_alone)
         log_weight = found.value + score - score.detach()
         return _Path(log_weight, score, model_alone, found.scale, shared, guide_trace.draws)
+
+
+def _refuse_another(program: str, log_prob: Tensor, again: Tensor) -> None:
+    """Refuse a program that says something else of the same draws when it is run again, as dropout does."""
+    if isinstance(log_prob, FakeTensor):  # without values; the first call of a kind has them
+        return
+    if not torch.allclose(log_prob, again.to(log_prob), rtol=1e-4, atol=1e-3, equal_nan=True):
+        raise ValueError(
+            f"{program}: expected the same density of the same draws at each run, of which this gradient needs "
+            "several; got another, as with dropout; take gradient='standard' without guide_groups, or leave it out."
+        )
 
 
 def _divisor(name: str, value: Any, num_particles: int) -> int:
@@ -177,8 +202,8 @@ class _Path(NamedTuple):
     log_weight: Tensor
     score: Tensor
     """log q of the draws, as a function of the guide's parameters alone."""
-    model_alone: Tensor
-    """log p(x, z) of the draws, as a function of the model's parameters alone."""
+    model_alone: Tensor | None
+    """log p(x, z) of the draws, as a function of the model's parameters alone; None unless it is trained apart."""
     scale: Tensor | float
     shared: set[int]
     draws: _Draws

@@ -99,7 +99,7 @@ def _bad_rows(trainee: Trainee, batch: tuple[Any, ...]) -> list[int]:
     bad = {place: ~tensor.isfinite() for place, tensor in tensors.items()}
     if 0 in bad and trainee.may_be_incomplete:
         bad[0] = tensors[0].isinf()
-    return sorted({row for each in bad.values() for row in _rows_of(each, len(each))})
+    return sorted({row for each in bad.values() for row in _rows_of(each, len(each), dim=0)})
 
 
 class _Scale(NamedTuple):

@@ -220,6 +220,21 @@ def test_the_guide_in_groups_and_the_model_by_all(trained, gradient, vectorize_p
     assert torch.allclose(guide, guide_of_groups) and not torch.allclose(guide, guide_of_all)
 
 
+@pytest.mark.parametrize("options", [{"gradient": "dreg"}, {"gradient": "stl"}, {"guide_groups": 2}])
+def test_dropout_is_refused_where_a_gradient_needs_several_runs(options):
+    """Each run has other zeros: log p at draws of one, less log q of another, is no bound."""
+    network = torch.nn.Sequential(torch.nn.Dropout(0.5), pv.nn.MLP(4, [], 2))
+    vae = pv.VAE(
+        pv.priors.StandardNormal(1),
+        pv.likelihoods.Gaussian(pv.nn.MLP(1, [], 4), scale=0.7),
+        pv.posteriors.DiagonalNormal(network),
+    )
+    x = torch.randn(6, 4)
+    with pytest.raises(ValueError, match="guide: expected the same density of the same draws at each run"):
+        pv.objectives.IWELBO(4, **options).loss_and_grads(vae.model, vae.guide, x)
+    assert math.isfinite(pv.objectives.IWELBO(4).loss_and_grads(vae.model, vae.guide, x))
+
+
 def test_renyi_by_hand(trained):
     vae, x = trained
     objective = pv.objectives.RenyiBound(alpha=-1.0, num_particles=5)

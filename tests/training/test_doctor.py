@@ -1,6 +1,7 @@
 """What `fit` says of a step that diverged: each cause is planted, and must be found where it was planted."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pyro
 import pyro.distributions as dist
@@ -12,6 +13,7 @@ from truths import draws_of, small_vae
 
 import pyro_vae as pv
 from pyro_vae.training.batches import batches_of
+from pyro_vae.training.doctor import add_note_of_bad_data
 
 NUM_DATA = 40
 
@@ -299,3 +301,12 @@ def test_the_datum_is_told_from_as_many_particles():
     with pyro.validation_enabled(False):
         found = diagnosed((model, guide), marked(23), objective=objective, compile=False)
     assert (found.site, found.data) == ("x", (23,))
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (1, 1, 4, 4)])
+def test_bad_data_are_found_in_batches_as_large_as_a_datum(shape):
+    x = torch.zeros(shape)
+    x[-1].view(-1)[0] = torch.nan
+    error = ValueError()
+    add_note_of_bad_data(error, SimpleNamespace(may_be_incomplete=False), (x,), None)
+    assert error.__notes__ == [f"NaN or infinity is in datum {len(x) - 1} of the batch."]
