@@ -70,7 +70,8 @@ def log_evidence(
             the square root of their number.
         max_evaluations: the most evaluations of log p(x, z) to spend on a datum, pilots included. Where it does not pay
             for Laplace's Gaussian (6 a latent number, and 540 more) or for annealing after it (about 700 and
-            `num_posterior_draws`), the rest goes to draws from the proposal at hand.
+            `num_posterior_draws`), the rest goes to draws from the proposal at hand. A search for modes that has begun
+            is finished, with 128 draws after it, and can take a datum beyond a small budget: `num_evaluations` says so.
         seed: fixes the noise.
         compile: as in `ais`; the search for Laplace's Gaussian is never compiled, for it needs second derivatives.
         joint, plate, first_index, num_posterior_draws, progress, kwargs: as in `importance_sampling`.
@@ -138,6 +139,7 @@ class Auto(Estimator[Cascade]):
         )
         cascade = Cascade(block, region, budget, task.seed)
         cascade.run()
+        assert sum(len(result.columns) for result in cascade.results) == len(block.asked_for), "a datum was left out"
         return cascade
 
     def found(self, parts: list[Cascade], task: Task) -> Found:

@@ -14,6 +14,7 @@ from pyro_vae.evidence.weights import Estimate
 
 __all__ = [
     "CLIMBS",
+    "FEWEST_DRAWS",
     "FEWEST_TEMPERATURES",
     "GUIDE_PILOT",
     "LAPLACE_PILOT",
@@ -27,6 +28,7 @@ GUIDE_PILOT = 200
 LAPLACE_PILOT = 200
 CLIMBS = 60  # evaluations to look for mass that the guide's draws have missed
 NUM_CHAINS, NUM_LEAPFROG = 16, 3
+FEWEST_DRAWS = 128
 LARGEST_KHAT = 0.3  # of a pilot run, whose k-hat is rough: well below the measured run's threshold
 SAFETY = 3.0  # factor on the variance that a pilot run saw, which is rough
 FEWEST_TEMPERATURES = 10  # fewer are not worth their pilot run, and their weights are skewed
@@ -58,7 +60,7 @@ class Budget:
         variance = num_pilot / pilot.ess.clamp(min=1) - 1
         if not seen.log_weight.isnan().any():
             variance = torch.maximum(variance, seen.relative_variance(pilot.log_evidence, self.tolerance / 4))
-        needed = (SAFETY * variance / self.tolerance**2).clamp(min=128).log2().ceil().exp2()
+        needed = (SAFETY * variance / self.tolerance**2).clamp(min=FEWEST_DRAWS).log2().ceil().exp2()
         return self._for_all(needed.where((pilot.khat < LARGEST_KHAT) & ~seen.contradicts(pilot), torch.inf))
 
     def affordable_temperatures(self, spent: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from pyro_vae._random import seed_for
 from pyro_vae.evidence.annealing import Annealing, anneal, annealed, end_draws
 from pyro_vae.evidence.budget import (
     CLIMBS,
+    FEWEST_DRAWS,
     FEWEST_TEMPERATURES,
     GUIDE_PILOT,
     LAPLACE_PILOT,
@@ -84,7 +85,7 @@ class Cascade:
             return None
         if can_seek:
             return self._go_on_from_modes(left, self.region, self._find_modes(left, self.region))
-        self._sample(left, self._unspent(left), self._guide)
+        self._measure(left, self._unspent(left), self._guide)
         return None
 
     def _go_on_from_modes(self, columns: Tensor, region: Region, modes: Modes) -> None:
@@ -134,10 +135,10 @@ class Cascade:
         """Spend the rest on draws, where they miss the tolerance and nothing better is affordable.
 
         The search for modes costs each datum another number: rounded, few numbers are left, and data are drawn for
-        together.
+        together. Where it cost more than was foreseen, a few draws go beyond the budget: each datum gets an estimate.
         """
         if len(columns):
-            self._sample(columns, rounded_down(self._unspent(columns)), source)
+            self._measure(columns, rounded_down(self._unspent(columns)).clamp(min=FEWEST_DRAWS), source)
 
     def _missed_by(self, columns: Tensor, modes: Modes, found: Estimate, around: Elsewhere) -> Tensor:
         """Tell for which data Laplace's Gaussian, and annealing from it, would miss what other draws found."""
@@ -179,8 +180,13 @@ class Cascade:
     def _sample(self, columns: Tensor, needed: Tensor, source: Callable[[Tensor], Source]) -> Tensor:
         """Run importance sampling for the data that can afford it, and return the columns of the others."""
         affordable = self._for_all(self.spent[columns] + needed <= self.budget.max_evaluations)
-        for number in map(int, needed[affordable].unique().tolist()):
-            chosen = columns[affordable & (needed == number)]
+        self._measure(columns[affordable], needed[affordable], source)
+        return columns[~affordable]
+
+    def _measure(self, columns: Tensor, needed: Tensor, source: Callable[[Tensor], Source]) -> None:
+        """Run importance sampling with so many draws for each datum."""
+        for number in map(int, needed.unique().tolist()):
+            chosen = columns[needed == number]
             here = source(chosen)
             # The number is part of the seed: a tile's place depends on it, so with one seed for all, tiles of different
             # numbers could share noise.
@@ -188,7 +194,6 @@ class Cascade:
             drawn = self._draw(chosen, here, number, seed, self.budget.num_posterior_draws)
             found = checked(drawn.totals.estimate(), number, self._seen_of(here, chosen))
             self._keep(chosen, found, f"importance sampling from {here.name}", drawn.reservoir.draws)
-        return columns[~affordable]
 
     def _seen_of(self, source: Source, columns: Tensor) -> Elsewhere:
         """Judge a source by the draws about the guide."""

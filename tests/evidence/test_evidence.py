@@ -368,3 +368,23 @@ def test_evaluations_are_counted(name):
     evidence = estimator(vae, x)
     hessians = 3 * 3 * 128 if has_hessian else 0
     assert evidence.num_evaluations.sum().item() == pytest.approx(sum(pairs) + hessians, rel=0.03)
+
+
+@pytest.mark.parametrize("max_evaluations", [788, 988])
+def test_a_search_that_costs_more_than_foreseen_leaves_no_datum_out(max_evaluations):
+    """Posteriors of eight dimensions with heavy tails, of which some take many rounds: each has draws after them."""
+    weight = torch.randn(8, 40)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(8), 1.0).to_event(1))
+            pyro.sample("x", dist.StudentT(3.0, torch.tanh(z) @ weight, 0.3).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.1 * x[:, :8], 0.3).to_event(1))
+
+    x = torch.tanh(torch.randn(6, 8)) @ weight + 0.3 * torch.randn(6, 40)
+    evidence = pv.log_evidence(model, guide, x, tolerance=0.1, max_evaluations=max_evaluations)
+    assert len(evidence) == len(evidence.elbo) == len(evidence.method) == 6
+    assert (evidence.num_evaluations > max_evaluations).any()  # what was begun is finished
