@@ -16,6 +16,7 @@ from pyro_vae.distributions import Incomplete, entries_of
 from pyro_vae.evidence.auto import log_evidence
 from pyro_vae.evidence.result import Evidence
 from pyro_vae.vae import VAE
+from pyro_vae.vae.datum import any_parameter
 
 __all__ = ["Imputation", "impute"]
 
@@ -110,13 +111,16 @@ def impute(
     num_draws = _checks.whole_number("num_draws", num_draws)
     seed = _checks.seed(seed)
     given = _checks.tensor("x", x)
+    if given.ndim < 2:
+        raise ValueError(f"x: expected rows of entries, (N, ...); got shape {tuple(given.shape)}; add a dimension.")
     missing = torch.isnan(given)
     rows = missing.flatten(1).any(1).nonzero().flatten()
     if not len(rows):
         raise ValueError(
             f"x: expected NaN where an entry is missing; got {len(given):,} complete data; there is nothing to impute."
         )
-    some = tuple(_checks.tensor(f"context[{i}]", value)[rows] for i, value in enumerate(context))
+    some = tuple(_rows_of(f"context[{i}]", value, len(given), rows) for i, value in enumerate(context))
+    _refuse_without_moments(vae, len(rows), some)
     with seeded(given.device, seed_for(seed, "filling in") % 2**32):
         model, guide, data = _of_observed(vae, given[rows], some)
     evidence = log_evidence(
@@ -131,6 +135,21 @@ def impute(
         for guess, before in zip(found, (given, torch.zeros_like(given), torch.ones_like(given)), strict=True)
     )
     return Imputation(completed, sd, probability, missing, rows, evidence)
+
+
+def _refuse_without_moments(vae: VAE, num_rows: int, context: tuple[Tensor, ...]) -> None:
+    """Look at the likelihood of one latent, before anything is evaluated."""
+    z, like = torch.zeros(1, num_rows, *vae.model.datum.latent_shape), any_parameter(vae)
+    _averages(vae, z if like is None else z.to(like), context)
+
+
+def _rows_of(name: str, value: Any, num_data: int, rows: Tensor) -> Tensor:
+    tensor = _checks.tensor(name, value)
+    if not tensor.ndim or len(tensor) != num_data:
+        raise ValueError(
+            f"{name}: expected a row for each of {num_data} data; got shape {tuple(tensor.shape)}; add them."
+        )
+    return tensor[rows]
 
 
 def _put(guess: Tensor, at: Tensor, of: Tensor, into: Tensor) -> Tensor:
@@ -188,22 +207,29 @@ class _Numbers:
 
     def add(self, entries: Any) -> None:
         """Take the distribution given another draw."""
-        mean = entries.mean.double()
+        try:
+            mean, variance = entries.mean.double(), entries.variance.double()
+        except NotImplementedError as error:
+            raise _without_moments(entries) from error
+        if not (mean.isfinite().all() and variance.isfinite().all()):
+            raise _without_moments(entries)
         self.total = self.total + mean
         self.squares = self.squares + mean.square()
-        self.within = self.within + entries.variance
+        self.within = self.within + variance
 
     def found(self, num_draws: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return mean and standard deviation, and no probability."""
         mean = self.total / num_draws
         variance = self.within / num_draws + (self.squares / num_draws - mean.square()).clamp_min(0)
-        if not (mean.isfinite().all() and variance.isfinite().all()):
-            raise ValueError(
-                "vae: expected a likelihood whose entries have a mean and a variance, or are levels; got one without; "
-                "draw from it instead."
-            )
         dtype = torch.get_default_dtype()
         return mean.to(dtype), variance.sqrt().to(dtype), torch.full_like(mean, torch.nan, dtype=dtype)
+
+
+def _without_moments(entries: Any) -> ValueError:
+    return ValueError(
+        f"vae: expected a likelihood whose entries have a mean and a variance, or are levels; got "
+        f"{type(entries).__name__} without; draw from it instead."
+    )
 
 
 class _Levels:

@@ -110,3 +110,55 @@ def test_refusals():
     whole = pv.VAE(pv.priors.StandardNormal(2), Multivariate(), Fixed())
     with pytest.raises(ValueError, match="likelihood: expected one whose entries are independent given z; got Multi"):
         pv.impute(whole, torch.tensor([[0.0, torch.nan]]))
+
+
+def test_deviations_far_from_zero():
+    """Of numbers around 5,000, as large as of the same numbers around zero."""
+    found = []
+    for offset in (0.0, 5000.0):
+        torch.manual_seed(0)
+        decoder = pv.nn.MLP(1, [], 3, output_bias=offset)
+        vae = pv.VAE(
+            pv.priors.StandardNormal(1),
+            pv.likelihoods.Gaussian(decoder, scale=0.5),
+            pv.posteriors.DiagonalNormal(pv.nn.Standardized(pv.nn.MLP(3, [], 2), shift=offset)),
+        )
+        x = torch.tensor([[0.5, 1.0, torch.nan], [torch.nan, 1.0, 2.0]]) + offset
+        found.append(pv.impute(vae, x, num_draws=100).sd)
+    assert torch.allclose(*found, atol=0.05) and found[0].max() > 0.5
+
+
+REFUSED = {
+    "no rows": (
+        lambda vae: pv.impute(vae, torch.tensor([0.5, torch.nan])),
+        "x: expected rows of entries, .*got shape .2,",
+    ),
+    "context of other data": (
+        lambda vae: pv.impute(vae, torch.tensor([[0.5, torch.nan], [0.1, 0.2]]), torch.zeros(7, 1)),
+        r"context\[0\]: expected a row for each of 2 data; got shape \(7, 1\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_refused(case):
+    call, message = REFUSED[case]
+    vae = pv.VAE(
+        pv.priors.StandardNormal(1),
+        pv.likelihoods.Gaussian(pv.nn.MLP(2, [], 2), scale=0.5),
+        pv.posteriors.DiagonalNormal(pv.nn.MLP(3, [], 2)),
+        context_shapes=[(1,)],
+    )
+    with pytest.raises(ValueError, match=message):
+        call(vae)
+
+
+def test_a_likelihood_without_a_variance_is_refused_before_anything_is_evaluated(monkeypatch):
+    vae = pv.VAE(
+        pv.priors.StandardNormal(1),
+        pv.likelihoods.ContinuousBernoulli(pv.nn.MLP(1, [], 2)),
+        pv.posteriors.DiagonalNormal(pv.nn.MLP(2, [], 2)),
+    )
+    monkeypatch.setattr("pyro_vae.imputation.log_evidence", None)
+    with pytest.raises(ValueError, match="vae: expected a likelihood whose entries have a mean and a variance"):
+        pv.impute(vae, torch.tensor([[0.5, torch.nan]]))

@@ -141,13 +141,14 @@ def _answer(folder: Path, settings: Settings, data: RunData, history: pv.History
         "data": data.as_dict(),
     }
     what = settings.vae or f"{settings.likelihood}, {settings.latent_dim} latent numbers"
+    name = "ELBO" if settings.objective in ("mean-field", "trace") else settings.objective
     validation = f", {history.validation_elbo[-1]:.3f} of validation" if history.validation_elbo else ""
     lines = [
         f"data        {data.train.provenance}",
         f"held out    {len(data.test):,} to test, {len(data.validation or ()):,} to validate",
         f"VAE         {what}",
         f"trained     {len(history):,} epochs in {sum(history.seconds):.0f} s",
-        f"ELBO        {history.train_elbo[-1]:.3f} of training{validation}; nats per datum",
+        f"{name:<12}{history.train_elbo[-1]:.3f} of training{validation}; nats per datum",
         f"kept in     {folder}/ ({SETTINGS}, checkpoints, {HISTORY})",
         f"next        pyro-vae evaluate {shlex.quote(str(folder))}",
     ]

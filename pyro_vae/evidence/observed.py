@@ -61,7 +61,9 @@ def bits_of_levels(observed: Observed, num_levels: int | None) -> float:
     if observed.kind == "factor":
         raise ValueError("model: expected observed sites with values; got pyro.factor, whose data have no size.")
     if observed.is_masked:
-        raise ValueError("model: expected data all of which count; got masks, so that each datum has its own size.")
+        raise ValueError(
+            "model: expected data all of which count; got masks or missing entries: each datum has its own size."
+        )
     if observed.kind == "probability":
         if num_levels is not None:
             raise ValueError("num_levels: expected None for discrete data, whose log p(x) needs no unit; leave it out.")

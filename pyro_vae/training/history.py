@@ -19,9 +19,10 @@ class History:
     """A record of training: one number an epoch in each list, nats per datum.
 
     Attributes:
-        train_elbo: mean over the epoch's steps, at the parameters of each step.
-        validation_elbo: on the validation data after the epoch, one draw for each datum and the same noise each time;
-            empty without validation data.
+        train_elbo: mean over the epoch's steps, at the parameters of each step: minus the loss of the objective, which
+            is the ELBO of an ELBO, and of another objective what that one says of its value.
+        validation_elbo: the same on the validation data after the epoch, one draw for each datum and the same noise
+            each time; empty without validation data.
         rate, distortion: the two terms of the ELBO after the epoch, on the validation data or, without them, on the
             first 1,000 training data; empty for a program that has no ELBO for each datum.
         seconds: time of the epoch's steps.

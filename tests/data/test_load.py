@@ -192,3 +192,10 @@ def test_parquet(tmp_path):
     data = load(tmp_path / "t.parquet", split="all", missing="keep")
     assert data.labels.tolist() == [0, 1] and names_of_columns(tmp_path / "t.parquet") == ("a", "b")
     assert data.x[0].tolist() == [1.5, 1] and data.x.isnan().tolist() == [[False, False], [True, False]]
+
+
+@pytest.mark.parametrize("option", [{"image_size": (32, 32)}, {"channels": 1}, {"key": "x"}, {"num_test": 3}])
+def test_data_by_name_take_no_options_of_files(option):
+    (name,) = option
+    with pytest.raises(ValueError, match=f"{name}: expected None for digits, whose form is its own; got"):
+        pv.data.load("digits", split="test", **option)
