@@ -5,7 +5,7 @@ first test images by `log_evidence`. Where the posterior can be refined, the gap
 the family cannot reach and what the encoder loses. Differences from the first row are paired, and seconds are those of
 training.
 
-    python benchmarks/family.py --data-dir data       # three quarters of an hour on two CPU cores
+    python benchmarks/family.py --data-dir data
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """The time of a step of each objective, and of a flow as posterior, beside the same by hand in compiled PyTorch.
 
-    python benchmarks/objectives.py                    # ten minutes on two CPU cores, most of it compiling
+    python benchmarks/objectives.py       # most of its time is compiling
 
 A 784-200-200-50 VAE on random pixels. Ours is `pv.SVI` with `FusedAdam`, one graph. By hand the loss is compiled, and
 `torch.optim.Adam(fused=True)` takes the step. Both take turns, a block of steps each, in each repetition. The table has

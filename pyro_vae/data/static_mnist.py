@@ -32,7 +32,8 @@ def static_mnist(data_dir: str | Path = "data", *, split: Literal["train", "vali
         split: which part.
 
     Raises:
-        ValueError: for files that are truncated or corrupted, or hold other numbers.
+        ValueError: for files that end within a row or are corrupted, or hold other numbers. How many rows there are is
+            not checked.
         FileNotFoundError: without the files.
 
     References:

@@ -139,7 +139,6 @@ class Auto(Estimator[Cascade]):
         )
         cascade = Cascade(block, region, budget, task.seed)
         cascade.run()
-        assert sum(len(result.columns) for result in cascade.results) == len(block.asked_for), "a datum was left out"
         return cascade
 
     def found(self, parts: list[Cascade], task: Task) -> Found:

@@ -163,10 +163,21 @@ def run(estimator: Estimator[Part], task: Task) -> Found:
     return estimator.found(parts, task)
 
 
+def _refuse_missing_data(estimator: Estimator[Any], found: Found, num_data: int) -> None:
+    """Raise if an estimator has lost a datum: means over the others would look right."""
+    number = len(found.estimate.log_evidence)
+    if number != num_data:
+        raise RuntimeError(
+            f"{type(estimator).__name__}: expected an estimate for each of {num_data} data; got {number}; this is a "
+            "fault of pyro_vae: please report the program and its options."
+        )
+
+
 def evaluate(estimator: Estimator[Any], task: Task) -> Evidence:
     """Measure all data, and return their `Evidence`."""
     observed = Observed.of(task.program)
     found = run(estimator, task)
+    _refuse_missing_data(estimator, found, task.program.num_data)
     terms, num_evaluations = found.terms, found.num_evaluations
     if terms is None:
         terms = guide_terms(task.program, NUM_ELBO_SAMPLES, task.seed, task.first_index)

@@ -24,6 +24,7 @@ from truths import (
 
 import pyro_vae as pv
 from pyro_vae.evidence import proposals
+from pyro_vae.evidence.cascade import Cascade
 from pyro_vae.evidence.weights import Totals, estimate
 from pyro_vae.program import tiles
 
@@ -388,3 +389,16 @@ def test_a_search_that_costs_more_than_foreseen_leaves_no_datum_out(max_evaluati
     evidence = pv.log_evidence(model, guide, x, tolerance=0.1, max_evaluations=max_evaluations)
     assert len(evidence) == len(evidence.elbo) == len(evidence.method) == 6
     assert (evidence.num_evaluations > max_evaluations).any()  # what was begun is finished
+
+
+def test_an_estimator_that_loses_a_datum_is_found_out(monkeypatch):
+    vae = small_vae()
+    lost = Cascade._keep
+
+    def keep_one_less(self, columns, found, *rest):
+        if len(columns) > 1:
+            lost(self, columns[1:], type(found)(*(each[1:] for each in found)), *rest)
+
+    monkeypatch.setattr(Cascade, "_keep", keep_one_less)
+    with pytest.raises(RuntimeError, match="Auto: expected an estimate for each of 5 data; got"):
+        pv.log_evidence(vae.model, vae.guide, draws_of(vae, 5), num_posterior_draws=1, tolerance=0.5)
