@@ -25,10 +25,11 @@ from pyro_vae.evidence.budget import (
 from pyro_vae.evidence.collect import Collected, collected
 from pyro_vae.evidence.draws import Draws
 from pyro_vae.evidence.elsewhere import Elsewhere, checked
-from pyro_vae.evidence.laplace import Summits, is_twice_differentiable
+from pyro_vae.evidence.newton import is_twice_differentiable
 from pyro_vae.evidence.pilot import PILOT_CHAINS, PILOT_TEMPERATURES, Pilot, pilot
 from pyro_vae.evidence.region import Component, Region
 from pyro_vae.evidence.sources import Modes, Source, guide_at
+from pyro_vae.evidence.summits import Summits
 from pyro_vae.evidence.survey import Survey, find_modes, find_summits, survey
 from pyro_vae.evidence.weights import Estimate
 from pyro_vae.program.tiles import Block, Noise, evaluating, noise, refuse_nan

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from pyro_vae.evidence.elsewhere import Elsewhere
 from pyro_vae.evidence.gaussians import FullNormal, moments
-from pyro_vae.evidence.laplace import LaplaceFit, Summits, fit_laplace, seek_summits
+from pyro_vae.evidence.laplace import LaplaceFit, fit_laplace
 from pyro_vae.evidence.region import NUM_MOMENT_DRAWS, Component, Latent, Region
+from pyro_vae.evidence.summits import Summits, seek_summits
 
 __all__ = ["NUM_POINTS", "Survey", "find_modes", "find_summits", "survey"]
 

@@ -51,9 +51,13 @@ def test_it_is_unbiased_in_p_for_every_number_of_temperatures(start, num_tempera
     vae, x, exact = approximate(shift=0.1, inflation=1.2)
     evidence = pv.ais(vae.model, vae.guide, x, start=start, num_temperatures=num_temperatures)
     assert_unbiased_in_p(evidence.log_evidence, exact)
-    if (start, num_temperatures) == ("prior", 1):
-        error = evidence.log_evidence - exact
-        assert error.mean() < -4.5 * error.std() / math.sqrt(len(error))  # a bound, in log p(x)
+
+
+def test_unbiased_in_p_it_is_a_bound_in_log_p():
+    """By chance an estimate without a bias in log p(x) passes once in 700 times."""
+    vae, x, exact = approximate(shift=0.1, inflation=1.2, num_data=800)
+    error = pv.ais(vae.model, vae.guide, x, start="prior", num_temperatures=1).log_evidence - exact
+    assert error.mean() < -3 * error.std() / math.sqrt(len(error))
 
 
 def test_the_twin_that_adapts_on_the_measured_run_is_caught():

@@ -1,0 +1,186 @@
+"""The modes of each datum's posterior that searches have found, and the mixture that they make."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_vae.evidence.gaussians import FullNormal, NormalMixture
+from pyro_vae.evidence.newton import Climbed, climb, hessian_of, log_density, scale_tril_of
+from pyro_vae.program.unconstrained import Unconstrained
+
+__all__ = ["KnownModes", "away"]
+
+NUM_STEPS, MAX_ROUNDS = 10, 6
+NUM_EXPLORING = 15  # steps from another start, before a Hessian is spent where they end
+CONVERGED = 1e-2  # bound on the squared length of a Newton step, which is twice its gain in nats
+SAME_MODE = 2.0  # distance, in the standard deviations of one of two Gaussians
+SMALLEST_SHARE = 0.08  # of the draws, for a mode of little mass: at least one in 16 chains
+NEGLIGIBLE = 10.0  # nats below the mass of the first mode
+MAX_MORE_MODES = 8  # where climbs found several modes, of which there may be more
+
+
+class _Modes(NamedTuple):
+    """Where N searches ended."""
+
+    gaussian: FullNormal
+    value: Tensor
+    """log p(x, u) there."""
+    converged: Tensor
+    num_evaluations: Tensor
+
+    def at(self, rows: Tensor) -> _Modes:
+        """Select rows by index."""
+        return _Modes(self.gaussian.at(rows), *(each[rows] for each in self[1:]))
+
+    def spread(self, like: _Modes, rows: Tensor) -> _Modes:
+        """Place these as rows among all data; a value of -inf says that the others have no such mode."""
+        loc, scale_tril = like.gaussian.loc.clone(), like.gaussian.scale_tril.clone()
+        loc[rows], scale_tril[rows] = self.gaussian
+        value = torch.full_like(like.value, -math.inf)
+        value[rows] = self.value
+        return _Modes(FullNormal(loc, scale_tril), value, like.converged, like.num_evaluations)
+
+    @property
+    def log_mass(self) -> Tensor:
+        """Laplace's approximation of log p(x), `(N,)`."""
+        return self.value + self.gaussian.log_volume
+
+
+def _search(view: Unconstrained, loc: Tensor, floor: Tensor) -> _Modes:
+    """Run rounds of Newton steps from one start for each datum."""
+    num_data, dim = loc.shape
+    spent = torch.zeros(num_data, dtype=torch.int64, device=loc.device)
+    converged = torch.zeros(num_data, dtype=torch.bool, device=loc.device)
+    value = torch.full_like(loc[:, 0], -math.inf)
+    loc = loc.clone()
+    for _ in range(MAX_ROUNDS):
+        left = (~converged).nonzero().flatten()
+        if not len(left):
+            break
+        density = log_density(view.at(left))
+        metric = FullNormal(loc[left], scale_tril_of(hessian_of(density, loc[left]), floor[left]))
+        climbed = climb(density, metric, loc[left][None], NUM_STEPS).at(0)
+        loc[left], value[left], converged[left] = climbed.position, climbed.value, climbed.gain < CONVERGED
+        spent[left] += NUM_STEPS + 2 * dim
+    scale_tril = scale_tril_of(hessian_of(log_density(view), loc), floor)
+    return _Modes(FullNormal(loc, scale_tril), value, converged, spent + 2 * dim)
+
+
+@dataclass
+class KnownModes:
+    """The known modes of each datum's posterior, and what it took to find them."""
+
+    view: Unconstrained
+    floor: Tensor
+    """Of the curvature, `(N, 1)`."""
+    found: list[_Modes]
+    num_evaluations: Tensor
+    chosen: list[Tensor] = field(default_factory=list)
+    """Starts that were chosen far from what was known."""
+
+    @classmethod
+    def found_from(cls, start: Tensor, view: Unconstrained, floor: Tensor) -> KnownModes:
+        """Search from one start for each datum, `(N, D)`."""
+        first = _search(view, start, floor)
+        return cls(view, floor, [first], first.num_evaluations)
+
+    @property
+    def first(self) -> _Modes:
+        """The modes that were found first, in whose metric all climbs go."""
+        return self.found[0]
+
+    @property
+    def mixture(self) -> NormalMixture:
+        """The modes, mixed in proportion to their mass."""
+        return _mixture_of(self.found)
+
+    def are_away(self, places: Tensor) -> Tensor:
+        """Tell which places `(M, N, D)` belong to no known mode, `(M, N)`."""
+        return _distances(self.found, places) > away(self.view.dim)
+
+    def farthest(self, places: Tensor) -> Tensor:
+        """Select each datum's place that is farthest from its known modes and from former choices, `(N, D)`."""
+        whitened = self.first.gaussian.whitened
+        white = whitened(places)
+        distance = _distances(self.found, places)
+        for former in self.chosen:
+            distance = torch.minimum(distance, (white - whitened(former[None])).norm(dim=-1))
+        index = distance.nan_to_num(nan=-1.0, posinf=-1.0).argmax(0)
+        self.chosen.append(places[index, torch.arange(places.shape[1], device=places.device)])
+        return self.chosen[-1]
+
+    def go_on_for_all(self, start: Tensor) -> None:
+        """Look for one more mode of each datum, `(N, D)`; a start that is no number is replaced by the first mode."""
+        everyone = torch.arange(len(start), device=start.device)
+        self.go_on(everyone, start.where(start.isfinite(), self.first.gaussian.loc))
+
+    def go_on(self, rows: Tensor, start: Tensor) -> None:
+        """Look for one more mode of these data."""
+        end = self._climb(rows, start[None]).at(0)
+        is_away = self._of(rows).are_away(end.position[None])[0]
+        new = (is_away & (end.gain < self.view.dim)).nonzero().flatten()
+        self._add(rows[new], end.position[new])
+
+    def look_around(self, rows: Tensor, starts: Tensor) -> None:
+        """Look for more modes of these data from all of the starts `(K, N, D)`, the highest summits first."""
+        if not len(rows):
+            return
+        end = self._climb(rows, starts[:, rows].where(starts[:, rows].isfinite(), 0.0))
+        value = end.value.where(end.gain < self.view.dim, -torch.inf)
+        for _ in range(MAX_MORE_MODES):
+            value = value.where(self._of(rows).are_away(end.position), -torch.inf)
+            best, index = value.max(0)
+            new = best.isfinite().nonzero().flatten()
+            if not len(new):
+                return
+            self._add(rows[new], end.position[index[new], new])
+            value[index[new], new] = -torch.inf
+
+    def _of(self, rows: Tensor) -> KnownModes:
+        return replace(self, found=[each.at(rows) for each in self.found])
+
+    def _climb(self, rows: Tensor, start: Tensor) -> Climbed:
+        spent = torch.full_like(rows, len(start) * NUM_EXPLORING)
+        self.num_evaluations = self.num_evaluations.index_add(0, rows, spent)
+        return climb(log_density(self.view.at(rows)), self.first.gaussian.at(rows), start, NUM_EXPLORING)
+
+    def _add(self, rows: Tensor, start: Tensor) -> None:
+        """Search from a summit, and keep the mode if it is new."""
+        if not len(rows):
+            return
+        mode = _search(self.view.at(rows), start, self.floor[rows])
+        is_new = _distances(self._of(rows).found, mode.gaussian.loc[None])[0] > SAME_MODE
+        mode = mode._replace(value=mode.value.where(is_new & mode.converged, -torch.inf))
+        self.found.append(mode.spread(self.first, rows))
+        self.num_evaluations = self.num_evaluations.index_add(0, rows, mode.num_evaluations)
+
+
+def away(dim: int) -> float:
+    """Return the distance from a mode, in standard deviations, beyond which a place does not belong to it."""
+    return 1 + math.sqrt(dim)
+
+
+def _distances(known: list[_Modes], u: Tensor) -> Tensor:
+    """Measure how far places `(M, N, D)` are from the nearest known mode, in its standard deviations: `(M, N)`."""
+    each = [mode.gaussian.whitened(u).norm(dim=-1).where(mode.value.isfinite(), torch.inf) for mode in known]
+    return torch.stack(each).amin(0)
+
+
+def _mixture_of(found: list[_Modes]) -> NormalMixture:
+    """Mix the modes in proportion to their mass, with a smallest share. The mode of most mass comes first."""
+    log_mass = torch.stack([each.log_mass for each in found])
+    log_mass = log_mass.where(log_mass.isfinite(), -torch.inf)
+    log_mass[0] = log_mass[0].nan_to_num(neginf=0.0)
+    log_mass, order = log_mass.sort(0, descending=True)
+    log_mass = log_mass.where(log_mass > log_mass[0] - NEGLIGIBLE, -torch.inf)
+    num_parts = int(log_mass.isfinite().sum(0).max())
+    share = log_mass[:num_parts].softmax(0).clamp(min=SMALLEST_SHARE).where(log_mass[:num_parts].isfinite(), 0.0)
+    locs, scale_trils = (torch.stack(each) for each in zip(*(mode.gaussian for mode in found), strict=True))
+    rows = torch.arange(locs.shape[1], device=locs.device)
+    parts = tuple(FullNormal(locs[index, rows], scale_trils[index, rows]) for index in order[:num_parts])
+    return NormalMixture(parts, (share / share.sum(0)).log())

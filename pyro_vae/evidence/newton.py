@@ -1,0 +1,123 @@
+"""Climb to a mode by Newton steps whose Hessian has absolute eigenvalues, for many data at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_vae.evidence.gaussians import FullNormal, moments
+from pyro_vae.program.unconstrained import Unconstrained
+
+__all__ = [
+    "Climbed",
+    "LogDensity",
+    "climb",
+    "hessian_of",
+    "is_twice_differentiable",
+    "log_density",
+    "scale_tril_of",
+    "smallest_curvature",
+    "with_gradient",
+]
+
+MAX_PAIRS = 16_384  # (direction, datum) pairs for which products with the Hessian are formed together
+
+LogDensity = Callable[[Tensor], Tensor]
+
+
+def log_density(view: Unconstrained) -> LogDensity:
+    """Make a function of places `(K, N, D)` that returns log p(x, u), `(K, N)`."""
+
+    def density(u: Tensor) -> Tensor:
+        prior, likelihood = view.log_joint(u)
+        return prior + likelihood
+
+    return density
+
+
+class Climbed(NamedTuple):
+    """Where K climbs ended for each of N data."""
+
+    position: Tensor
+    value: Tensor
+    gain: Tensor
+    """The squared length of the next step."""
+
+    def at(self, index: int) -> Climbed:
+        """Select one of the K."""
+        return Climbed(*(each[index] for each in self))
+
+
+def climb(density: LogDensity, metric: FullNormal, start: Tensor, num_steps: int) -> Climbed:
+    """Climb from `(K, N, D)` by a number of steps in the metric of a Gaussian."""
+    size = torch.ones_like(start[..., :1])
+    best, value, step = start, torch.full_like(start[..., 0], -math.inf), torch.zeros_like(start)
+    gain = torch.full_like(value, math.inf)
+    for _ in range(num_steps):
+        proposed = best + size * step
+        new_value, gradient = with_gradient(density, proposed)
+        better = new_value > value
+        value = new_value.where(better, value)
+        best = proposed.where(better[..., None], best)
+        whitened = metric.scaled_transposed(gradient)
+        gain = whitened.square().sum(-1).where(better, gain)
+        step = metric.scaled(whitened).where(better[..., None], step)
+        size = torch.where(better[..., None], (1.5 * size).clamp(max=1.0), 0.5 * size)
+    return Climbed(best, value, gain)
+
+
+def with_gradient(density: LogDensity, u: Tensor) -> tuple[Tensor, Tensor]:
+    u = u.detach().requires_grad_()
+    with torch.enable_grad():
+        value = density(u)
+        (gradient,) = torch.autograd.grad(value.sum(), u)
+    return value.detach(), gradient.nan_to_num()
+
+
+def hessian_of(density: LogDensity, loc: Tensor) -> Tensor:
+    """Return the Hessians `(N, D, D)` at points `(N, D)`, from products with all D directions, a few at a time."""
+    num_data, dim = loc.shape
+    directions = torch.eye(dim, dtype=loc.dtype, device=loc.device)
+    height = max(1, MAX_PAIRS // num_data)
+    rows = [hessian_products(density, loc, some) for some in directions.split(height)]
+    hessian = torch.cat(rows).movedim(0, 1).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    return (hessian + hessian.mT) / 2
+
+
+def hessian_products(density: LogDensity, loc: Tensor, directions: Tensor) -> Tensor:
+    u = loc.expand(len(directions), *loc.shape).clone().requires_grad_()
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad(density(u).sum(), u, create_graph=True)
+        if not gradient.requires_grad:  # linear in u
+            return torch.zeros_like(u)
+        (products,) = torch.autograd.grad((gradient * directions[:, None]).sum(), u, allow_unused=True)
+    return torch.zeros_like(u) if products is None else products
+
+
+def scale_tril_of(hessian: Tensor, floor: Tensor) -> Tensor:
+    """Factor |H|^{-1} = V S V^T as L L^T: L = R^T of the QR decomposition of (V S^{1/2})^T, which always exists."""
+    eigenvalues, vectors = torch.linalg.eigh(-hessian)
+    root = vectors * eigenvalues.abs().clamp(min=floor).rsqrt()[:, None]
+    factor = torch.linalg.qr(root.mT).R.mT
+    return factor * factor.diagonal(dim1=-2, dim2=-1).sign()[:, None]
+
+
+def smallest_curvature(prior: Tensor) -> Tensor:
+    """Return a hundredth of the prior's least precision, `(N, 1)`."""
+    loc, _ = moments(prior)
+    centred = (prior - loc).nan_to_num().movedim(0, 1)
+    largest = torch.linalg.matrix_norm(centred, ord=2).square() / len(prior)
+    return 1e-2 / largest.clamp(min=1e-12)[:, None]
+
+
+def is_twice_differentiable(view: Unconstrained, place: Tensor) -> bool:
+    """Tell whether log p(x, u) has second derivatives, as the search for modes needs, at a place `(N, D)`."""
+    try:
+        hessian_products(log_density(view), place, torch.ones_like(place[:1]))
+    except RuntimeError:  # from what has no gradient
+        return False
+    return True
