@@ -759,7 +759,7 @@ LATENTS = {
         None,
         NONE,
     ),
-    "Delta": Latent(lambda: dist.Delta(one(0.7)), lambda: dist.Delta(one(0.7)), lambda: counted(t(0.7)), GUIDE),
+    "Delta": Latent(lambda: dist.Delta(one(0.7)), lambda: dist.Delta(one(0.7)), lambda: counted(t(0.7))),
     # Of whole numbers without end
     "Poisson": by_family(dist.Poisson, dict(rate=one(2.0)), dict(rate=one(2.5)), lambda: numbers(100), GUIDE),
     "Geometric": by_family(dist.Geometric, dict(probs=one(0.4)), dict(probs=one(0.35)), lambda: numbers(150), GUIDE),

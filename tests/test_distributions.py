@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pyro
 import pyro.distributions as dist
 import pytest
 import scipy.integrate
@@ -11,7 +12,7 @@ import scipy.stats
 import torch
 
 import pyro_vae as pv
-from pyro_vae.distributions import Beta, Concatenated, ContinuousBernoulli, DiscretizedLogistic, Multinomial
+from pyro_vae.distributions import Beta, Concatenated, ContinuousBernoulli, DiscretizedLogistic, Incomplete, Multinomial
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -110,6 +111,33 @@ def test_parts_side_by_side():
     assert torch.allclose(both.log_prob(x), parts[0].log_prob(x[:, :2]) + parts[1].log_prob(x[:, 2:]))
     assert both.support.check(x).all() and not both.support.check(x + 0.5).any()
     assert both.sample((6,)).shape == (6, 4, 5) and not both.has_rsample
+
+
+def test_variances_side_by_side():
+    parts = [dist.Normal(torch.zeros(2), 3.0).to_event(1), ContinuousBernoulli(torch.zeros(1)).to_event(1)]
+    variance = Incomplete(Concatenated(parts)).variance
+    assert variance[:2].tolist() == [9.0, 9.0]
+    assert variance[2].isnan()  # its distribution does not say
+
+
+FAR_FROM_ZERO = {
+    "uniform": dist.Uniform(torch.tensor([2.0, 5.0]), torch.tensor([3.0, 9.0])),
+    "Pareto": dist.Pareto(torch.tensor([4.0, 8.0]), torch.tensor(0.5)),
+    "log-normal": dist.LogNormal(torch.zeros(2), 1.0),
+    "Beta": Beta(torch.ones(2), 2 * torch.ones(2)),
+    "negative binomial": dist.NegativeBinomial(torch.ones(2), logits=torch.zeros(2)),
+    "levels": DiscretizedLogistic(torch.zeros(2), torch.ones(2), num_levels=7),
+}
+
+
+@pytest.mark.parametrize("name", FAR_FROM_ZERO)
+def test_a_missing_entry_is_left_out_whatever_the_support(name):
+    entries = FAR_FROM_ZERO[name]
+    value = entries.sample()
+    half = torch.where(torch.tensor([True, False]), value, torch.nan)
+    with pyro.validation_enabled(True):
+        found = Incomplete(entries.to_event(1), validate_args=True).log_prob(half)
+    assert found == entries.log_prob(value)[0]
 
 
 EXTREME = [-1e4, -50.0, 0.0, 50.0, 1e4]

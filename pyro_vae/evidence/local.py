@@ -172,15 +172,14 @@ def _parameters(name: str, fn: Any) -> tuple[Any, dict[str, Tensor]]:
     while isinstance(fn, (MaskedDistribution, Independent)):
         fn = fn.base_dist
     shape = fn.batch_shape
-    arguments = set(inspect.signature(type(fn).__init__).parameters) & set(getattr(fn, "arg_constraints", {}))
-    given = {key for key in arguments if key in vars(fn)} or {key for key in arguments if hasattr(fn, key)}
+    signature = inspect.signature(type(fn).__init__).parameters
+    required = {key for key, each in signature.items() if each.default is each.empty} - {"self", "args", "kwargs"}
+    arguments = signature.keys() & getattr(fn, "arg_constraints", {}).keys()
+    # To ask for another one of torch's lazy properties is to set it: look among those of the instance first.
+    given = {key for key in arguments if key in vars(fn)} | {key for key in arguments & required if hasattr(fn, key)}
+    given = given or {key for key in arguments if hasattr(fn, key)}
     if {"probs", "logits"} <= given:
         given.discard("probs")
-    required = {
-        key
-        for key, parameter in inspect.signature(type(fn).__init__).parameters.items()
-        if parameter.default is parameter.empty and key not in ("self", "args", "kwargs")
-    }
     if not given or not required <= given or not fn.has_rsample or fn.support.is_discrete:
         raise ValueError(_unrefinable(name, fn))
     tensors = {key: torch.as_tensor(getattr(fn, key)) for key in sorted(given)}

@@ -8,6 +8,7 @@ import pyro.distributions as dist
 from torch import Tensor, nn
 
 from pyro_vae import distributions
+from pyro_vae.distributions.incomplete import or_missing
 from pyro_vae.likelihoods._base import Likelihood
 
 __all__ = ["Incomplete"]
@@ -64,7 +65,7 @@ class Incomplete(nn.Module):
     def support(self) -> Any:
         """What the likelihood says of its support, and NaN; None if it says nothing."""
         support = getattr(self.likelihood, "support", None)
-        return None if support is None else distributions.or_missing(support)
+        return None if support is None else or_missing(support)
 
     def forward(self, z: Tensor, *context: Tensor) -> dist.Distribution:
         """Return p(x_o|z), for any o."""

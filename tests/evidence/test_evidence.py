@@ -299,7 +299,7 @@ MIXED = {
     "laplace": lambda vae, x: pv.importance_sampling(vae.model, vae.guide, x, num_samples=500, proposal="laplace"),
     "ais": lambda vae, x: pv.ais(vae.model, vae.guide, x, num_temperatures=5),
     "log_evidence": lambda vae, x: pv.log_evidence(vae.model, vae.guide, x, tolerance=0.1, max_evaluations=2000),
-    "bdmc": lambda vae, x: pv.bdmc(vae.model, vae.guide, num_data=80, num_temperatures=5),
+    "bdmc": lambda vae, x: pv.bdmc(vae.model, vae.guide, num_data=200, num_temperatures=5),
 }
 
 
@@ -308,14 +308,14 @@ MIXED = {
 def test_no_noise_comes_twice(name, seeds):
     """Neither in a pilot run and the measured run, nor in two blocks or tiles."""
     vae = small_vae()
-    MIXED[name](vae, draws_of(vae, 80))  # two blocks
+    MIXED[name](vae, draws_of(vae, 200))  # two blocks
     assert len(set(seeds)) == len(seeds) > 5
 
 
 def test_the_twin_whose_pilot_shares_its_noise_is_caught(seeds, monkeypatch):
     vae = small_vae()
     monkeypatch.setattr(sys.modules["pyro_vae.evidence.annealing"], "seed_for", lambda seed, purpose: seed)
-    MIXED["ais"](vae, draws_of(vae, 80))
+    MIXED["ais"](vae, draws_of(vae, 200))
     assert len(set(seeds)) < len(seeds)
 
 
