@@ -101,7 +101,10 @@ def warn(message: str) -> None:
 def program(name: str, value: Any) -> None:
     """Check a Pyro program."""
     if not callable(value):
-        raise TypeError(f"{name}: expected a Pyro program, a function or a module; got {value!r}; pass one.")
+        raise TypeError(
+            f"{name}: expected a Pyro program, a function or a module; got one of type {type(value).__name__}; pass "
+            "model and guide first, and then what they take: (vae.model, vae.guide, x)."
+        )
 
 
 def keyword_arguments(kwargs: Any) -> dict[str, Any]:

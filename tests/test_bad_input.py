@@ -423,6 +423,38 @@ OTHERS = {
         TypeError,
         "name: expected text",
     ),
+    "guide before model": (
+        lambda: pv.fit((vae_of().guide, vae_of().model), BINARY, progress=False),
+        ValueError,
+        r"program: expected a model that observes data by .* got none, and 'x' in the guide; .* .model, guide., in this",
+    ),
+    "guide before model, checked": (
+        lambda: pv.check_program(vae_of().guide, vae_of().model, BINARY),
+        ValueError,
+        "guide: expected it to observe nothing that the model does not; got data at site 'x'; .* swap model and guide",
+    ),
+    "parts in another order": (
+        lambda: pv.VAE(
+            pv.likelihoods.Bernoulli(mlp(2, 12)), pv.priors.StandardNormal(2), pv.posteriors.DiagonalNormal(mlp(12, 4))
+        ),
+        ValueError,
+        r"prior\(\): expected a distribution.*; .*give the parts in the order prior, likelihood, posterior",
+    ),
+    "a VAE for a model": (
+        lambda: pv.log_evidence(vae_of(), BINARY),
+        TypeError,
+        r"guide: expected a Pyro program.*; got one of type Tensor; pass model and guide first.*vae.model, vae.guide, x",
+    ),
+    "option of fit": (
+        lambda: pv.fit(vae_of(), BINARY, num_epoch=1),
+        TypeError,
+        "num_epoch: expected an option of fit; got num_epoch=1; pass num_epochs",
+    ),
+    "option of an objective": (
+        lambda: pv.objectives.IWELBO(num_particle=3),
+        TypeError,
+        "num_particle: expected an option of IWELBO; got num_particle=3; pass num_particles",
+    ),
     "program": (
         lambda: pv.fit(nn.Linear(2, 2), BINARY),
         TypeError,

@@ -86,7 +86,10 @@ def rank(name):
 
 def test_the_table_names_every_file():
     folders = {name for name, path in FILES.items() if path.name == "__init__.py"}
-    assert sorted(ORDER) == sorted(FILES.keys() - folders)
+    files = FILES.keys() - folders
+    assert not files - set(ORDER), "add these to the table of docs/design.md"
+    assert not set(ORDER) - files, "the table of docs/design.md names files that are not there"
+    assert len(ORDER) == len(set(ORDER)), "the table of docs/design.md names a file twice"
 
 
 @pytest.mark.parametrize("name", FILES)

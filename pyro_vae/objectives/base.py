@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import types
 from abc import abstractmethod
@@ -19,6 +20,7 @@ from pyro.poutine.trace_messenger import TraceMessenger
 from pyro.util import warn_if_nan
 from torch import Tensor
 
+from pyro_vae._options import unknown_option
 from pyro_vae._private import PYRO_STACK, FakeTensor
 from pyro_vae.compile.graph import with_gradients
 from pyro_vae.compile.steps import GRADIENT, UPDATE, VALUE, Kind, NotCompilable, Pair
@@ -75,6 +77,14 @@ class Objective(ELBO):
     """
 
     compile = True
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        known = {*inspect.signature(ELBO.__init__).parameters, *inspect.signature(type(self).__init__).parameters}
+        for name in options.keys() - known:
+            raise unknown_option(
+                type(self).__name__, name, options[name], known - {"self", "args", "kwargs", "options"}
+            )
+        super().__init__(*args, **options)
 
     @abstractmethod
     def value_and_surrogate(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import Unit
 from pyro.util import check_site_shape
 from torch import Tensor
 
@@ -91,6 +92,7 @@ def _refuse_mismatch(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> 
     # A guide made by a handler of Pyro's runs the model itself, and observes what the model observes.
     guide_sites = {name: site for name, site in sample_sites(guide_trace) if not site["is_observed"]}
     model_sites = dict(sample_sites(model_trace))
+    _refuse_data_of_the_guide(model_sites, dict(sample_sites(guide_trace)))
     summed_out = {name for name in model_sites.keys() - guide_sites.keys() if _is_enumerated(model_sites[name])}
     refuse_other_names({name: site for name, site in model_sites.items() if name not in summed_out}, guide_sites)
     for name in guide_sites.keys() & model_sites.keys():
@@ -99,6 +101,17 @@ def _refuse_mismatch(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> 
         _refuse_other_masks(model_sites[name], guide_sites[name])
     for site in [*model_sites.values(), *guide_sites.values()]:
         check_site_shape(site, math.inf)
+
+
+def _refuse_data_of_the_guide(model_sites: Mapping[str, Any], guide_sites: Mapping[str, Any]) -> None:
+    """Refuse data that the guide alone observes: SVI would divide by their density, and make them unlikely."""
+    for name in guide_sites.keys() - model_sites.keys():
+        site = guide_sites[name]
+        if site["is_observed"] and not site["infer"].get("is_auxiliary") and not isinstance(site["fn"], Unit):
+            raise ValueError(
+                f"guide: expected it to observe nothing that the model does not; got data at site {name!r}; observe "
+                "them in the model, or swap model and guide, if they are the wrong way round."
+            )
 
 
 def _run(

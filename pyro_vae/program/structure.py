@@ -94,6 +94,8 @@ def traced(program: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
     try:
         return _trace(program, args, kwargs)
     except TypeError as error:
+        if ": expected " in str(error):  # it says itself what to do
+            raise
         raise TypeError(
             f"model, guide: expected programs that run on the {len(args)} arguments by position and those of "
             f"kwargs; got {error}; pass options by name, num_samples=1000, and what the program takes by name in "

@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import Any, Literal, NamedTuple
 
+from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 
 from pyro_vae import _checks
+from pyro_vae._options import refusing_unknown_options
 from pyro_vae._private import BatchNorm
 from pyro_vae._random import forked_generator
 from pyro_vae.objectives.base import Objective, as_it_is
@@ -36,6 +38,7 @@ WORTH_COMPILING = 5000
 """Steps, a few times as many as repay the seconds of compiling on two CPU cores (benchmarks/training.py)."""
 
 
+@refusing_unknown_options
 def fit(
     program: VAE | tuple[Callable[..., Any], Callable[..., Any]],
     data: Any,
@@ -233,6 +236,8 @@ def _rehearse(trainee: Trainee, objective: ELBO, train: Batches, batch_size: int
     trainee.train(False)
     batch = train.first() if trainee.vae is None else train.one()
     try:
+        if trainee.vae is None:
+            _refuse_without_data(trainee, batch)
         loss = trainee.note_parameters(lambda: objective.loss_and_grads(trainee.model, trainee.guide, *batch))
     except Exception as error:  # raised again, as it is
         if trainee.vae is None:
@@ -250,6 +255,19 @@ def _rehearse(trainee: Trainee, objective: ELBO, train: Batches, batch_size: int
         )
     if 1 in (batch_size, train.num_data % batch_size):
         _rehearse_a_batch_of_one(trainee, objective, train, batch_size)
+
+
+def _refuse_without_data(trainee: Trainee, batch: tuple[Any, ...]) -> None:
+    """Refuse a model that observes nothing; most likely, it is the guide."""
+    with forked_generator(trainee.device), poutine.block():
+        guide = poutine.trace(trainee.guide).get_trace(*batch)
+        model = poutine.trace(poutine.replay(trainee.model, trace=guide)).get_trace(*batch)
+    if not model.observation_nodes:
+        found = f"none, and {guide.observation_nodes[0]!r} in the guide" if guide.observation_nodes else "none"
+        raise ValueError(
+            f"program: expected a model that observes data by pyro.sample(..., obs=...); got {found}; pass the pair as "
+            "(model, guide), in this order."
+        )
 
 
 def _rehearse_a_batch_of_one(trainee: Trainee, objective: ELBO, train: Batches, batch_size: int) -> None:

@@ -191,7 +191,8 @@ def _called(part: str, module: nn.Module, *args: Tensor) -> dist.Distribution:
         if ": expected " in str(error):  # it says itself what to do
             raise
         mend = (
-            f"the VAE calls {_call(part, args)}, each part with all of context_shapes: let it take as many arguments"
+            f"the VAE calls {_call(part, args)}, each part with all of context_shapes: let it take as many arguments, "
+            "or give the parts in the order prior, likelihood, posterior"
             if " argument" in str(error) and isinstance(error, TypeError)
             else "make the widths of its network fit the other parts"
         )

@@ -16,20 +16,32 @@ pytestmark = pytest.mark.usefixtures("float64", "interpreted")
 def covering(*families):
     """Yield choices in which every two members of different families meet, the largest two families in full."""
     largest, second, *others = sorted(families, key=len, reverse=True)
+    left = set(itertools.product(*others))
     for (i, one), (j, other) in itertools.product(enumerate(largest), enumerate(second)):
         chosen = {id(largest): one, id(second): other}
         for step, family in zip((1, -1), others, strict=True):  # so that for each i, j runs through the family
             chosen[id(family)] = list(family)[(i + step * j) % len(family)]
+        left.discard(tuple(chosen[id(family)] for family in others))
+        yield tuple(chosen[id(family)] for family in families)
+    for pair in sorted(left):  # i + j and i - j are both even or both odd
+        chosen = {
+            id(largest): next(iter(largest)),
+            id(second): next(iter(second)),
+            **dict(zip(map(id, others), pair, strict=True)),
+        }
         yield tuple(chosen[id(family)] for family in families)
 
 
 CHOICES = list(covering(PRIORS, LIKELIHOODS, POSTERIORS, OBJECTIVES))
 
 
-def test_every_two_meet():
-    for one, other in itertools.combinations(range(4), 2):
-        families = (PRIORS, LIKELIHOODS, POSTERIORS, OBJECTIVES)
-        met = {(choice[one], choice[other]) for choice in CHOICES}
+@pytest.mark.parametrize(
+    "families", [(PRIORS, LIKELIHOODS, POSTERIORS, OBJECTIVES), ("abcdef", "ABCDEFGHIJ", "01", "+-*/")]
+)
+def test_every_two_meet(families):
+    choices = list(covering(*families))
+    for one, other in itertools.combinations(range(len(families)), 2):
+        met = {(choice[one], choice[other]) for choice in choices}
         assert met == set(itertools.product(families[one], families[other]))
 
 
