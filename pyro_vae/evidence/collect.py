@@ -13,7 +13,7 @@ from pyro_vae.evidence.bounds import Bound, Groups
 from pyro_vae.evidence.draws import Reservoir
 from pyro_vae.evidence.weights import Totals
 from pyro_vae.program.core import LogDensities, Program
-from pyro_vae.program.tiles import Block, Evaluate, Noise, noise, tiles, tiles_of
+from pyro_vae.program.tiles import Block, Evaluate, Noise, Tile, noise, tiles, tiles_of
 
 __all__ = ["NUM_ELBO_SAMPLES", "Collected", "GuideTerms", "Terms", "collected", "guide_terms"]
 
@@ -85,6 +85,12 @@ def collected(
     for tile in tiles_of(part, evaluate, num_samples, seed, numbers.width):
         kept.totals.add(tile.densities.weight)
         kept.terms.add(tile.densities)
-        with noise(part.program, seed_for(seed, "resampling"), part.place * num_samples + tile.draws.start):
-            kept.reservoir.add(part.program, tile.densities, tile.latents)
+        if num_posterior_draws:
+            _resample(kept.reservoir, part, tile, seed_for(seed, "resampling"), num_samples)
     return kept
+
+
+def _resample(reservoir: Reservoir, part: Block, tile: Tile, seed: int, num_samples: int) -> None:
+    for strip in tile.strips():
+        with noise(part.program, seed, part.place * num_samples + strip.draws.start):
+            reservoir.add(part.program, strip.densities, strip.latents)

@@ -74,8 +74,6 @@ class Reservoir:
         self.log_sum: Tensor | None = None
 
     def add(self, program: Program, densities: LogDensities, latents: Latents) -> None:
-        if not self.num_draws:
-            return
         weight = densities.weight
         index = resampled(weight, self.noise.uniform(self.num_draws))
         log_sum = weight.logsumexp(0)

@@ -20,7 +20,7 @@ from pyro_vae.evidence.local import refine
 from pyro_vae.evidence.observed import Observed
 from pyro_vae.evidence.result import Evidence
 from pyro_vae.evidence.summary import Row, Table, plus_minus
-from pyro_vae.program.tiles import Block, Draw, blocks, evaluating, kept, noise, tiles_of
+from pyro_vae.program.tiles import Block, DrawSome, blocks, evaluating, in_strips, kept, noise, tiles_of
 
 __all__ = ["InferenceGap", "inference_gap"]
 
@@ -145,9 +145,9 @@ def inference_gap(
     return InferenceGap(evidence, GuideTerms.joined(best).elbo, GuideTerms.joined(guides).elbo)
 
 
-def _terms(block: Block, draw: Draw, num_samples: int, seed: int) -> GuideTerms:
+def _terms(block: Block, draw: DrawSome, num_samples: int, seed: int) -> GuideTerms:
     terms, part = GuideTerms(), block.part(block.asked_for)
-    evaluate = evaluating(part.program, kept(block.program, draw, block.asked_for))
+    evaluate = evaluating(part.program, in_strips(block.program, kept(block.program, draw, block.asked_for)))
     for tile in tiles_of(part, evaluate, num_samples, seed, block.program.num_data):
         terms.add(tile.densities)
     return terms

@@ -16,7 +16,7 @@ from pyro_vae.evidence.local import refine
 from pyro_vae.evidence.region import NUM_MOMENT_DRAWS, Component, Region
 from pyro_vae.evidence.survey import NUM_POINTS, Survey, find_modes, survey
 from pyro_vae.program.core import Program
-from pyro_vae.program.tiles import Block, Draw, kept
+from pyro_vae.program.tiles import Block, Draw, in_strips, kept
 
 __all__ = ["Defensive", "Fitted", "FromGuide", "Inflated", "Laplace", "Local", "Proposal"]
 
@@ -77,7 +77,7 @@ class FromGuide:
 def guide_of(program: Program, region: Any, columns: Tensor) -> Fitted:
     """Make a proposal of the guide as it is, for some columns of a block's program."""
     component = region.guide if program.guide_has_density else None
-    return Fitted(kept(program, program.draw, columns), program.at(columns), component)
+    return Fitted(in_strips(program, kept(program, program.draw, columns)), program.at(columns), component)
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,8 @@ class Local:
         whole = refine(block.program, self.num_steps, self.num_particles, columns)
         part = whole.at(columns)
         component = region.of_guide(whole, part) if whole.guide_has_density else None
-        return Fitted(kept(whole, whole.draw, columns), part, component, self.num_steps * self.num_particles)
+        draw = in_strips(whole, kept(whole, whole.draw, columns))
+        return Fitted(draw, part, component, self.num_steps * self.num_particles)
 
 
 PROPOSALS: dict[str, Callable[[], Proposal]] = {

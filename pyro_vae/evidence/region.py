@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from pyro_vae.program.core import Program
 from pyro_vae.program.enumeration import all_values
 from pyro_vae.program.joint import Joint, as_it_is
 from pyro_vae.program.runs import Latents
-from pyro_vae.program.tiles import Block, Draw, Noise
+from pyro_vae.program.tiles import Block, Draw, Noise, Strip, with_noise
 from pyro_vae.program.unconstrained import Unconstrained
 
 __all__ = ["NUM_MOMENT_DRAWS", "Component", "DrawnRegion", "Region", "region_of"]
@@ -118,8 +118,9 @@ class Region:
     def drawing(self, component: Component) -> Draw:
         """Make a function that draws latents from a density over u. Outside the prior's support, weights are zero."""
 
-        def draw(num_samples: int) -> tuple[Latents, Tensor]:
-            u, inside = self.inside(component.draw(num_samples))
+        def draw(strips: Sequence[Strip]) -> tuple[Latents, Tensor]:
+            program = self.view.program
+            u, inside = self.inside(torch.cat([with_noise(program, strip, component.draw) for strip in strips]))
             latents, stretch = self.view.unpack(u)
             return latents, torch.where(inside, component.log_prob(u) - stretch, torch.inf)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import ceil
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import pyro
 import torch
 from torch import Tensor
 
-from pyro_vae._random import seeded, tile_seed
+from pyro_vae._random import forked_generator, seeded, tile_seed
 from pyro_vae.program.core import LogDensities, Program
 from pyro_vae.program.joint import Joint, as_it_is
 from pyro_vae.program.runs import Latents
@@ -22,16 +22,19 @@ __all__ = [
     "Draw",
     "Evaluate",
     "Noise",
+    "Strip",
     "Tile",
     "block_width",
     "blocks",
     "evaluating",
+    "in_strips",
     "kept",
     "noise",
     "refuse_nan",
     "tile_size",
     "tiles",
     "tiles_of",
+    "with_noise",
 ]
 
 # How many (datum, draw) pairs are drawn together. It fixes which random numbers a draw is made of, so it is a constant
@@ -39,7 +42,9 @@ __all__ = [
 # size for a GPU is not measured.
 TILE_SIZE = {"cpu": 2048, "cuda": 262_144}
 
-Draw = Callable[[int], tuple[Latents, Tensor]]
+Drawn = TypeVar("Drawn")
+
+DrawSome = Callable[[int], tuple[Latents, Tensor]]
 """Draws the given number of latents per datum, and returns them with log q, `(K, N)`."""
 
 
@@ -78,55 +83,102 @@ def blocks(program: Program, width: int, first_index: int = 0) -> Iterator[Block
         yield Block(program.at(places.clamp(0, program.num_data - 1)), rows, columns, left)
 
 
+class Strip(NamedTuple):
+    """So many draws of a block, with noise of their own."""
+
+    num_draws: int
+    seed: int
+    place: int
+
+
 class Tile(NamedTuple):
     """Some of the draws, for all data of a block."""
 
     draws: slice
     densities: LogDensities
     latents: Latents
+    height: int
+    """How many draws, and the last maybe fewer, have noise of their own."""
+
+    def strips(self) -> Iterator[Tile]:
+        """Yield the draws that have noise of their own: these do not depend on how many data there are beside."""
+        for top in range(self.draws.start, self.draws.stop, self.height):
+            draws = slice(top, min(top + self.height, self.draws.stop))
+            own = slice(draws.start - self.draws.start, draws.stop - self.draws.start)
+            latents = {name: value[own] for name, value in self.latents.items()}
+            yield Tile(draws, LogDensities(*(each[own] for each in self.densities)), latents, self.height)
 
 
 def tiles(program: Program, num_samples: int, seed: int, first_index: int = 0) -> Iterator[tuple[Block, Tile]]:
     """Yield the log densities of `num_samples` draws from the guide for each datum, tile by tile."""
     for block in blocks(program, block_width(program, num_samples), first_index):
         part = block.part(block.asked_for)
-        evaluate = evaluating(part.program, kept(block.program, block.program.draw, block.asked_for))
+        evaluate = evaluating(
+            part.program, in_strips(part.program, kept(block.program, block.program.draw, block.asked_for))
+        )
         for tile in tiles_of(part, evaluate, num_samples, seed, block.program.num_data):
             yield part, tile
 
 
-Evaluate = Callable[[int], tuple[Latents, LogDensities]]
-"""Draws the given number of latents and evaluates their densities."""
+Draw = Callable[[Sequence[Strip]], tuple[Latents, Tensor]]
+"""Draws strips of latents, one below the other, and returns them with log q, `(K, N)`."""
+
+Evaluate = Callable[[Sequence[Strip]], tuple[Latents, LogDensities]]
+"""Draws strips of latents, one below the other, and evaluates their densities."""
 
 
 def evaluating(program: Program, draw: Draw, joint: Joint = as_it_is) -> Evaluate:
-    """Make a function that draws and runs the model on the draws."""
+    """Make a function that draws strips, and runs the model once on all of them."""
 
-    def evaluate(num_samples: int) -> tuple[Latents, LogDensities]:
-        latents, guide = draw(num_samples)
-        prior, likelihood = joint(program, latents)
+    def evaluate(strips: Sequence[Strip]) -> tuple[Latents, LogDensities]:
+        with torch.no_grad(), forked_generator(program.device), pyro.validation_enabled(False):
+            latents, guide = draw(strips)
+            prior, likelihood = joint(program, latents)
         return latents, LogDensities(prior, likelihood, guide)
 
     return evaluate
 
 
-def tiles_of(block: Block, evaluate: Evaluate, num_samples: int, seed: int, width: int | None = None) -> Iterator[Tile]:
-    """Yield the tiles of one block, each with its own noise; memory is that of one tile.
+def in_strips(program: Program, draw: DrawSome) -> Draw:
+    """Draw strips one by one, and lay them one below the other."""
 
-    `width` is that of the whole block, where `block` is a part of it.
+    def draw_strips(strips: Sequence[Strip]) -> tuple[Latents, Tensor]:
+        each, log_q = zip(*(with_noise(program, strip, draw) for strip in strips), strict=True)
+        return {name: torch.cat([latents[name] for latents in each]) for name in each[0]}, torch.cat(log_q)
+
+    return draw_strips
+
+
+def with_noise(program: Program, strip: Strip, draw: Callable[[int], Drawn]) -> Drawn:
+    """Draw a strip with its noise."""
+    with noise(program, strip.seed, strip.place):
+        return draw(strip.num_draws)
+
+
+def tiles_of(block: Block, evaluate: Evaluate, num_samples: int, seed: int, width: int | None = None) -> Iterator[Tile]:
+    """Yield the tiles of one block; memory is that of one tile.
+
+    `width` is that of the whole block, where `block` is a part of it. Noise is that of the whole block's tiles, which
+    become narrow strips where a part has few of the data: as many as fill a tile are evaluated together.
     """
     program = block.program
     most = max(1, tile_size(program) // (width or program.num_data))
-    height = ceil(num_samples / ceil(num_samples / most))
-    for top in range(0, num_samples, height):
-        draws = slice(top, min(top + height, num_samples))
-        with noise(program, seed, block.place * ceil(num_samples / height) + top // height):
-            latents, densities = evaluate(draws.stop - draws.start)
+    num_strips = ceil(num_samples / most)
+    height = ceil(num_samples / num_strips)
+    num_strips = ceil(num_samples / height)
+    strips = [
+        Strip(min(height, num_samples - i * height), seed, block.place * num_strips + i) for i in range(num_strips)
+    ]
+    together = max(1, tile_size(program) // (height * program.num_data))
+    for first in range(0, num_strips, together):
+        some = strips[first : first + together]
+        latents, densities = evaluate(some)
         refuse_nan(densities.weight[:, block.columns], block.rows)
-        yield Tile(draws, densities, latents)
+        top = first * height
+        yield Tile(slice(top, top + sum(strip.num_draws for strip in some)), densities, latents, height)
 
 
-def kept(program: Program, draw: Draw, columns: Tensor) -> Draw:
+def kept(program: Program, draw: DrawSome, columns: Tensor) -> DrawSome:
     """Draw for the whole block, so that the noise depends only on the place, and keep some columns."""
 
     if len(columns) == program.num_data:
