@@ -85,7 +85,7 @@ def refuse_automatic_points(guide: Any, args: tuple[Any, ...], kwargs: dict[str,
         trace = poutine.trace(guide.model).get_trace(*args, **kwargs)
     for name, site in drawn_sites(trace).items():
         if delta_of(site["fn"]) is not None:
-            refuse_draw_at_point(name, f"a draw of {type(guide).__name__}, which has a weight of 0")
+            refuse_draw_at_point(name, f"a draw of {type(guide).__name__}, which has a weight of 0", is_automatic=True)
 
 
 def _refuse_moving_supports(

@@ -25,11 +25,12 @@ def delta_of(fn: Any) -> Delta | None:
     return fn if isinstance(fn, Delta) else None
 
 
-def refuse_draw_at_point(name: str, found: str) -> None:
+def refuse_draw_at_point(name: str, found: str, is_automatic: bool = False) -> None:
     """Raise for what a guide draws where the model makes a point."""
+    remedy = f"make the guide of poutine.block(model, hide=[{name!r}])" if is_automatic else "leave it out"
     raise ValueError(
         f"guide: expected nothing at site {name!r}, which the model makes a point (Delta) of what is before it; got "
-        f"{found}; leave it out, of an automatic guide by poutine.block(model, hide=[{name!r}])."
+        f"{found}; {remedy}."
     )
 
 

@@ -174,7 +174,7 @@ def _find_points(guide_trace: poutine.Trace, model_trace: poutine.Trace) -> None
         if name in drawn and delta_of(drawn[name]["fn"]) is None:
             refuse_draw_at_point(name, f"a {type(drawn[name]['fn']).__name__}, whose draws have a weight of 0")
         if f"{name}_unconstrained" in drawn:  # of one of Pyro's automatic guides
-            refuse_draw_at_point(name, "a draw of an automatic guide, which has a weight of 0")
+            refuse_draw_at_point(name, "a draw of an automatic guide, which has a weight of 0", is_automatic=True)
         points[name] = bool(delta.log_density.any())
     if points:
         raise PointsAmongLatents(points)

@@ -165,9 +165,8 @@ def test_objectives_are_those_without_the_point(name):
 
 
 @pytest.mark.filterwarnings("ignore:Found vars in model")
-@pytest.mark.parametrize("name", ["CompiledTraceMeanField_ELBO", "IWELBO"])
-def test_graphs_of_a_model_with_points(name, interpreted):
-    objective = OBJECTIVES[name]()
+def test_graphs_of_a_model_with_points(interpreted):
+    objective = pv.objectives.CompiledTraceMeanField_ELBO()
     svi = pv.SVI(model, guide_with_parameters, pv.FusedAdam({"lr": 1e-3}), objective)
     losses = [float(svi.step(X)) for _ in range(3)]
     assert torch.tensor(losses).isfinite().all()
@@ -238,15 +237,13 @@ def test_check_program_takes_points(guide):
         (moved, "a point with a parameter of its own, which training would move"),
         (elsewhere, "another point, which has a weight of 0"),
         (weighted, "a point with a log density, which an ELBO would subtract"),
-        (wide, "a Normal, whose draws have a weight of 0"),
-        (AutoDelta(model), "a draw of AutoDelta, which has a weight of 0"),
-        (AutoNormal(model), "a draw of AutoNormal, which has a weight of 0"),
+        (wide, "a Normal, whose draws have a weight of 0; leave it out"),
+        (AutoDelta(model), "a draw of AutoDelta, which has a weight of 0; make the guide of poutine.block"),
+        (AutoNormal(model), "a draw of AutoNormal, which has a weight of 0; make the guide of poutine.block"),
     ],
 )
 def test_check_program_refuses_other_points(guide, found):
-    with pytest.raises(
-        ValueError, match=rf"guide: expected nothing at site 'unit', .*; got {found}; leave it out"
-    ) as error:
+    with pytest.raises(ValueError, match=rf"guide: expected nothing at site 'unit', .*; got {found}") as error:
         pv.check_program(model, guide, X)
     assert "Trace Shapes" not in str(error.value)
 
@@ -263,7 +260,7 @@ def test_fit_trains_beside_points():
     pyro.clear_param_store()
     pair = model, guide_with_parameters
     pyro.param("slope", torch.tensor(0.0))
-    pv.fit(pair, X, num_epochs=200, optim=pv.FusedAdam({"lr": 0.02}), progress=False, seed=0)
+    pv.fit(pair, X, num_epochs=80, optim=pv.FusedAdam({"lr": 0.03}), progress=False, seed=0)
     assert pyro.param("slope").item() == pytest.approx(0.4, abs=0.05)
 
 
@@ -278,16 +275,17 @@ def exact_of(x):
     return dist.Normal(0.0, 5**0.5).log_prob(x)
 
 
-@pytest.mark.parametrize("guide", [lambda: guide, lambda: AutoDelta(model)])
 @pytest.mark.filterwarnings("ignore:guide. expected a density")
-def test_all_data_together(guide):
-    evidence = pv.importance_sampling(model, guide(), X, joint=True, proposal="laplace")
+def test_all_data_together():
+    evidence = pv.importance_sampling(model, AutoDelta(model), X, joint=True, proposal="laplace", num_samples=100)
     assert torch.allclose(evidence.log_evidence, exact().sum(), atol=1e-3)
 
 
 def test_all_data_together_of_a_guide_of_points_with_a_gaussian():
     evidence = pv.log_evidence(plain, AutoLaplaceApproximation(plain), X, joint=True)
     assert_within(evidence, exact().sum()[None])
+    with pytest.raises(AssertionError):  # the twin
+        assert_within(evidence, exact().sum()[None] + 0.5)
 
 
 def test_all_data_together_of_an_automatic_guide_of_points():
@@ -318,12 +316,17 @@ def test_what_the_latent_is_used_for(guide):
     assert use.activity["w"].item() == pytest.approx(expected, abs=0.05)
 
 
-def test_the_inference_gap_of_a_guide_that_is_narrow():
-    gap = pv.inference_gap(model, guide, X, num_samples=200, num_steps=60, num_particles=4)
-    one = torch.tensor(1.0)
-    total = torch.distributions.kl_divergence(dist.Normal(0.0, 0.5 * one), dist.Normal(0.0, 0.2**0.5 * one))
-    assert torch.allclose(gap.total.mean(), total, atol=0.05)
-    assert gap.approximation.mean().abs() < 0.05  # the posterior is a Gaussian
+def test_the_inference_gap_beside_points():
+    """Tolerances are four standard errors, which one seed in 15,000 exceeds."""
+
+    def wide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("w", dist.Normal(0.4 * x, 1.0))
+
+    gap = pv.inference_gap(model, wide, X, num_samples=2000, num_steps=30, num_particles=4)
+    kl = [0.5 / variance - 0.5 + 0.5 * torch.tensor(variance).log() for variance in (0.2, 0.5)]
+    assert torch.allclose(gap.total.mean(), kl[0], atol=0.11)
+    assert not torch.allclose(gap.total.mean(), kl[1], atol=0.11)  # the twin: of a point z = w
 
 
 def test_the_inference_gap_of_points():
