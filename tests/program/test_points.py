@@ -256,12 +256,16 @@ def test_fit_refuses_automatic_guides_of_points(automatic):
 
 
 @pytest.mark.filterwarnings("ignore:Found vars in model")
-def test_fit_trains_beside_points():
-    pyro.clear_param_store()
-    pair = model, guide_with_parameters
-    pyro.param("slope", torch.tensor(0.0))
-    pv.fit(pair, X, num_epochs=80, optim=pv.FusedAdam({"lr": 0.03}), progress=False, seed=0)
-    assert pyro.param("slope").item() == pytest.approx(0.4, abs=0.05)
+def test_fit_trains_as_without_points():
+    slopes = []
+    for some_model in (model, plain):
+        pyro.clear_param_store()
+        pyro.param("slope", torch.tensor(0.0))
+        optim = pv.FusedAdam({"lr": 0.02})
+        pv.fit((some_model, guide_with_parameters), X, optim=optim, num_epochs=5, progress=False)
+        slopes.append(pyro.param("slope").item())
+    assert slopes[0] == pytest.approx(slopes[1])
+    assert slopes[0] > 0.05
 
 
 def test_bdmc_lies_about_the_truth():
@@ -323,10 +327,11 @@ def test_the_inference_gap_beside_points():
         with pyro.plate("data", len(x)):
             pyro.sample("w", dist.Normal(0.4 * x, 1.0))
 
-    gap = pv.inference_gap(model, wide, X, num_samples=2000, num_steps=30, num_particles=4)
+    evidence = pv.importance_sampling(model, wide, X, proposal="laplace", num_samples=50)
+    gap = pv.inference_gap(model, wide, X, evidence=evidence, num_samples=400, num_steps=10, num_particles=4)
     kl = [0.5 / variance - 0.5 + 0.5 * torch.tensor(variance).log() for variance in (0.2, 0.5)]
-    assert torch.allclose(gap.total.mean(), kl[0], atol=0.11)
-    assert not torch.allclose(gap.total.mean(), kl[1], atol=0.11)  # the twin: of a point z = w
+    assert torch.allclose(gap.total.mean(), kl[0], atol=0.25)
+    assert not torch.allclose(gap.total.mean(), kl[1], atol=0.25)  # the twin: of a point z = w
 
 
 def test_the_inference_gap_of_points():
