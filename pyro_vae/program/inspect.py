@@ -88,7 +88,7 @@ def _in_some_reading(pair: _Pair) -> Program:
             readings = dims_of_rows(pair.model, pair.args, pair.kwargs, pair.plate)
         except Exception as reason:  # a model that does not run on these arguments has no plate to tell
             error.add_note(f"The model alone, on these arguments, raised {said(reason)}.")
-            raise error from None
+            readings = []
         reasons = []
         for dims in readings:
             turned = pair.with_rows_in(dims)
