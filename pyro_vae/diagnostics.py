@@ -225,8 +225,8 @@ def _activity(program: Program, seed: int) -> dict[str, Tensor]:
     for block in blocks(program, block_width(program, NUM_ACTIVITY_DRAWS)):
         with noise(program, seed_for(seed, "activity"), block.place):
             latents, _ = block.program.draw(NUM_ACTIVITY_DRAWS)
-        for name, value in latents.items():
-            draws = program.draws_first(value)[:, block.columns].double().cpu()
+        for name in program.latents_of(latents):
+            draws = program.draws_first(latents[name])[:, block.columns].double().cpu()
             means.setdefault(name, []).append(draws.mean(0))
             variances.setdefault(name, []).append(draws.var(0))
     return {

@@ -269,7 +269,7 @@ def _refuse_teacher_forcing(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], latents: Latents, made: Tensor
 ) -> None:
     """Raise unless the data have the same density when they are given as when they were drawn."""
-    with poutine.block(), pyro.validation_enabled(False):
+    with poutine.block(), seeded(made.device, 0), pyro.validation_enabled(False):
         trace = poutine.trace(poutine.condition(model, data=latents)).get_trace(*args, **kwargs)
     again = torch.stack([_unscaled(site, name in latents) for name, site in sample_sites(trace)]).sum()
     if not torch.isclose(made, again, rtol=1e-4, atol=1e-2):
@@ -284,6 +284,7 @@ def _refuse_teacher_forcing(
 
 def _as_one_draw(program: Program, latents: Latents, rows: Tensor) -> Latents:
     """Return the latents of some rows, in the shapes of the program's draws."""
-    sites = program.sites().latent
+    with seeded(program.device, 0):
+        sites = program.sites().latent
     full = {name: value[(None,) * (sites[name]["value"].ndim - value.ndim)] for name, value in latents.items()}
     return program.choose(full, rows)

@@ -77,7 +77,7 @@ class Reservoir:
         weight = densities.weight
         index = resampled(weight, self.noise.uniform(self.num_draws))
         log_sum = weight.logsumexp(0)
-        values = {name: _rows(program.draws_first(value), index) for name, value in latents.items()}
+        values = {name: _rows(program.draws_first(latents[name]), index) for name in program.latents_of(latents)}
         prior, likelihood = _rows(densities.prior, index), _rows(densities.likelihood, index)
         if self.log_sum is None:
             self.log_sum, self.values, self.prior, self.likelihood = log_sum, values, prior, likelihood

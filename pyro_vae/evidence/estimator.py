@@ -83,9 +83,8 @@ class Task:
         how = {"amortized": structure.amortized, "draws": structure.draws}
         if structure.summed:
             how["summed_out"] = sorted(structure.summed.names)
-        if structure.listed_because:
-            how["listed_because"] = structure.listed_because
-        return how if structure.amortized else how | {"not_amortized_because": structure.not_amortized_because}
+        because = ("listed_because", "not_amortized_because", "undivided_because", "not_compared_because")
+        return how | {name: reason for name in because if (reason := getattr(structure, name))}
 
     def blocks(self, width: int) -> Iterator[tuple[Block, Any]]:
         """Yield the data in blocks, each with the region of the latents that were asked for."""

@@ -224,7 +224,7 @@ def _guide_latents(task: Task, num_samples: int) -> dict[str, Tensor]:
     for block in blocks(task.program, block_size(task.program, 16), task.first_index):
         with noise(block.program, seed_for(task.seed, "guide draws"), block.place):
             latents, log_q = block.program.draw(num_samples)
-        values = {name: block.program.draws_first(value) for name, value in latents.items()}
+        values = {name: block.program.draws_first(latents[name]) for name in block.program.latents_of(latents)}
         parts.append(Draws(values, log_q, log_q))
         columns.append(block.columns)
     joined = Draws.joined(parts, columns)

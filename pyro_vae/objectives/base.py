@@ -25,6 +25,8 @@ from pyro_vae._private import PYRO_STACK, FakeTensor
 from pyro_vae.compile.graph import with_gradients
 from pyro_vae.compile.steps import GRADIENT, UPDATE, VALUE, Kind, NotCompilable, Pair
 from pyro_vae.optim import FusedAdam
+from pyro_vae.program.points import delta_of
+from pyro_vae.program.refusals import refuse_points
 from pyro_vae.program.sites import drawn_sites, plates_of, sample_sites
 
 __all__ = ["LogWeights", "Objective", "as_it_is", "is_same_scale", "refuse_not_reparametrized", "refuse_unguided"]
@@ -113,7 +115,8 @@ class Objective(ELBO):
         """Run model and guide for each particle; return log weights, differentiable in parameters and draws.
 
         Raises:
-            ValueError: for latents that are not reparametrized, whose draws carry no gradient.
+            ValueError: for latents that are not reparametrized, whose draws carry no gradient; for points (Delta) of
+                the guide where the model has a density, whose log weights bound nothing.
         """
         runs = [self._weights_of(*traces) for traces in self._get_traces(model, guide, args, kwargs or {})]
         scale = runs[0].scale
@@ -126,6 +129,7 @@ class Objective(ELBO):
         sites = [*_sample_sites(model_trace), *_sample_sites(guide_trace)]
         refuse_not_reparametrized(guide_trace)
         refuse_unguided(model_trace, guide_trace)
+        refuse_points(drawn_sites(model_trace), drawn_sites(guide_trace))
         shared = self._shared_dims(model_trace, guide_trace)
         log_weight = self._log_density(model_trace, shared) - self._log_density(guide_trace, shared)
         return LogWeights(log_weight, _common_scale(sites))
@@ -261,9 +265,12 @@ def refuse_not_reparametrized(guide_trace: poutine.Trace) -> None:
 
 
 def refuse_unguided(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
-    """Refuse latents that the model draws itself: their density would count as if they had been observed."""
+    """Refuse latents that the model draws itself: their density would count as if they had been observed.
+
+    A point (Delta) has one value, given what is before it, and its density counts as the estimators count it.
+    """
     for name, site in drawn_sites(model_trace).items():
-        if name not in guide_trace and site["mask"] is not False:
+        if name not in guide_trace and site["mask"] is not False and delta_of(site["fn"]) is None:
             raise ValueError(
                 f"guide: expected a draw of each latent of the model; got none of site {name!r}; draw it in the "
                 "guide, or observe it in the model."

@@ -14,6 +14,7 @@ from torch.distributions import kl_divergence
 from pyro_vae import _checks
 from pyro_vae.objectives.base import Objective, is_same_scale, refuse_not_reparametrized, refuse_unguided
 from pyro_vae.program.masks import elements_of
+from pyro_vae.program.refusals import refuse_points
 from pyro_vae.program.sites import drawn_sites, sample_sites
 
 __all__ = ["BetaELBO"]
@@ -37,8 +38,8 @@ class BetaELBO(Objective):
         kwargs: Pyro's, as of `Trace_ELBO`: `num_particles`, `vectorize_particles`, `max_plate_nesting`.
 
     Raises:
-        TypeError, ValueError: for impossible numbers; for latents that are not reparametrized, and with free bits for
-            those without a formula.
+        TypeError, ValueError: for impossible numbers; for latents that are not reparametrized, or points (Delta) in the
+            guide alone; with free bits for those without a formula.
 
     References:
         Higgins et al. (2017), beta-VAE; Kingma et al. (2016), Improved variational inference with inverse
@@ -68,6 +69,7 @@ class BetaELBO(Objective):
     def _run_loss(self, model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Tensor:
         refuse_not_reparametrized(guide_trace)
         refuse_unguided(model_trace, guide_trace)
+        refuse_points(drawn_sites(model_trace), drawn_sites(guide_trace))
         log_likelihood: Any = sum(
             site["log_prob_sum"] for name, site in sample_sites(model_trace) if name not in guide_trace
         )

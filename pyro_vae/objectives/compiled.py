@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pyro_vae.compile.steps import NotCompilable
-from pyro_vae.objectives.base import Objective
+from pyro_vae.objectives.base import Objective, refuse_unguided
 from pyro_vae.program.sites import drawn_sites
 
 __all__ = ["CompiledTraceMeanField_ELBO", "CompiledTrace_ELBO"]
@@ -101,12 +101,17 @@ class CompiledTraceMeanField_ELBO(_PyrosOwn, TraceMeanField_ELBO):
 
     Raises:
         ValueError: for a guide that draws latents in another order than the model. Between q(z1|x) and p(z1|z2) at a z2
-            that the guide has drawn *given* z1, a closed form is no part of the ELBO; Pyro only warns.
+            that the guide has drawn *given* z1, a closed form is no part of the ELBO; Pyro only warns. For a guide that
+            leaves out a latent of the model, unless the model makes it a point (Delta) of what is before it.
     """
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
+        refuse_unguided(model_trace, guide_trace)
         _refuse_another_order(model_trace, guide_trace)
+        for name, site in drawn_sites(model_trace).items():
+            if name not in guide_trace:  # a point, whose density counts, and which has no KL divergence
+                site["is_observed"] = True
         return model_trace, guide_trace
 
 

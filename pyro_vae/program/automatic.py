@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_vae._random import seeded
-from pyro_vae.program.points import delta_of
+from pyro_vae.program.points import delta_of, refuse_draw_at_point
 from pyro_vae.program.refusals import refusing_noisy_modules
-from pyro_vae.program.sites import plates_of, sample_sites
+from pyro_vae.program.sites import drawn_sites, plates_of, sample_sites
 
-__all__ = ["gaussian_of"]
+__all__ = ["gaussian_of", "laplace_of", "refuse_automatic_points"]
 
 NUM_DRAWS = 1000
 JITTER = 1e-6
@@ -52,10 +52,7 @@ def gaussian_of(guide: AutoGuide, model: Callable[..., Any], args: tuple[Any, ..
     """
     device = next((arg.device for arg in args if isinstance(arg, Tensor)), torch.get_default_device())
     with poutine.block(), seeded(device, 0), refusing_noisy_modules(), pyro.validation_enabled(False):
-        drawn_by = guide
-        if isinstance(guide, AutoLaplaceApproximation):
-            with torch.enable_grad():
-                drawn_by = guide.laplace_approximation(*args, **kwargs)
+        drawn_by = laplace_of(guide, args, kwargs) if isinstance(guide, AutoLaplaceApproximation) else guide
         is_point = isinstance(guide, AutoDelta)
         traces = [poutine.trace(drawn_by).get_trace(*args, **kwargs) for _ in range(1 if is_point else NUM_DRAWS)]
         model_trace = poutine.trace(poutine.replay(model, trace=traces[0])).get_trace(*args, **kwargs)
@@ -70,6 +67,25 @@ def gaussian_of(guide: AutoGuide, model: Callable[..., Any], args: tuple[Any, ..
         for name, site in latents.items()
     }
     return _guide(sites)
+
+
+def laplace_of(guide: AutoLaplaceApproximation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AutoGuide:
+    """Make the Gaussian of all latents that Pyro's guide of points stands for."""
+    with torch.enable_grad():
+        return guide.laplace_approximation(*args, **kwargs)
+
+
+@torch.no_grad()
+def refuse_automatic_points(guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse to train an automatic guide of a model's points (Delta): it draws other values, or trains them away."""
+    if not isinstance(guide, AutoGuide):
+        return
+    device = next((arg.device for arg in args if isinstance(arg, Tensor)), torch.get_default_device())
+    with poutine.block(), seeded(device, 0), pyro.validation_enabled(False):
+        trace = poutine.trace(guide.model).get_trace(*args, **kwargs)
+    for name, site in drawn_sites(trace).items():
+        if delta_of(site["fn"]) is not None:
+            refuse_draw_at_point(name, f"a draw of {type(guide).__name__}, which has a weight of 0", is_automatic=True)
 
 
 def _refuse_moving_supports(

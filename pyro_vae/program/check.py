@@ -18,9 +18,11 @@ from pyro_vae import _checks
 from pyro_vae._options import refusing_unknown_options
 from pyro_vae._private import tree_leaves
 from pyro_vae._random import forked_generator
+from pyro_vae.program.automatic import refuse_automatic_points
 from pyro_vae.program.masks import elements_of, mask_of
+from pyro_vae.program.points import OtherPoints, delta_of
 from pyro_vae.program.refusals import refuse_other_names
-from pyro_vae.program.sites import plates_of, sample_sites
+from pyro_vae.program.sites import drawn_sites, plates_of, sample_sites
 
 __all__ = ["check_program"]
 
@@ -45,8 +47,9 @@ def check_program(
         kwargs: what both are called with by name, a dictionary.
 
     Raises:
-        ValueError: for a latent site of the model that is missing in the guide and is not enumerated; for a site of
-            the guide that is no latent of the model; for plates, scales or masks of a site that differ (masks are
+        ValueError: for a latent site of the model that is missing in the guide, and is neither enumerated nor a point
+            (Delta); for a point of the model at which the guide draws something else; for a site of the guide that is
+            no latent of the model; for plates, scales or masks of a site that differ (masks are
             compared number by number, whatever made them: `poutine.mask`, `Distribution.mask`, `obs_mask`); for a site
             whose shape is not that of its plates; for parameters that are used but not in the store; and if all
             parameters are frozen. Errors of model, guide and Pyro's validation are raised as they are.
@@ -70,6 +73,7 @@ def check_program(
     _checks.program("guide", guide)
     keywords = _checks.keyword_arguments(kwargs)
     with _leaving_the_store():
+        refuse_automatic_points(guide, args, keywords)
         guide_trace, model_trace = _run(model, guide, args, keywords)
         _refuse_mismatch(model_trace, guide_trace)
         _refuse_strays(model_trace, guide_trace, (args, keywords))
@@ -93,8 +97,8 @@ def _refuse_mismatch(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> 
     guide_sites = {name: site for name, site in sample_sites(guide_trace) if not site["is_observed"]}
     model_sites = dict(sample_sites(model_trace))
     _refuse_data_of_the_guide(model_sites, dict(sample_sites(guide_trace)))
-    summed_out = {name for name in model_sites.keys() - guide_sites.keys() if _is_enumerated(model_sites[name])}
-    refuse_other_names({name: site for name, site in model_sites.items() if name not in summed_out}, guide_sites)
+    left_out = {name for name in model_sites.keys() - guide_sites.keys() if _needs_no_draw(model_sites[name])}
+    refuse_other_names({name: site for name, site in model_sites.items() if name not in left_out}, guide_sites)
     for name in guide_sites.keys() & model_sites.keys():
         _checks.same_plates(name, *map(plates_of, (model_sites[name], guide_sites[name])))
         _refuse_other_scales(model_sites[name], guide_sites[name])
@@ -120,14 +124,21 @@ def _run(
     """Trace the guide and the model that replays it, with log densities."""
     with forked_generator(torch.device("cpu")), pyro.validation_enabled(True):
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        with OtherPoints(drawn_sites(guide_trace)) as points:
+            try:
+                model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+            finally:  # also where such a draw is why the model does not run
+                points.refuse()
         for trace in (guide_trace, model_trace):
             trace.compute_log_prob()
     return guide_trace, model_trace
 
 
-def _is_enumerated(site: dict[str, Any]) -> bool:
-    return site["infer"].get("enumerate") == "parallel" and not site["is_observed"]
+def _needs_no_draw(site: dict[str, Any]) -> bool:
+    """Tell whether a site is enumerated, or a point of what is before it."""
+    return not site["is_observed"] and (
+        site["infer"].get("enumerate") == "parallel" or delta_of(site["fn"]) is not None
+    )
 
 
 def _refuse_other_scales(model_site: dict[str, Any], guide_site: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from pyro_vae._random import seeded
 from pyro_vae.program.core import Program
 from pyro_vae.program.draws import ONE_BY_ONE
 from pyro_vae.program.listed import ListedProgram
+from pyro_vae.program.refusals import said
 from pyro_vae.program.runs import Latents
 
 __all__ = [
@@ -39,20 +40,26 @@ def refuse_place(found: Densities, and_alone: bool = False) -> None:
         raise ValueError("model, guide: got other densities of the same row in a batch of one.")
 
 
-def refuse_values_that_meet(program: Program) -> None:
-    """Raise if a value of what is summed out has another density beside the others than alone."""
+def refuse_values_that_meet(program: Program) -> str:
+    """Raise if a value of what is summed out has another density beside the others than alone.
+
+    Returns:
+        Why a value could not be looked at alone; nothing if all could.
+    """
+    reasons: list[str] = []
     if not program.structure.summed or isinstance(program, ListedProgram):
-        return
+        return ""
     with torch.no_grad(), seeded(program.device, 0), pyro.validation_enabled(False):
         latents, _ = program.draw(1)
         for place in range(NUM_VALUES_LOOKED_AT):
-            if not all(agree(among, alone) for among, alone in program.densities_at_one_value(latents, place)):
+            if not all(agree(*both) for both in program.densities_at_one_value(latents, place, reasons.append)):
                 names = ", ".join(sorted(program.structure.summed.names))
                 raise ValueError(
                     f"model, guide: expected values of the discrete latents {names} that have the same density beside "
                     "others, in a dimension to the left, as alone; got another; let every function say which dimension "
                     "it is about, counted from the right: softmax(-1), sum(-1)."
                 )
+    return next(iter(reasons), "")
 
 
 NUM_VALUES_LOOKED_AT = 3
@@ -93,13 +100,9 @@ def _at_a_draw(program: Program, latents: Latents) -> tuple[Tensor, Tensor]:
     except RuntimeError as error:  # of a distribution without a support, or of values that do not fit
         names = ", ".join(sorted(latents))
         raise ValueError(
-            f"model: expected a log density at the guide's draws of {names}; got {_said(error)}; give model and guide "
+            f"model: expected a log density at the guide's draws of {names}; got {said(error)}; give model and guide "
             "latents of one shape, with distributions that have a support and a density."
         ) from error
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}{f', {first}' if (first := str(error).strip().partition(chr(10))[0]) else ''}"
 
 
 def _of_two_draws(program: Program, both: Latents) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyro_vae.program.draws import ONE_BY_ONE
 from pyro_vae.program.masks import Counting, elements_of, parts_that_count
+from pyro_vae.program.refusals import said
 from pyro_vae.program.runs import Latents, Runs, UntilDrawn, num_draws
 from pyro_vae.program.sites import (
     drawn_sites,
@@ -65,6 +66,10 @@ class Program(Runs):
         """
         return replace(self, counting={})
 
+    def latents_of(self, drawn: Latents) -> list[str]:
+        """List the model's latents among what a guide draws: an automatic guide has auxiliary draws beside them."""
+        return [name for name in drawn if name in self.structure.latents]
+
     def draw(self, num_samples: int) -> tuple[Latents, Tensor]:
         """Draw latents from the guide, with log q(z|x) of each, `(K, N)`."""
         latents, (log_q,) = self._drawn(Program._draw_guide, num_samples)
@@ -101,8 +106,13 @@ class Program(Runs):
         (log_p,) = self._of_each_draw(Program._log_prior, latents)
         return log_p
 
-    def densities_at_one_value(self, latents: Latents, place: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Evaluate model and guide at one value of what is summed out: among all values, and alone, `(1, N)` each."""
+    def densities_at_one_value(
+        self, latents: Latents, place: int, note: Callable[[str], None]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Evaluate model and guide at one value of what is summed out: among all values, and alone, `(1, N)` each.
+
+        A program that does not run on a value alone is left out, and `note` is told why.
+        """
         plain = replace(self, structure=replace(self.structure, draws=ONE_BY_ONE))
         for fn, summed in ((self.model, self.structure.summed), (self.guide, self.structure.summed_in_guide)):
             if summed:
@@ -110,7 +120,8 @@ class Program(Runs):
                 values, pickers = at_one_value(among, summed, place)
                 try:
                     alone = plain._run(fn, 1, given=latents, fixed=values)
-                except Exception:  # written for all values at once, which are then the only meaning that it has
+                except Exception as error:  # written for all values at once, the only meaning that it then has
+                    note(said(error))
                     continue
                 names = [name for name, site in sample_sites(among) if name in alone]
                 log_probs = (pickers[name](log_prob_of_all(among.nodes[name])) for name in names)

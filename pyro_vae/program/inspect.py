@@ -29,7 +29,7 @@ from pyro_vae.program.counting import with_masks
 from pyro_vae.program.draws import AS_ROWS, ONE_BY_ONE, SIDE_BY_SIDE, Way
 from pyro_vae.program.listed import ListedProgram
 from pyro_vae.program.points import WithPoints
-from pyro_vae.program.refusals import is_refusal, refuse_autocast, refuse_missing_numbers
+from pyro_vae.program.refusals import is_refusal, refuse_autocast, refuse_missing_numbers, said
 from pyro_vae.program.runs import LOOKED_AT_TOGETHER, has_rows, in_place_of_rows
 from pyro_vae.program.sites import drawn_sites
 from pyro_vae.program.structure import ENUMERABLE, NothingToDraw, OtherPrograms, enumerable, initialise, look_at
@@ -59,6 +59,11 @@ def program_of(
         raise TypeError(f"plate: expected the name of the plate over data, or None; got {plate!r}; pass its name.")
     kwargs = _checks.keyword_arguments(kwargs)
     pair = _Pair(model, guide, _arguments(args), kwargs, plate)
+    with seeded(pair.args[0].device, 0):  # whatever runs draw, the caller's generator stays where it was
+        return _inspected(pair)
+
+
+def _inspected(pair: _Pair) -> Program:
     try:
         program = _in_some_reading(pair)
     except ValueError as error:
@@ -78,8 +83,12 @@ def _in_some_reading(pair: _Pair) -> Program:
     """Return the program whose rows come first among the arguments; if there is none, one whose rows lie elsewhere."""
     try:
         return _of_pair(pair)
-    except (TypeError, ValueError):
-        readings = [] if isinstance(pair.plate, int) else dims_of_rows(pair.model, pair.args, pair.kwargs, pair.plate)
+    except (TypeError, ValueError) as error:
+        try:
+            readings = dims_of_rows(pair.model, pair.args, pair.kwargs, pair.plate)
+        except Exception as reason:  # a model that does not run on these arguments has no plate to tell
+            error.add_note(f"The model alone, on these arguments, raised {said(reason)}.")
+            readings = []
         reasons = []
         for dims in readings:
             turned = pair.with_rows_in(dims)
@@ -96,12 +105,13 @@ def _in_some_reading(pair: _Pair) -> Program:
 @torch.no_grad()
 def _undivided(program: Program) -> Program:
     """Run the program on all rows, whichever are asked for, unless its model runs on any."""
-    found = Densities.of(program)
+    found, reason = Densities.of(program), "other densities of the same rows among fewer"
     try:
         if all(found.has(torch.arange(first, program.num_data, 2)) for first in range(min(2, program.num_data))):
             return program
-    except Exception:  # whatever it stumbles over on fewer rows, it has run on all of them
-        pass
+    except Exception as error:  # whatever it stumbles over on fewer rows, it has run on all of them
+        reason = said(error)
+    program = replace(program, structure=replace(program.structure, undivided_because=reason))
     return UndividedProgram.of(program, found.latents)
 
 
@@ -219,7 +229,7 @@ class _Pair(NamedTuple):
             with poutine.block(), seeded(self.args[0].device, 0), pyro.validation_enabled(False):
                 model = poutine.replay(self.model, trace=guide_trace)
                 sites = drawn_sites(poutine.trace(model).get_trace(*self.args, **self.kwargs))
-        except Exception:  # a model that does not run like this is not run like this
+        except Exception:  # a model that does not run like this is not run like this; `_enumerated` says why
             return False
         return any(name not in guide_trace and getattr(sites[name]["fn"], ENUMERABLE, False) for name in sites)
 
@@ -243,7 +253,7 @@ def _on_any_rows(pair: _Pair, way: Way, size: int) -> Program:
     """Run the pair on so many rows, and return the program, or raise an error if rows or draws see each other."""
     found = pair.on(_repeated(pair.args, size), True, way)
     densities = refuse_draws_that_meet(found)
-    refuse_values_that_meet(found)
+    found = _noting(found, refuse_values_that_meet(found))
     refuse_other_volume(found)
     refuse_place(densities, and_alone=True)
     program = found.with_rows(arg for arg in pair.args if has_rows(arg)).knowing(densities.of_guide is not None)
@@ -252,6 +262,11 @@ def _on_any_rows(pair: _Pair, way: Way, size: int) -> Program:
     some = program.at(torch.arange(min(program.num_data, LOOKED_AT_TOGETHER), device=program.device))
     refuse_place(Densities.of(some))
     return program
+
+
+def _noting(program: Program, reason: str) -> Program:
+    """Keep the reason why a value of discrete latents was not compared with itself alone, if there is one."""
+    return replace(program, structure=replace(program.structure, not_compared_because=reason)) if reason else program
 
 
 def _warned_of_listing(program: Program, reason: str) -> Program:
@@ -300,7 +315,7 @@ def _on_all(pair: _Pair) -> Program:
         try:
             program = pair.on(pair.args, False, way)
             densities = refuse_draws_that_meet(program)
-            refuse_values_that_meet(program)
+            program = _noting(program, refuse_values_that_meet(program))
             refuse_other_volume(program)
             program = program.knowing(densities.of_guide is not None)
             return _warned_of_listing(program, _first_line(next(iter(errors.values()))) if errors else "")

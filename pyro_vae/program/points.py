@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from pyro.distributions import Delta, MaskedDistribution
 from pyro.poutine.messenger import Messenger
 from torch.distributions import Independent
 
 from pyro_vae._private import FakeTensor
 
-__all__ = ["IS_POINT", "WithPoints", "delta_of"]
+__all__ = ["IS_POINT", "OtherPoints", "WithPoints", "delta_of", "refuse_draw_at_point"]
 
 IS_POINT = "_is_point"
 """What marks a site that stands for a density alone, in a site's `infer`."""
@@ -22,6 +23,49 @@ def delta_of(fn: Any) -> Delta | None:
     while isinstance(fn, (MaskedDistribution, Independent)):
         fn = fn.base_dist
     return fn if isinstance(fn, Delta) else None
+
+
+def refuse_draw_at_point(name: str, found: str, is_automatic: bool = False) -> None:
+    """Raise for what a guide draws where the model makes a point."""
+    remedy = f"make the guide of poutine.block(model, hide=[{name!r}])" if is_automatic else "leave it out"
+    raise ValueError(
+        f"guide: expected nothing at site {name!r}, which the model makes a point (Delta) of what is before it; got "
+        f"{found}; {remedy}."
+    )
+
+
+class OtherPoints(Messenger):
+    """Compare the points of a model with what its guide draws there."""
+
+    def __init__(self, guide_sites: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.guide_sites = guide_sites
+        self.found: dict[str, str] = {}
+
+    def refuse(self) -> None:
+        """Raise for the first site of the guide that is not the model's point, and nothing else."""
+        for name, found in self.found.items():
+            refuse_draw_at_point(name, found)
+
+    def _pyro_sample(self, msg: Any) -> None:
+        point, site = delta_of(msg["fn"]), self.guide_sites.get(msg["name"])
+        if point is None or site is None or msg["is_observed"]:
+            return
+        found = _what_is_other(point, site)
+        if found:
+            self.found.setdefault(msg["name"], found)
+
+
+def _what_is_other(point: Delta, site: Mapping[str, Any]) -> str:
+    """Say how the guide's site differs from a point of the model; nothing if it does not."""
+    guides, value = delta_of(site["fn"]), site["value"]
+    if guides is None:
+        return f"a {type(site['fn']).__name__}, whose draws have a weight of 0"
+    if not torch.equal(*torch.broadcast_tensors(point.v, value)):
+        return "another point, which has a weight of 0"
+    if value.requires_grad and not point.v.requires_grad:
+        return "a point with a parameter of its own, which training would move"
+    return "a point with a log density, which an ELBO would subtract" if guides.log_density.any() else ""
 
 
 class WithPoints:

@@ -29,9 +29,11 @@ __all__ = [
     "refuse_mismatch",
     "refuse_missing_numbers",
     "refuse_other_names",
+    "refuse_points",
     "refuse_subsampling",
     "refusing_noisy_modules",
     "refusing_what_has_no_batch",
+    "said",
 ]
 
 
@@ -71,6 +73,12 @@ def refusing_what_has_no_batch() -> Iterator[None]:
         if shapes and isinstance(error, (TypeError, ValueError)):  # which a trace adds to all errors of a run
             raise (ValueError if isinstance(error, ValueError) else TypeError)(said) from error
         raise
+
+
+def said(error: Exception) -> str:
+    """Return the kind of an error, and its first line."""
+    first = str(error).strip().partition("\n")[0].rstrip(".")
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
 RAISED = ", raised by your program in "
@@ -152,25 +160,35 @@ def refuse_densities_without_volume(model_sites: dict[str, Any], guide_sites: di
 
     Pyro's automatic guides make such images. An auxiliary draw without one is refused too.
     """
-    auxiliary = [
-        name for name, site in guide_sites.items() if site["infer"].get("is_auxiliary") and name not in model_sites
-    ]
-    points = [
-        name
-        for name in guide_sites.keys() & model_sites.keys()
-        if is_point(guide_sites[name]) and not is_point(model_sites[name])
-    ]
-    if points and not auxiliary:
-        raise ValueError(
-            f"guide: expected densities; got a point (Delta) at site {points[0]!r}, whose weights mean nothing; use "
-            "a guide with a density, such as AutoNormal."
-        )
-    if auxiliary and not points:
+    refuse_points(model_sites, guide_sites)
+    auxiliary = _auxiliary(model_sites, guide_sites)
+    if auxiliary and not _points(model_sites, guide_sites):
         raise ValueError(
             f"guide: expected latent sites of the model alone; got the auxiliary site {auxiliary[0]!r}, over which "
             "log q would have to be integrated; sum it out in the guide, or give it a density in the model, as a "
             "latent on which nothing depends."
         )
+
+
+def refuse_points(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> None:
+    """Refuse a point of the guide where the model has a density, unless it is the image of an auxiliary draw."""
+    points = _points(model_sites, guide_sites)
+    if points and not _auxiliary(model_sites, guide_sites):
+        raise ValueError(
+            f"guide: expected densities; got a point (Delta) at site {points[0]!r}, whose weights mean nothing; use "
+            "a guide with a density, such as AutoNormal."
+        )
+
+
+def _points(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> list[str]:
+    shared = sorted(guide_sites.keys() & model_sites.keys())
+    return [name for name in shared if is_point(guide_sites[name]) and not is_point(model_sites[name])]
+
+
+def _auxiliary(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> list[str]:
+    """List the draws of which a guide may make images: points are none."""
+    others = {name: site for name, site in guide_sites.items() if name not in model_sites}
+    return [name for name, site in others.items() if site["infer"].get("is_auxiliary") and not is_point(site)]
 
 
 def refuse_draws_as_distributions(trace: poutine.Trace) -> None:

@@ -15,7 +15,7 @@ from pyro_vae._random import seeded
 from pyro_vae.program.data_plate import dim_of_data
 from pyro_vae.program.draws import SIDE_BY_SIDE, Way
 from pyro_vae.program.in_turn import InTurn
-from pyro_vae.program.points import IS_POINT, WithPoints, delta_of
+from pyro_vae.program.points import IS_POINT, WithPoints, delta_of, refuse_draw_at_point
 from pyro_vae.program.refusals import (
     refuse_densities_without_volume,
     refuse_draws_as_distributions,
@@ -24,6 +24,7 @@ from pyro_vae.program.refusals import (
     refuse_subsampling,
     refusing_noisy_modules,
     refusing_what_has_no_batch,
+    said,
 )
 from pyro_vae.program.sites import drawn_sites, plates_of, sample_sites
 from pyro_vae.program.summing import NOTHING, Summed, summing
@@ -68,6 +69,10 @@ class Structure:
     """Whether the latents can be drawn from the model."""
     not_amortized_because: str = ""
     """What went wrong on other numbers of rows."""
+    undivided_because: str = ""
+    """What went wrong on fewer rows than all, where all are run whichever are asked for."""
+    not_compared_because: str = ""
+    """What went wrong where a value of discrete latents was to be compared with itself alone."""
     listed_because: str = ""
     """What went wrong with all values of discrete latents at once, where each is a draw."""
     in_turn: InTurn | None = None
@@ -169,10 +174,9 @@ def _find_points(guide_trace: poutine.Trace, model_trace: poutine.Trace) -> None
         if delta is None:
             continue
         if name in drawn and delta_of(drawn[name]["fn"]) is None:
-            raise ValueError(
-                f"guide: expected nothing at site {name!r}, which the model makes a point (Delta) of what is before "
-                f"it; got a {type(drawn[name]['fn']).__name__}, whose draws have a weight of 0; leave it out."
-            )
+            refuse_draw_at_point(name, f"a {type(drawn[name]['fn']).__name__}, whose draws have a weight of 0")
+        if f"{name}_unconstrained" in drawn:  # of one of Pyro's automatic guides
+            refuse_draw_at_point(name, "a draw of an automatic guide, which has a weight of 0", is_automatic=True)
         points[name] = bool(delta.log_density.any())
     if points:
         raise PointsAmongLatents(points)
@@ -225,16 +229,16 @@ def _enumerated(
 ) -> _Enumerated:
     """Find what to sum out: what the guide enumerates, if asked, and what it leaves out of a list of values."""
     drawn = drawn_sites(guide_trace)
-    found = {}
+    found, alone = {}, ""
     if way.sums_guide:
         marks = enumerable(drawn)
         found = {name: drawn[name] for name, is_marked in marks.items() if is_marked or not any(marks.values())}
     try:
         model_sites = dict(sample_sites(_trace(poutine.replay(model, trace=guide_trace), args, kwargs)))
-    except Exception:  # A model may be written for all values at once, and not run with one for each datum.
+    except Exception as error:  # A model may be written for all values at once, and not run with one for each datum.
         if not found:
             raise
-        model_sites = {}
+        model_sites, alone = {}, said(error)
     for name, site in model_sites.items():
         if name not in drawn and not site["is_observed"] and getattr(site["fn"], ENUMERABLE, False):
             found[name] = site
@@ -243,7 +247,12 @@ def _enumerated(
     expanded = frozenset(name for name, site in found.items() if site["infer"].get("expand", name in drawn))
     enumerated = _Enumerated(Summed(frozenset(found), expanded), deepest - 1 if way.in_dimensions else None)
     if found:
-        _model_trace(model, guide_trace, enumerated, args, kwargs)
+        try:
+            _model_trace(model, guide_trace, enumerated, args, kwargs)
+        except Exception as error:
+            if alone:
+                error.add_note(f"With one value of {', '.join(sorted(found))} for each datum, it raised {alone}.")
+            raise
     return enumerated
 
 

@@ -11,12 +11,12 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import Normal
-from pyro.infer.autoguide import AutoDelta
+from pyro.infer.autoguide import AutoDelta, AutoLaplaceApproximation
 from torch import Tensor
 
 from pyro_vae import _checks
 from pyro_vae._random import seeded
-from pyro_vae.program.automatic import gaussian_of
+from pyro_vae.program.automatic import gaussian_of, laplace_of
 from pyro_vae.program.refusals import refusing_noisy_modules
 from pyro_vae.program.sites import plates_of, sample_sites
 from pyro_vae.program.structure import traced
@@ -59,20 +59,17 @@ def with_unused_latent(program: Callable[..., Any], data_dim: int) -> Callable[.
 
 @torch.no_grad()
 def dims_of_rows(
-    model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], plate: str | None
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], plate: str | int | None
 ) -> list[tuple[int | None, ...]]:
     """List where the rows of each argument may lie, from the plate that holds all sites, if not all come first.
 
     A size may occur twice in a tensor, as in (time, data) with as many steps as data: an inspection tells which it is.
     """
     x = args[0] if args else None
-    if not isinstance(x, Tensor) or x.ndim < 2:
+    if isinstance(plate, int) or not isinstance(x, Tensor) or x.ndim < 2:
         return []
-    try:
-        with poutine.block(), seeded(x.device, 0), refusing_noisy_modules(), pyro.validation_enabled(False):
-            trace = poutine.trace(model).get_trace(*args, **kwargs)
-    except Exception:  # a model that does not run on these arguments has no plate to tell
-        return []
+    with poutine.block(), seeded(x.device, 0), refusing_noisy_modules(), pyro.validation_enabled(False):
+        trace = poutine.trace(model).get_trace(*args, **kwargs)
     frames = [{(frame.name, frame.size) for frame in plates_of(site)} for _, site in sample_sites(trace)]
     sizes = {size for name, size in set.intersection(*frames) if plate in (None, name)} if frames else ()
     found = [
@@ -123,6 +120,9 @@ def as_one_datum(pair: Pair) -> Pair:
             raise ValueError(f"args[{i}]: expected data; got a tensor of shape {tuple(arg.shape)}; pass some.")
     if isinstance(pair.guide, AutoDelta):
         pair = pair._replace(guide=_about_points(pair.guide, pair.model, pair.args, kwargs))
+    if isinstance(pair.guide, AutoLaplaceApproximation):
+        with poutine.block(), seeded(torch.get_default_device(), 0), refusing_noisy_modules():
+            pair = pair._replace(guide=laplace_of(pair.guide, pair.args, kwargs))
     depth = _deepest_plate([pair.model] if pair.guide is None else [pair.guide, pair.model], pair.args, kwargs)
 
     def whole(program: Callable[..., Any]) -> Callable[[Tensor], Any]:

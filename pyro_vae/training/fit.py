@@ -15,6 +15,7 @@ from pyro_vae._private import BatchNorm
 from pyro_vae._random import forked_generator
 from pyro_vae.objectives.base import Objective, as_it_is
 from pyro_vae.objectives.compiled import CompiledTrace_ELBO, CompiledTraceMeanField_ELBO
+from pyro_vae.program.automatic import refuse_automatic_points
 from pyro_vae.training.batches import Batches, batches_of
 from pyro_vae.training.callbacks import Callback, ProgressBar
 from pyro_vae.training.config import config_of
@@ -241,8 +242,10 @@ def _rehearse(trainee: Trainee, objective: ELBO, train: Batches, batch_size: int
         loss = trainee.note_parameters(lambda: objective.loss_and_grads(trainee.model, trainee.guide, *batch))
     except Exception as error:  # raised again, as it is
         if trainee.vae is None:
+            refuse_automatic_points(trainee.guide, batch, {})
             add_note_of_bad_data(error, trainee, batch, train.rows(0, 0))
         raise
+    refuse_automatic_points(trainee.guide, batch, {})
     trainee.zero_grad()
     if not isinstance(loss, (float, int)):
         raise TypeError(
