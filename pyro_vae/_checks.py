@@ -312,3 +312,9 @@ def same_plates(site: str, of_model: Iterable[Any], of_guide: Iterable[Any]) -> 
 def _listed(plates: dict[int, tuple[str, int]]) -> str:
     named = (f"{name!r} of size {size} at dim={dim}" for dim, (name, size) in sorted(plates.items(), reverse=True))
     return " and ".join(named) or "none"
+
+
+def missing_package(name: str, package: str, purpose: str, install: str | None = None) -> ImportError:
+    """Make the error of a package that is not there, with the command that brings it."""
+    message = f"{name}: expected the package {package}, {purpose}; got none; pip install {install or package}."
+    return ImportError(message, name=package)

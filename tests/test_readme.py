@@ -25,7 +25,9 @@ SMALLER = {
 )
 def test_the_python_in_the_readme_runs(smaller, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pyro_vae.data._idx._download", lambda data_dir, name: "a download is not tried in a test")
+    monkeypatch.setattr(
+        "pyro_vae.data._torchvision._download", lambda data_dir, name: "a download is not tried in a test"
+    )
     (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     for there, here in smaller.items():
         assert there in block

@@ -96,7 +96,7 @@ def _failed(error: Exception, flags: set[str]) -> int:
 def _message(error: Exception, flags: set[str]) -> str | None:
     """Return what is said of an error; None if it is not in the wording of those about input."""
     text = one_line(str(error))
-    if isinstance(error, ImportError):
+    if isinstance(error, ImportError) and ": expected " not in text:
         package = OPTIONAL.get((error.name or "").split(".")[0])
         return package and f"{package}: expected the package; got none; pip install {package}"
     if isinstance(error, (Refusal, DivergedError)):

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from pyro_vae import _checks
+from pyro_vae.data._shared import damaged
+
 __all__ = ["read_mat"]
 
 
@@ -14,17 +17,12 @@ def read_mat(path: Path, *names: str) -> list[np.ndarray]:
     try:
         from scipy.io import loadmat
     except ImportError as error:
-        raise ValueError(
-            f"data_dir: expected the package scipy, to read {path}; got none; pip install scipy."
-        ) from error
+        raise _checks.missing_package("data_dir", "scipy", f"to read {path}") from error
     try:
         found = loadmat(path)
     except Exception as error:  # scipy raises errors of many kinds for other bytes
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"data_dir: expected a MATLAB file up to version 7 in {path}; got another ({reason:.200}): it is "
-            "truncated, corrupted or of another kind; put it there again."
-        ) from error
+        raise damaged(path, "a MATLAB file up to version 7", reason, "put it there again") from error
     absent = [name for name in names if name not in found]
     if absent:
         listed = ", ".join(name for name in found if not name.startswith("__")) or "none"

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pyro_vae import _checks
+
 __all__ = ["Table", "read_csv", "read_parquet"]
 
 MISSING = {"", "na", "n/a", "nan", "null", "none", "?"}
@@ -52,10 +54,7 @@ def read_parquet(path: Path) -> Table:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
-        raise ValueError(
-            f"data: expected the package pyarrow, to read {str(path)!r}; got none; pip install pyarrow, or save the "
-            "table as .csv."
-        ) from error
+        raise _checks.missing_package("data", "pyarrow", f"to read {str(path)!r} (or save it as .csv)") from error
     try:
         columns = parquet.read_table(path).to_pydict()
     except (ArrowException, OSError) as error:

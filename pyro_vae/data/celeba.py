@@ -8,12 +8,14 @@ from typing import Literal
 import numpy as np
 
 from pyro_vae import _checks
-from pyro_vae.data._idx import require_files
 from pyro_vae.data._images import read_files
+from pyro_vae.data._shared import check_options, damaged, warn_of_another_size
+from pyro_vae.data._torchvision import require_files
 from pyro_vae.data.dataset import Dataset, Pixels, from_bytes
 
 __all__ = ["celeba"]
 
+NUM_IMAGES = {"train": 162_770, "validation": 19_867, "test": 19_962}
 PARTS = {"train": 0, "validation": 1, "test": 2}
 
 
@@ -51,11 +53,12 @@ def celeba(
     References:
         Liu, Luo, Wang and Tang (2015), Deep learning face attributes in the wild.
     """
-    _checks.choice("split", split, tuple(PARTS))
+    check_options(split, tuple(PARTS), pixels=pixels)
     size, crop = _checks.whole_number("image_size", image_size), _checks.whole_number("crop", crop)
     folder = require_files(data_dir, "CelebA", download, "put the folder celeba there") / "celeba"
     partition = {words[0]: words[1] for words in _lines(folder / "list_eval_partition.txt", 0, 2)}
     names = [name for name, part in partition.items() if part == str(PARTS[split])]
+    warn_of_another_size("CelebA", split, len(names), NUM_IMAGES[split])
     names = names if num_data is None else names[: _checks.whole_number("num_data", num_data)]
     if not names:
         raise ValueError(f"data_dir: expected images to {split} in {folder}; got none; put the whole list there.")
@@ -84,8 +87,5 @@ def _lines(path: Path, first: int, width: int | None, most: int | None = None) -
     last = None if most is None else first + most
     lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()[first:last]]
     if not lines or (width is not None and any(len(words) != width for words in lines)):
-        raise ValueError(
-            f"data_dir: expected lines of {width or 'several'} words in {path}; got others: it is truncated or "
-            "corrupted; download it again."
-        )
+        raise damaged(path, f"lines of {width or 'several'} words", "others", "download it again")
     return lines

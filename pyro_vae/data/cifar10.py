@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pyro_vae import _checks
-from pyro_vae.data._idx import require_files
+from pyro_vae.data._shared import check_options, damaged
+from pyro_vae.data._torchvision import require_files
 from pyro_vae.data.dataset import Dataset, Pixels, from_bytes
 
 __all__ = ["cifar10"]
@@ -55,7 +55,7 @@ def cifar10(
     References:
         Krizhevsky (2009), Learning multiple layers of features from tiny images.
     """
-    _checks.choice("split", split, ("train", "test"))
+    check_options(split, pixels=pixels)
     folder = require_files(data_dir, "CIFAR10", download, "put the folder of CIFAR-10's batches there")
     names = [name for name in _MD5 if name.startswith("data") == (split == "train")]
     batches = [_read_batch(folder / "cifar-10-batches-py" / name) for name in names]
@@ -101,7 +101,4 @@ class _Arrays(pickle.Unpickler):
 
 
 def _corrupted(path: Path, found: str) -> ValueError:
-    return ValueError(
-        f"data_dir: expected a batch of CIFAR-10 in {path}; got {found:.200}: the file is truncated or corrupted; "
-        "delete it with its folder and download it again."
-    )
+    return damaged(path, "a batch of CIFAR-10", found, "delete it with its folder and download it again")

@@ -17,6 +17,7 @@ __all__ = ["Binarization", "Dataset", "Pixels", "Provenance", "from_bytes", "fro
 
 Binarization = Literal["dynamic", "static", "threshold"]
 Pixels = Literal["unit", "bytes"]
+PIXELS = ("unit", "bytes")
 """Numbers from 0 to 1, or whole numbers 0 to 255."""
 OF_NAN = "remove or impute them; or, for a program that takes NaN, pv.data.from_tensor(x, missing='keep')"
 BINARIZATIONS = ("dynamic", "static", "threshold", None)
@@ -175,7 +176,7 @@ def from_bytes(
     images: np.ndarray, labels: np.ndarray | None, *, name: str, split: str, source: str, pixels: Pixels
 ) -> Dataset:
     """Make a data set of images that are not binarized."""
-    _checks.choice("pixels", pixels, ("unit", "bytes"))
+    _checks.choice("pixels", pixels, PIXELS)
     x = torch.from_numpy(images)
     return from_tensor(x if pixels == "bytes" else x / 255, labels, name=name, split=split, source=source)
 

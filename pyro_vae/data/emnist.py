@@ -8,7 +8,9 @@ from typing import Literal
 import numpy as np
 
 from pyro_vae import _checks
-from pyro_vae.data._idx import dataset_of, read_pair, require_files
+from pyro_vae.data._idx import read_pair
+from pyro_vae.data._shared import check_options, grey_images
+from pyro_vae.data._torchvision import require_files
 from pyro_vae.data.dataset import Binarization, Dataset
 
 __all__ = ["emnist"]
@@ -43,8 +45,8 @@ def emnist(
         Cohen, Afshar, Tapson and van Schaik (2017), EMNIST: an extension of MNIST to handwritten letters.
     """
     _checks.choice("kind", kind, KINDS)
-    _checks.choice("split", split, ("train", "test"))
+    check_options(split, binarization=binarization)
     folder = require_files(data_dir, "EMNIST", download, "put the files of EMNIST there")
     images, labels = read_pair(folder / "EMNIST" / "raw", f"emnist-{kind}-{split}", None, {})
     upright = np.ascontiguousarray(images.swapaxes(-1, -2))
-    return dataset_of(upright, labels, f"EMNIST {kind}", split, "torchvision's files", binarization, seed)
+    return grey_images(upright, labels, f"EMNIST {kind}", split, "torchvision's files", binarization, seed)

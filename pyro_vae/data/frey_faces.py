@@ -7,9 +7,9 @@ from typing import Literal
 
 import numpy as np
 
-from pyro_vae import _checks
 from pyro_vae.data._arrays import read_arrays
 from pyro_vae.data._matlab import read_mat
+from pyro_vae.data._shared import check_options, damaged, drawn_rows
 from pyro_vae.data.dataset import Dataset, Pixels, from_bytes
 
 __all__ = ["frey_faces"]
@@ -40,7 +40,7 @@ def frey_faces(
     References:
         Roweis, Saul and Hinton (2002), Global coordination of local linear models.
     """
-    _checks.choice("split", split, ("train", "test"))
+    check_options(split, pixels=pixels)
     folder = Path(data_dir)
     paths = [place / name for place in (folder, folder / "frey") for name in FILES]
     path = next((path for path in paths if path.is_file()), None)
@@ -49,9 +49,7 @@ def frey_faces(
             f"data_dir: expected {' or '.join(FILES)} in {folder} or {folder / 'frey'}; got none; put it there."
         )
     images = _read(path)
-    order = np.random.default_rng(0).permutation(len(images))
-    num_test = len(images) // 10
-    rows = order[num_test:] if split == "train" else order[:num_test]
+    rows = drawn_rows(split, len(images), len(images) // 10)
     return from_bytes(images[rows, None], None, name="Frey Face", split=split, source=path.name, pixels=pixels)
 
 
@@ -62,8 +60,6 @@ def _read(path: Path) -> np.ndarray:
         (columns,) = read_mat(path, "ff")
         images = columns.T.reshape(-1, HEIGHT, WIDTH) if len(columns) == HEIGHT * WIDTH else columns
     if images.dtype != np.uint8 or images.shape[1:] != (HEIGHT, WIDTH) or len(images) < 10:
-        raise ValueError(
-            f"data_dir: expected bytes of 28 x 20 images in {path}; got {images.dtype} of shape {images.shape}: it is "
-            "truncated, corrupted or of another kind; put the right file there."
-        )
+        found = f"{images.dtype} of shape {images.shape}"
+        raise damaged(path, "bytes of 28 x 20 images", found, "put the right file there")
     return images

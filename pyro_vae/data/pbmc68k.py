@@ -11,6 +11,7 @@ import torch
 
 from pyro_vae import _checks
 from pyro_vae.data._arrays import read_arrays
+from pyro_vae.data._shared import check_options, damaged, drawn_rows
 from pyro_vae.data.dataset import Dataset, from_tensor
 
 __all__ = ["pbmc68k"]
@@ -42,7 +43,7 @@ def pbmc68k(data_dir: str | Path = "data", *, split: Literal["train", "test"] = 
         cells and genes is that of Wolf, Angerer and Theis (2018), SCANPY: large-scale single-cell gene expression data
         analysis.
     """
-    _checks.choice("split", split, ("train", "test"))
+    check_options(split)
     folder = Path(data_dir)
     saved = next((path for path in (folder / FILE, folder / "pbmc" / FILE) if path.is_file()), None)
     if saved is not None:
@@ -52,8 +53,7 @@ def pbmc68k(data_dir: str | Path = "data", *, split: Literal["train", "test"] = 
         source = "the package scanpy, log-normalised values as whole numbers again"
     if counts.ndim != 2 or types.shape != counts.shape[:1] or len(counts) < 10 or (counts != np.round(counts)).any():
         raise _damaged(saved or CARRIED, f"shapes {counts.shape} and {types.shape}, or fractions")
-    order, num_test = np.random.default_rng(0).permutation(len(counts)), len(counts) // 5
-    rows = order[num_test:] if split == "train" else order[:num_test]
+    rows = drawn_rows(split, len(counts), len(counts) // 5)
     x = torch.from_numpy(counts[rows].astype(np.float32))
     return from_tensor(x, types[rows].astype(np.int64), name="PBMC 68k, reduced", split=split, source=source)
 
@@ -75,9 +75,7 @@ def _recovered(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         import h5py
     except ImportError as error:
-        raise FileNotFoundError(
-            f"data: expected the package h5py, to read {path}; got none; pip install h5py."
-        ) from error
+        raise _checks.missing_package("data", "h5py", f"to read {path}") from error
     try:
         with h5py.File(path) as file:
             logarithms, columns, starts = (file["raw.X"][name][:] for name in ("data", "indices", "indptr"))
@@ -96,7 +94,4 @@ def _recovered(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _damaged(path: Path, found: str) -> ValueError:
-    return ValueError(
-        f"data_dir: expected counts of molecules, cells x genes, in {path}; got {found:.200}: it is truncated, "
-        "damaged or of another kind; install or save it again."
-    )
+    return damaged(path, "counts of molecules, cells x genes,", found, "install or save it again")

@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from pyro_vae import _checks
+from pyro_vae.data._shared import check_options
 from pyro_vae.data.dataset import Dataset, Pixels, from_bytes
 from pyro_vae.data.scikit_learn import sample_photographs
 
@@ -38,13 +39,13 @@ def photographs(
 
     Raises:
         ValueError: for arguments out of range.
-        FileNotFoundError: without scikit-learn.
+        ImportError: without scikit-learn.
 
     Examples:
         >>> photographs(split="test", stride=64).x.shape
         torch.Size([24, 3, 64, 64])
     """
-    _checks.choice("split", split, ("train", "test"))
+    check_options(split, pixels=pixels)
     size, step = _checks.whole_number("patch_size", patch_size), _checks.whole_number("stride", stride)
     strips = [_strips(photograph, split) for photograph in sample_photographs()]
     narrowest = min(strip.shape[1] for photograph in strips for strip in photograph)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from pyro_vae import _checks
+from pyro_vae.data._shared import check_options, drawn_rows
 from pyro_vae.data.dataset import Binarization, Dataset, from_tensor
 
 __all__ = ["breast_cancer", "digits", "sample_photographs", "wine"]
@@ -32,7 +33,7 @@ def digits(
 
     Raises:
         ValueError: for arguments out of range.
-        FileNotFoundError: without the package.
+        ImportError: without the package.
 
     References:
         Alpaydin and Kaynak (1998), Optical recognition of handwritten digits.
@@ -41,7 +42,7 @@ def digits(
         >>> digits(split="test").x.shape
         torch.Size([359, 1, 8, 8])
     """
-    found, rows = _loaded("load_digits", split)
+    found, rows = _loaded("load_digits", split, binarization)
     grey = torch.from_numpy(found.images[rows, None].astype(np.float32) / 16)
     return from_tensor(
         grey, found.target[rows], name="digits", split=split, source=SOURCE, binarization=binarization, seed=seed
@@ -90,19 +91,16 @@ def _table(function: str, name: str, split: str) -> Dataset:
     return from_tensor(x, found.target[rows], name=name, split=split, source=SOURCE)
 
 
-def _loaded(function: str, split: str) -> tuple[Any, np.ndarray]:
+def _loaded(function: str, split: str, binarization: Any = None) -> tuple[Any, np.ndarray]:
     """Call a loader of scikit-learn, and choose rows: a fifth to test on."""
-    _checks.choice("split", split, ("train", "test"))
+    check_options(split, binarization=binarization)
     found = getattr(_sklearn(), function)()
-    order, num_test = np.random.default_rng(0).permutation(len(found.target)), len(found.target) // 5
-    return found, order[num_test:] if split == "train" else order[:num_test]
+    return found, drawn_rows(split, len(found.target), len(found.target) // 5)
 
 
 def _sklearn() -> Any:
     try:
         from sklearn import datasets
     except ImportError as error:
-        raise FileNotFoundError(
-            "data: expected the package scikit-learn, which carries these data; got none; pip install scikit-learn."
-        ) from error
+        raise _checks.missing_package("data", "scikit-learn", "which carries these data") from error
     return datasets

@@ -8,14 +8,15 @@ from typing import Literal
 import numpy as np
 import torch
 
-from pyro_vae import _checks
 from pyro_vae.data._arrays import read_arrays
 from pyro_vae.data._matlab import read_mat
+from pyro_vae.data._shared import check_options, damaged, warn_of_another_size
 from pyro_vae.data.dataset import Dataset, from_tensor
 
 __all__ = ["static_mnist"]
 
 NAMES = {"train": "train", "validation": "valid", "test": "test"}
+NUM_ROWS = {"train": 50_000, "validation": 10_000, "test": 10_000}
 SUFFIXES = (".amat", ".mat", ".npz")
 
 
@@ -32,22 +33,21 @@ def static_mnist(data_dir: str | Path = "data", *, split: Literal["train", "vali
         split: which part.
 
     Raises:
-        ValueError: for files that end within a row or are corrupted, or hold other numbers. How many rows there are is
-            not checked.
+        ValueError: for files that end within a row or are corrupted, or hold other numbers. Of
+            another number of rows it warns.
         FileNotFoundError: without the files.
 
     References:
         Larochelle and Murray (2011), The neural autoregressive distribution estimator; Salakhutdinov and Murray (2008),
         On the quantitative analysis of deep belief networks.
     """
-    _checks.choice("split", split, tuple(NAMES))
+    check_options(split, tuple(NAMES))
     path = _found(Path(data_dir), f"binarized_mnist_{NAMES[split]}")
     values = _read(path)
     if values.ndim != 2 or values.shape[1] != 784 or not len(values) or not np.isin(values, (0, 1)).all():
-        raise ValueError(
-            f"data_dir: expected rows of 784 zeros and ones in {path}; got shape {values.shape}, or other numbers: "
-            "it is truncated, corrupted or of another kind; put the right file there."
-        )
+        found = f"shape {values.shape}, or other numbers"
+        raise damaged(path, "rows of 784 zeros and ones", found, "put the right file there")
+    warn_of_another_size("statically binarized MNIST", split, len(values), NUM_ROWS[split])
     x = torch.from_numpy(values.astype(np.float32)).reshape(-1, 1, 28, 28)
     return from_tensor(x, name="statically binarized MNIST", split=split, source=path.name)
 

@@ -8,9 +8,9 @@ from typing import Literal
 
 import numpy as np
 
-from pyro_vae import _checks
-from pyro_vae.data._idx import require_files
 from pyro_vae.data._matlab import read_mat
+from pyro_vae.data._shared import check_options, damaged
+from pyro_vae.data._torchvision import require_files
 from pyro_vae.data.dataset import Dataset, Pixels, from_bytes
 
 __all__ = ["svhn"]
@@ -35,10 +35,9 @@ def svhn(
     References:
         Netzer et al. (2011), Reading digits in natural images with unsupervised feature learning.
     """
-    _checks.choice("split", split, ("train", "test"))
-    path = require_files(data_dir, "SVHN", download, "put its two .mat files there") / f"{split}_32x32.mat"
-    if not path.is_file():
-        raise FileNotFoundError(f"data_dir: expected a file {path}; got none; put it there.")
+    check_options(split, pixels=pixels)
+    name = f"{split}_32x32.mat"
+    path = require_files(data_dir, "SVHN", download, f"put {name} there", needed=name) / name
     images, labels = read_mat(path, "X", "y")
     labels = labels.flatten().astype(np.int64) % 10  # a zero is labelled 10 in the files
     if images.dtype != np.uint8 or images.shape != (32, 32, 3, len(labels)):
@@ -54,7 +53,5 @@ def _md5(path: Path) -> str:
 
 
 def _corrupted(path: Path, found: str) -> ValueError:
-    return ValueError(
-        f"data_dir: expected images 32 x 32 x 3 x N of bytes, and N labels, in {path}; got {found}: the file is "
-        "truncated or corrupted; delete it and download it again."
-    )
+    expected = "images 32 x 32 x 3 x N of bytes, and N labels,"
+    return damaged(path, expected, found, "delete it and download it again")

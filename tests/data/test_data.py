@@ -66,7 +66,7 @@ DAMAGE = {
         ValueError,
         "bytes after the header.*truncated",
     ),
-    "cut to nothing": (lambda path: path.write_bytes(b""), ValueError, "an IDX file.*truncated or corrupted"),
+    "cut to nothing": (lambda path: path.write_bytes(b""), ValueError, "an IDX file.*truncated, corrupted"),
     "cut in the header": (lambda path: path.write_bytes(path.read_bytes()[:6]), ValueError, "an IDX file"),
     "longer": (lambda path: path.write_bytes(path.read_bytes() + b"x"), ValueError, "bytes after the header"),
     "another header": (lambda path: path.write_bytes(b"\x1f\x8b" + path.read_bytes()[2:]), ValueError, "an IDX file"),

@@ -1,6 +1,7 @@
 """Data sets by name: real reading code on small files in the layout of their authors or torchvision's."""
 
 import pickle
+import shutil
 import struct
 import sys
 from pathlib import Path
@@ -188,8 +189,52 @@ def test_damaged_files(name, file, damage, tmp_path):
         assert len(load(name, tmp_path)) == 6
         return
     error = FileNotFoundError if damage is Path.unlink and not file.endswith("jpg") else ValueError
-    with pytest.raises(error, match=r"data_dir: expected|data: expected"):
+    with pytest.raises(error, match=r"data_dir: (expected|no files)|data: expected"):
         load(name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [("static-mnist", "binarized_mnist_train.amat"), ("celeba", "celeba/list_eval_partition.txt")]
+)
+def test_a_file_that_ends_with_a_row_too_few_is_warned_of(name, file, tmp_path):
+    """A list or a table that is cut at the end of a line is well-formed."""
+    SOURCES[name][0](tmp_path)
+    path = tmp_path / file
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:5]))
+    with pytest.warns(UserWarning, match="data_dir: expected the [0-9,]+ data of .*not comparable"):
+        load(name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "removed"), [("svhn", "train_32x32.mat"), ("omniglot", "omniglot-py/images_background")]
+)
+def test_the_part_that_is_asked_for_is_downloaded_where_the_other_is_there(name, removed, tmp_path, monkeypatch):
+    SOURCES[name][0](tmp_path)
+    path = tmp_path / removed
+    path.rename(tmp_path / "elsewhere")
+    asked_for = []
+    monkeypatch.setattr(
+        "pyro_vae.data._torchvision._download",
+        lambda data_dir, name: asked_for.append((tmp_path / "elsewhere").rename(path)),
+    )
+    assert len(pv.data.load(name, data_dir=tmp_path, split="test")) == 3 and not asked_for
+    assert len(pv.data.load(name, data_dir=tmp_path)) == 7 and asked_for
+
+
+def test_omniglot_of_one_alphabet(tmp_path):
+    write_omniglot(tmp_path)
+    folder = tmp_path / "omniglot-py" / "images_background"
+    others = sorted(folder.iterdir())[1:]
+    for other in others:
+        shutil.rmtree(other)
+    assert load("omniglot", tmp_path).labels.unique().tolist() == [0]
+
+
+@pytest.mark.parametrize("option", ["split", "pixels", "binarization"])
+def test_options_are_checked_before_files_are_looked_for(option, tmp_path):
+    load_one = pv.data.cifar10 if option == "pixels" else pv.data.kmnist
+    with pytest.raises(ValueError, match=f"{option}: expected one of"):
+        load_one(tmp_path / "nowhere", download=False, **{option: "other"})
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -422,5 +467,5 @@ def test_a_package_that_is_missing_is_named(package, name, tmp_path, monkeypatch
         request.getfixturevalue("scanpy")
     monkeypatch.setitem(sys.modules, package, None)
     remedy = {"sklearn": "scikit-learn", "scipy.io": "scipy", "h5py": "h5py"}[package]
-    with pytest.raises((ValueError, FileNotFoundError), match=f"pip install {remedy}"):
+    with pytest.raises(ImportError, match=f"pip install {remedy}"):
         load(name, tmp_path)

@@ -96,6 +96,7 @@ def test_against_quadrature(start, schedule):
     assert 0.5 < evidence.diagnostics["acceptance"].mean() < 1
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("start", ["laplace", "guide", "prior"])
 def test_other_programs(start):
     """Two layers of latents with a hierarchical guide; a positive latent with a further argument."""
@@ -111,7 +112,7 @@ def test_other_programs(start):
 
 def test_fifty_latents():
     """Where importance sampling from the guide is nats too low, and says so."""
-    vae, x, exact = approximate(50, shift=0.1, inflation=0.8, num_data=10)
+    vae, x, exact = approximate(50, shift=0.1, inflation=0.8, num_data=6)
     evidence = pv.ais(vae.model, vae.guide, x, start="guide", num_temperatures=60)
     by_guide = pv.importance_sampling(vae.model, vae.guide, x, num_samples=1000)
     assert (evidence.log_evidence - exact).mean().abs() < 0.5
@@ -230,8 +231,8 @@ def test_the_twin_that_starts_backwards_from_elsewhere_is_caught(monkeypatch):
     assert error.mean() < -4.5 * error.std() / math.sqrt(len(error))  # no upper bound any more
 
 
-@pytest.mark.one_in(2)
-@pytest.mark.parametrize("kind", ["good guide", "bad guide", "no Gaussian", "counts", "two layers"])
+@pytest.mark.one_in(3)
+@pytest.mark.parametrize("kind", ["good guide", "no Gaussian", "counts", "bad guide", "two layers"])
 def test_log_evidence_picks_what_each_needs(kind):
     if kind in ("good guide", "bad guide"):
         shift, inflation = (0.05, 1.1) if kind == "good guide" else (0.3, 0.4)
@@ -331,6 +332,7 @@ MIXTURE = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("estimator", MIXTURE.values(), ids=MIXTURE)
 def test_a_mixture_for_a_prior(estimator):
     """Of two normals at -1 and 1; x ~ N(z, 1)."""
@@ -396,7 +398,7 @@ def test_same_numbers_in_any_company_and_with_any_number_of_threads(name):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ais", "log_evidence"])
 def test_same_numbers_in_float32(name):
     """In other company to rounding. In other chunks a transition may go the other way by rounding, to within the error."""
@@ -461,7 +463,7 @@ def test_numbers_that_are_no_numbers_are_refused_by_their_place():
             pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
 
     x = torch.zeros(300).index_fill(0, torch.tensor([211]), 7.0)
-    for call in (pv.ais, pv.log_evidence, pv.importance_sampling):
+    for call in (partial(pv.ais, num_temperatures=5), pv.log_evidence, pv.importance_sampling):
         with pytest.raises(ValueError, match="got NaN or .inf, first for the datum at index 211"):
             call(model, guide, x)
 

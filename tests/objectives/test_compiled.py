@@ -93,7 +93,7 @@ def differences(pair, rtol=1e-7):
     return [name for name, (one, other) in pairs.items() if not torch.allclose(one, other, rtol=rtol, atol=1e-9)]
 
 
-@pytest.mark.one_in(5)
+@pytest.mark.one_in(9)
 @all_compiled
 @pytest.mark.parametrize("optim", [adam, fused_adam])
 @pytest.mark.parametrize("elbo", COMPILED, ids=lambda elbo: elbo.__name__)
@@ -105,7 +105,7 @@ def test_same_steps_as_pyro(name, elbo, optim, interpreted, float64):
     assert len(interpreted) >= 2 and not differences(pair)
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(5)
 @all_compiled
 @pytest.mark.parametrize("name", sorted(COMPOSITIONS.keys() - READS_NUMBERS))
 def test_same_steps_of_a_vae_inside_of_other_programs(name, interpreted, float64):
@@ -266,7 +266,7 @@ CHANGES = {
 }
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(7)
 @all_compiled
 @pytest.mark.parametrize("optim", [adam, fused_adam])
 @pytest.mark.parametrize("name", CHANGES)
@@ -344,7 +344,7 @@ HOLDERS = {
 }
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(7)
 @pytest.mark.parametrize("hidden", [False, True], ids=["seen", "behind poutine.block"])
 @pytest.mark.parametrize("optim", [adam, fused_adam])
 @pytest.mark.parametrize("name", HOLDERS)
@@ -479,7 +479,7 @@ def test_a_parameter_that_is_used_now_and_then(interpreted, float64):
     assert not differences(both(case, Trace_ELBO, (adam, fused_adam), num_rounds=6))
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("kind", ["register_hook", "register_post_accumulate_grad_hook"])
 @pytest.mark.parametrize("late", [False, True])
 def test_hooks_on_gradients_are_heeded(kind, late, interpreted, float64):

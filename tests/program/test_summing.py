@@ -76,7 +76,7 @@ def test_what_a_guide_marks_is_summed_out_of_both(expand):
     assert summed.std_error.mean() < drawn.std_error.mean()
 
 
-@pytest.mark.parametrize("estimate", [pv.importance_sampling, pv.ais])
+@pytest.mark.parametrize("estimate", [pv.importance_sampling, partial(pv.ais, num_temperatures=20)], ids=["is", "ais"])
 def test_auxiliary_choices_of_a_guide_are_summed_out(estimate):
     def guide(x):
         with pyro.plate("data", len(x)):
@@ -213,7 +213,10 @@ ON_A_PUSH = [pv.importance_sampling, pv.log_evidence]
 @pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     "guide, estimate",
-    [*itertools.product([semi_supervised_guide], ON_A_PUSH), *itertools.product([MARKED], [*ON_A_PUSH, pv.ais])],
+    [
+        *itertools.product([semi_supervised_guide], ON_A_PUSH),
+        *itertools.product([MARKED], [*ON_A_PUSH, partial(pv.ais, num_temperatures=20)]),
+    ],
 )
 def test_with_and_without_labels(estimate, guide):
     """The decoder takes no dimension to the left of z, so that each value of y is a draw if it is to be summed out."""
@@ -260,7 +263,7 @@ def test_a_latent_that_the_guide_leaves_out_beside_a_decoder_that_concatenates()
             pyro.sample("z", dist.Normal(0.2 * x[:, :2], 0.9).to_event(1))
 
     x = data(9, 4)
-    for estimate in (pv.importance_sampling, pv.ais, pv.log_evidence):
+    for estimate in (pv.importance_sampling, partial(pv.ais, num_temperatures=20), pv.log_evidence):
         evidence = estimate(semi_supervised, guide, x)
         assert evidence.settings["summed_out"] == ["y"]
         assert_within(evidence, of_each_class(x).logsumexp(0) - math.log(3))
@@ -340,7 +343,7 @@ def test_values_that_depend_on_another_latent():
         assert torch.allclose(pv.importance_sampling(model, guide, x).log_evidence, terms.logsumexp(-1))
 
 
-@pytest.mark.parametrize("rare", [0.02, pytest.param(0.1, marks=pytest.mark.slow), 0.3])
+@pytest.mark.parametrize("rare", [0.02, *(pytest.param(share, marks=pytest.mark.slow) for share in (0.1, 0.3))])
 def test_without_a_guide_a_rare_choice_is_part_of_the_proposal(rare):
     def model(x):
         with pyro.plate("data", len(x)):
