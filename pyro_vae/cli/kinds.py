@@ -41,15 +41,16 @@ def whole(minimum: int = 1, metavar: str = "N") -> Kind:
     return Kind(f"a whole number of {minimum} or more", read, metavar)
 
 
-def number(minimum: float = 0.0, metavar: str = "X") -> Kind:
-    """A finite number above `minimum`."""
+def number(minimum: float = 0.0, metavar: str = "X", *, may_be_least: bool = False) -> Kind:
+    """A finite number above `minimum`, or from it."""
 
     def read(value: Any) -> float:
-        if isinstance(value, bool) or not minimum < float(value) < math.inf:
+        found = math.nan if isinstance(value, bool) else float(value)
+        if not (minimum < found < math.inf or (may_be_least and found == minimum)):
             raise ValueError
-        return float(value)
+        return found
 
-    return Kind(f"a finite number above {minimum:g}", read, metavar)
+    return Kind(f"a finite number {'from' if may_be_least else 'above'} {minimum:g}", read, metavar)
 
 
 def choice(*names: str) -> Kind:

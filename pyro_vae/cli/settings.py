@@ -112,9 +112,13 @@ class Settings:
         "--num-particles; or the ELBO with --beta and --free-bits; default %(default)s",
         "mean-field",
     )
-    beta: float | None = option("training", number(), "the weight of the KL term with --objective beta, default 1")
+    beta: float | None = option(
+        "training", number(may_be_least=True), "the weight of the KL term with --objective beta, default 1"
+    )
     free_bits: float | None = option(
-        "training", number(metavar="NATS"), "what each latent number may say for free with --objective beta, default 0"
+        "training",
+        number(metavar="NATS", may_be_least=True),
+        "what each latent number may say for free with --objective beta, default 0",
     )
     num_particles: int = option("training", whole(), "draws of z for each datum and step, default %(default)s", 1)
     learning_rate: float = option("training", number(), "of Adam, default %(default)s", 1e-3)
@@ -278,6 +282,16 @@ def _contradictions(settings: Settings) -> Iterator[tuple[bool, str, str, str, s
         (settings.beta, settings.free_bits) != (None, None) and objective != "beta",
         flag_of("free_bits" if settings.beta is None else "beta"), "--objective beta", objective,
         "add it, or leave this out",
+    )  # fmt: skip
+    yield (
+        bool(settings.free_bits) and settings.posterior not in (None, "diagonal"),
+        "--free-bits", "--posterior diagonal, whose KL divergence has a part for each latent number",
+        str(settings.posterior), "leave one of them out",
+    )  # fmt: skip
+    yield (
+        bool(settings.free_bits) and prior != "standard-normal",
+        "--free-bits", "--prior standard-normal, from which there is a KL divergence in closed form", prior,
+        "leave one of them out",
     )  # fmt: skip
     yield (
         settings.early_stopping is not None and settings.num_validation == 0,

@@ -48,7 +48,9 @@ def _objective(settings: Settings) -> ELBO:
     if settings.objective == "iwelbo":
         return pv.objectives.IWELBO(gradient="dreg", **options)
     if settings.objective == "beta":
-        return pv.objectives.BetaELBO(settings.beta or 1.0, settings.free_bits or 0.0, **options)
+        return pv.objectives.BetaELBO(
+            1.0 if settings.beta is None else settings.beta, settings.free_bits or 0.0, **options
+        )
     return {"mean-field": TraceMeanField_ELBO, "trace": Trace_ELBO}[settings.objective](**options)
 
 

@@ -108,6 +108,13 @@ CASES = {
     "pseudo-inputs and labels": (f"{T} table.csv --conditional --prior vamp", r"--prior: expected one that does not run the encoder, beside --conditional"),
     "convolutions of columns": (f"{T} table.csv --network convolutional", r"--network: expected images, for convolutional; got data of shape \(3,\)"),
     "one particle": (f"{T} table.csv --objective iwelbo", r"--num-particles: expected two or more, for iwelbo; got 1"),
+    "free bits of a matrix": (
+        f"{T} table.csv --objective beta --free-bits 0.1 --posterior full-rank", r"--free-bits: expected --posterior diagonal.*got full-rank; leave"
+    ),
+    "free bits from a mixture": (
+        f"{T} table.csv --objective beta --free-bits 0.1 --prior mixture", r"--free-bits: expected --prior standard-normal.*got mixture; leave"
+    ),
+    "a weight below nothing": (f"{T} table.csv --objective beta --beta -1", r"--beta: expected a finite number from 0; got"),
     "a weight of nothing": (f"{T} table.csv --free-bits 0.1", r"--free-bits: expected --objective beta; got mean-field"),
     "counts that are none": (f"{T} table.csv --likelihood poisson", r"--data: expected values in the likelihood's support, .*; got -0.739092 at index .*; pass counts"),
     "a table under Bernoulli": (f"{T} table.csv --likelihood bernoulli", r"--likelihood: expected zeros and ones, for bernoulli; got numbers from .*gaussian-learned"),

@@ -58,7 +58,7 @@ def test_log_evidence_by_the_command_that_a_user_types(trained, tmp_path, run):
 CHOICES = {
     "counts": ("poisson", "--prior mixture --num-components 3 --posterior full-rank"),
     "larger counts": ("negative-binomial", "--prior vamp --num-components 4 --objective iwelbo --num-particles 2"),
-    "shares": ("beta", "--objective beta --beta 2 --free-bits 0.1"),
+    "shares": ("beta", "--objective beta --beta 0 --free-bits 0.1"),
     "grey levels": ("continuous-bernoulli", "--prior flow --posterior flow"),
     "positive numbers": ("log-normal", "--objective trace"),
     "outliers": ("student-t", "--no-standardize"),
