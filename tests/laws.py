@@ -27,6 +27,7 @@ PRIORS = {
     ),
     "Flow, affine": lambda: pv.priors.Flow(LATENT_DIM, num_transforms=2, hidden_dims=[4]),
     "Flow, spline": lambda: pv.priors.Flow(LATENT_DIM, "spline", num_transforms=2, hidden_dims=[4]),
+    "Flow, autoregressive": lambda: pv.priors.Flow(LATENT_DIM, num_transforms=2, hidden_dims=[4], autoregressive=True),
 }
 
 LIKELIHOODS = {
@@ -65,6 +66,14 @@ POSTERIORS = {
     "Flow, spline": lambda: pv.posteriors.Flow(encoder_of(7), LATENT_DIM, 3, "spline", 2, [4]),
     "Flow, autoregressive": lambda: pv.posteriors.Flow(
         encoder_of(7), LATENT_DIM, 3, num_transforms=2, hidden_dims=[4], autoregressive=True
+    ),
+    "SemiAmortizedNormal": lambda: pv.posteriors.SemiAmortizedNormal(
+        pv.posteriors.DiagonalNormal(encoder(2)),
+        pv.priors.StandardNormal(LATENT_DIM),
+        pv.likelihoods.Gaussian(pv.nn.MLP(LATENT_DIM, [4], NUM_PIXELS)),
+        LATENT_DIM,
+        num_steps=2,
+        step_size=0.05,
     ),
 }
 

@@ -140,6 +140,10 @@ def test_the_numbers_are_the_vae_s(name, exported, tmp_path):
         with pytest.raises(TypeError, match="expected a distribution with parameters"):
             exported(vae, tmp_path / "new")
         return
+    if name == "SemiAmortizedNormal":  # its steps differentiate
+        with pytest.raises(ValueError, match="posterior: expected a network that is one graph"):
+            exported(vae, tmp_path / "new")
+        return
     if name in NOT_IN_ONNX and exported is by_onnx:
         with pytest.raises(ValueError, match="expected operations that ONNX has"):
             exported(vae, tmp_path / "new")

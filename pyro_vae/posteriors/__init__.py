@@ -4,5 +4,6 @@ from pyro_vae.posteriors.diagonal_normal import DiagonalNormal
 from pyro_vae.posteriors.flow import Flow
 from pyro_vae.posteriors.mixture import NormalMixture
 from pyro_vae.posteriors.normal import FullRankNormal, LowRankNormal
+from pyro_vae.posteriors.semi_amortized import SemiAmortizedNormal
 
-__all__ = ["DiagonalNormal", "Flow", "FullRankNormal", "LowRankNormal", "NormalMixture"]
+__all__ = ["DiagonalNormal", "Flow", "FullRankNormal", "LowRankNormal", "NormalMixture", "SemiAmortizedNormal"]

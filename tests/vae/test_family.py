@@ -55,7 +55,7 @@ def test_a_step_and_log_evidence(choice):
         built(lambda: LIKELIHOODS[likelihood](lambda factor: pv.nn.MLP(LATENT_DIM, [4], factor * NUM_PIXELS))),
         built(POSTERIORS[posterior]),
     )
-    x = draws_of(vae, 4)
+    x = draws_of(vae, 12)
     before = {name: value.clone() for name, value in vae.state_dict().items()}
     loss = OBJECTIVES[objective](num_particles=2, vectorize_particles=True, max_plate_nesting=1)
     svi = pv.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), loss)
