@@ -119,6 +119,47 @@ def look_at(
     way: Way,
 ) -> Structure:
     """Read the structure of the pair off a run on these rows, or raise an error that says what it lacks."""
+    seen = _run_of(model, guide, args, kwargs, plate, way)
+    refuse_half_precision({**seen.guide_sites, **seen.model_sites})
+    data_dim, deepest = _dims_of(seen, len(args[0]), plate)
+    points = {name for name, site in seen.model_sites.items() if site["infer"].get(IS_POINT)}
+    with_draws = {name: site for name, site in seen.model_sites.items() if name not in seen.summed.names | points}
+    drawn = {name: site for name, site in seen.guide_sites.items() if name not in seen.summed.names}
+    if (seen.summed or isinstance(model, WithPoints)) and all(site["is_observed"] for site in with_draws.values()):
+        raise NothingToDraw(data_dim)
+    refuse_mismatch(with_draws, drawn)
+    refuse_densities_without_volume(with_draws, drawn)
+    latents = frozenset(name for name, site in with_draws.items() if not site["is_observed"])
+    return Structure(
+        data_dim=data_dim,
+        particle_dim=deepest - 1,
+        amortized=amortized,
+        draws=way.draws,
+        latents=latents,
+        summed=seen.summed,
+        summed_in_guide=seen.summed.only(seen.guide_sites),
+        auxiliary=frozenset(drawn) - latents,
+        in_turn=seen.turns,
+    )
+
+
+class _Seen(NamedTuple):
+    """The sites of one run of guide and model, with log densities."""
+
+    guide_sites: dict[str, Any]
+    model_sites: dict[str, Any]
+    summed: Summed
+    turns: InTurn | None
+
+
+def _run_of(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    plate: str | int | None,
+    way: Way,
+) -> _Seen:
     with poutine.block(), seeded(args[0].device, 0), refusing_noisy_modules():
         with pyro.validation_enabled(False):
             guide_trace = _trace(guide, args, kwargs)
@@ -137,33 +178,18 @@ def look_at(
             for trace in (guide_trace, model_trace):
                 with refusing_what_has_no_batch():
                     trace.compute_log_prob()
-    guide_sites, model_sites = drawn_sites(guide_trace), dict(sample_sites(model_trace))
-    refuse_half_precision({**guide_sites, **model_sites})
-    sites = [*model_sites.values(), *guide_sites.values()]
-    data_dim = dim_of_data(sites, len(args[0]), plate)
+    return _Seen(drawn_sites(guide_trace), dict(sample_sites(model_trace)), summed, turns)
+
+
+def _dims_of(seen: _Seen, num_data: int, plate: str | int | None) -> tuple[int, int]:
+    """Return the dimension of data and the leftmost of all plates; refuse sites that do not fit into these."""
+    sites = [*seen.model_sites.values(), *seen.guide_sites.values()]
+    data_dim = dim_of_data(sites, num_data, plate)
     deepest = min([data_dim, *(frame.dim for site in sites for frame in plates_of(site))])
     for site in sites:
         if data_dim in [frame.dim for frame in plates_of(site)]:
             check_site_shape(site, -deepest)
-    points = {name for name, site in model_sites.items() if site["infer"].get(IS_POINT)}
-    with_draws = {name: site for name, site in model_sites.items() if name not in summed.names | points}
-    drawn = {name: site for name, site in guide_sites.items() if name not in summed.names}
-    if (summed or isinstance(model, WithPoints)) and all(site["is_observed"] for site in with_draws.values()):
-        raise NothingToDraw(data_dim)
-    refuse_mismatch(with_draws, drawn)
-    refuse_densities_without_volume(with_draws, drawn)
-    latents = frozenset(name for name, site in with_draws.items() if not site["is_observed"])
-    return Structure(
-        data_dim=data_dim,
-        particle_dim=deepest - 1,
-        amortized=amortized,
-        draws=way.draws,
-        latents=latents,
-        summed=summed,
-        summed_in_guide=summed.only(guide_sites),
-        auxiliary=frozenset(drawn) - latents,
-        in_turn=turns,
-    )
+    return data_dim, deepest
 
 
 def _find_points(guide_trace: poutine.Trace, model_trace: poutine.Trace) -> None:
