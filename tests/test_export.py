@@ -114,7 +114,9 @@ CASES = [
 
 
 def base_of(distribution):
-    return getattr(distribution, "base_dist", distribution)
+    while isinstance(distribution, (torch.distributions.Independent, pv.distributions.Incomplete)):
+        distribution = distribution.base_dist
+    return distribution
 
 
 def assert_has_parameters(found, distribution):
