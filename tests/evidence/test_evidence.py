@@ -277,8 +277,8 @@ def test_proposals_see_noise_of_their_own():
     class Spy(proposals.FromGuide):
         def fit(self, block, region):
             fitted = super().fit(block, region)
-            seen.append(fitted.draw(2)[0]["z"])
-            return fitted._replace(draw=lambda num: seen.append(fitted.draw(num)) or seen[-1])
+            seen.append(block.program.draw(2)[0]["z"])
+            return fitted._replace(draw=lambda strips: seen.append(fitted.draw(strips)) or seen[-1])
 
     vae, x, _ = approximate(num_data=2)
     pv.importance_sampling(vae.model, vae.guide, x, num_samples=2, proposal=Spy())
