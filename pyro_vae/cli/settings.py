@@ -234,7 +234,13 @@ def _refuse_what_does_not_fit(settings: Settings) -> None:
 
 def _contradictions(settings: Settings) -> Iterator[tuple[bool, str, str, str, str]]:
     """Yield what does not fit together: whether it is so, the flag, what is expected, what was found, what to do."""
-    likelihood, objective, prior = settings.likelihood, settings.objective, settings.prior or "standard-normal"
+    yield from _contradictions_of_data(settings)
+    yield from _contradictions_of_parts(settings)
+    yield from _contradictions_of_training(settings)
+
+
+def _contradictions_of_data(settings: Settings) -> Iterator[tuple[bool, str, str, str, str]]:
+    likelihood = settings.likelihood
     yield (
         settings.data is None,
         "--data", "what to train on", "none", "pass mnist, a folder of images, or an .npz or .csv file",
@@ -248,6 +254,19 @@ def _contradictions(settings: Settings) -> Iterator[tuple[bool, str, str, str, s
         "--channels", "1, 3 or 4", str(settings.channels), "pick one of them",
     )  # fmt: skip
     yield (
+        settings.binarization not in (None, "none") and likelihood not in (None, "bernoulli"),
+        "--binarization", "--likelihood bernoulli, whose data are zeros and ones", str(likelihood),
+        "leave one of them out",
+    )  # fmt: skip
+    yield (
+        bool(settings.standardize) and likelihood not in (None, *REAL),
+        "--standardize", "a likelihood of real numbers", str(likelihood), "leave one of them out",
+    )  # fmt: skip
+
+
+def _contradictions_of_parts(settings: Settings) -> Iterator[tuple[bool, str, str, str, str]]:
+    likelihood, prior = settings.likelihood, settings.prior or "standard-normal"
+    yield (
         settings.scale is not None and likelihood != "gaussian",
         "--scale", "--likelihood gaussian, whose scale is fixed", f"--likelihood {likelihood}",
         "add it, or leave --scale out",
@@ -258,15 +277,6 @@ def _contradictions(settings: Settings) -> Iterator[tuple[bool, str, str, str, s
         "leave it out, or pass --likelihood gaussian-learned",
     )  # fmt: skip
     yield (
-        settings.binarization not in (None, "none") and likelihood not in (None, "bernoulli"),
-        "--binarization", "--likelihood bernoulli, whose data are zeros and ones", str(likelihood),
-        "leave one of them out",
-    )  # fmt: skip
-    yield (
-        bool(settings.standardize) and likelihood not in (None, *REAL),
-        "--standardize", "a likelihood of real numbers", str(likelihood), "leave one of them out",
-    )  # fmt: skip
-    yield (
         settings.num_components is not None and prior not in NUM_COMPONENTS,
         "--num-components", "--prior mixture or vamp", prior, "leave it out",
     )  # fmt: skip
@@ -274,6 +284,10 @@ def _contradictions(settings: Settings) -> Iterator[tuple[bool, str, str, str, s
         settings.conditional and prior == "vamp",
         "--prior", "one that does not run the encoder, beside --conditional", prior, "pass --prior mixture, say",
     )  # fmt: skip
+
+
+def _contradictions_of_training(settings: Settings) -> Iterator[tuple[bool, str, str, str, str]]:
+    objective, prior = settings.objective, settings.prior or "standard-normal"
     yield (
         objective == "iwelbo" and settings.num_particles == 1,
         "--num-particles", "two or more, for iwelbo", "1", "pass 5, say; of one particle it is the ELBO",

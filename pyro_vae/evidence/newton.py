@@ -71,6 +71,7 @@ def climb(density: LogDensity, metric: FullNormal, start: Tensor, num_steps: int
 
 
 def with_gradient(density: LogDensity, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Return log p(x, u) `(K, N)` at places `(K, N, D)`, and its gradient."""
     u = u.detach().requires_grad_()
     with torch.enable_grad():
         value = density(u)
@@ -83,12 +84,12 @@ def hessian_of(density: LogDensity, loc: Tensor) -> Tensor:
     num_data, dim = loc.shape
     directions = torch.eye(dim, dtype=loc.dtype, device=loc.device)
     height = max(1, MAX_PAIRS // num_data)
-    rows = [hessian_products(density, loc, some) for some in directions.split(height)]
+    rows = [_hessian_products(density, loc, some) for some in directions.split(height)]
     hessian = torch.cat(rows).movedim(0, 1).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
     return (hessian + hessian.mT) / 2
 
 
-def hessian_products(density: LogDensity, loc: Tensor, directions: Tensor) -> Tensor:
+def _hessian_products(density: LogDensity, loc: Tensor, directions: Tensor) -> Tensor:
     u = loc.expand(len(directions), *loc.shape).clone().requires_grad_()
     with torch.enable_grad():
         (gradient,) = torch.autograd.grad(density(u).sum(), u, create_graph=True)
@@ -117,7 +118,7 @@ def smallest_curvature(prior: Tensor) -> Tensor:
 def is_twice_differentiable(view: Unconstrained, place: Tensor) -> bool:
     """Tell whether log p(x, u) has second derivatives, as the search for modes needs, at a place `(N, D)`."""
     try:
-        hessian_products(log_density(view), place, torch.ones_like(place[:1]))
+        _hessian_products(log_density(view), place, torch.ones_like(place[:1]))
     except RuntimeError:  # from what has no gradient
         return False
     return True

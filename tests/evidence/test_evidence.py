@@ -27,6 +27,7 @@ from pyro_vae.evidence import proposals
 from pyro_vae.evidence.cascade import Cascade
 from pyro_vae.evidence.weights import Totals, estimate
 from pyro_vae.program import tiles
+from pyro_vae.program.inspect import program_of
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -402,3 +403,30 @@ def test_an_estimator_that_loses_a_datum_is_found_out(monkeypatch):
     monkeypatch.setattr(Cascade, "_keep", keep_one_less)
     with pytest.raises(RuntimeError, match="Auto: expected an estimate for each of 5 data; got"):
         pv.log_evidence(vae.model, vae.guide, draws_of(vae, 5), num_posterior_draws=1, tolerance=0.5)
+
+
+def test_few_data_run_the_model_once_a_tile():
+    """Six data with 4,000 draws are 24,000 pairs, of which a tile holds 2,048."""
+    vae, x, _ = approximate(num_data=6)
+    heights = []
+    runs = list(tiles.tiles_of(*strips_of(vae, x, heights)))
+    assert len(runs) == len(heights) == 12 and sum(heights) == 4000
+
+
+def strips_of(vae, x, heights):
+    """The first six columns of a block of 128, whose strips have 16 draws."""
+    program = program_of(vae.model, vae.guide, (x,))
+
+    def joint(program, latents):
+        heights.append(len(next(iter(latents.values()))))
+        return program.log_joint(latents)
+
+    block = tiles.Block(program, range(6), slice(0, 6), 0)
+    return block, tiles.evaluating(program, tiles.in_strips(program, program.draw), joint), 4000, 0, 128
+
+
+def test_draws_from_the_posterior_are_those_of_any_company():
+    vae, x, _ = approximate(num_data=40)
+    options = dict(num_samples=400, proposal="laplace", num_posterior_draws=5)
+    few, many = (pv.importance_sampling(vae.model, vae.guide, data, **options) for data in (x[:3], x))
+    assert torch.allclose(few.draws.latents["z"], many.draws.latents["z"][:, :3])
