@@ -99,5 +99,5 @@ def trained(tmp_path_factory):
     """A run on a table, which tests do not change."""
     folder = tmp_path_factory.mktemp("trained")
     csv = write_table(folder / "table.csv", missing={(4, 1), (9, 0), (9, 2)})
-    assert command(f"train @0 --data @1 --drop-missing {SMALL}", folder / "run", csv) == 0
+    assert command(f"train @0 --data @1 --missing drop {SMALL}", folder / "run", csv) == 0
     return folder / "run"

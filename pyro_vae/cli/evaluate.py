@@ -114,10 +114,11 @@ def evaluate(args: argparse.Namespace) -> Answer:
     if "progress" in inspect.signature(estimate).parameters:
         options["progress"] = shows_progress()
     result = estimate(vae.model, vae.guide, *_arguments(args.estimator, run, test, options), **options)
-    record = _record(args, run, test, result)
+    less = _less_in_own_unit(args.estimator, run, test)
+    record = _record(args, run, test, result, less)
     _keep(run.folder, args.estimator, result, record)
     warnings = _warnings(result)
-    lines = [_table(result), *_own_unit(run, result), *(f"warning: {warning}" for warning in warnings)]
+    lines = [_table(result), *_own_unit(result, less), *(f"warning: {warning}" for warning in warnings)]
     return Answer("\n".join(lines), {**record, "warnings": warnings})
 
 
@@ -144,10 +145,19 @@ def _arguments(estimator: str, run: OpenRun, test: Dataset, options: dict[str, A
     return (run.vae.check(test.x), *run.context(test))
 
 
-def _record(args: argparse.Namespace, run: OpenRun, test: Dataset, result: Any) -> dict[str, Any]:
+def _less_in_own_unit(estimator: str, run: OpenRun, test: Dataset) -> float | None:
+    """Return what the mean log p(x) loses in the unit of the file; bdmc's own data are complete."""
+    if run.scaling is None:
+        return None
+    return run.scaling.log_volume(torch.zeros_like(test.x) if estimator == "bdmc" else test.x)
+
+
+def _record(
+    args: argparse.Namespace, run: OpenRun, test: Dataset, result: Any, less_in_own_unit: float | None
+) -> dict[str, Any]:
     """Say what was found, and all that is needed to find it again."""
     found = _evidence_of(result)
-    in_own_unit = None if found is None or run.scaling is None else found.mean - run.scaling.log_volume
+    in_own_unit = None if found is None or less_in_own_unit is None else found.mean - less_in_own_unit
     return {
         "run": str(run.folder),
         "command": ["pyro-vae", *args.argv],
@@ -209,11 +219,10 @@ def _table(result: Any) -> str:
     return "\n".join([table_of(result)._replace(remarks=[]).text, row])
 
 
-def _own_unit(run: OpenRun, result: Any) -> list[str]:
+def _own_unit(result: Any, less: float | None) -> list[str]:
     found = _evidence_of(result)
-    if found is None or run.scaling is None:
+    if found is None or less is None:
         return []
-    less = run.scaling.log_volume
     return [
         f"columns are standardized: in the unit of the file log p(x) is {found.mean - less:.3f}, "
         f"{abs(less):.3f} {'lower' if less > 0 else 'higher'}"

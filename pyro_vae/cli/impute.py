@@ -21,10 +21,11 @@ __all__ = ["add_impute"]
 ABOUT = """Fill in missing entries: the mean and deviation of each, given what was observed of its row.
 
 Draws of z come from p(z | observed entries), which `evaluate`'s estimators find; the encoder is a proposal alone.
-Train on complete rows with --drop-missing, and fill in the others of the same file."""
+Train with --missing keep, on all rows, or with --missing drop, on the complete ones, and fill in those of the same
+file."""
 
 EXAMPLES = """examples:
-  pyro-vae train runs/survey --data survey.csv --drop-missing
+  pyro-vae train runs/survey --data survey.csv --missing keep
   pyro-vae impute runs/survey --output completed.csv
   pyro-vae impute runs/survey --data more.csv --output more.npz       # x, sd, missing, rows, reliable"""
 

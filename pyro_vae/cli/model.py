@@ -20,7 +20,7 @@ from pyro_vae.cli.failure import Refusal, one_line, refuse
 from pyro_vae.cli.rundata import RunData, is_binary, is_image
 from pyro_vae.cli.settings import LEARNED_SCALE, NUM_COMPONENTS, Settings
 from pyro_vae.data import Dataset
-from pyro_vae.nn import MLP, ConvDecoder, ConvEncoder, Standardized
+from pyro_vae.nn import MLP, ConvDecoder, ConvEncoder, Standardized, WithMask
 
 __all__ = ["make_vae", "settled"]
 
@@ -85,7 +85,8 @@ def settled(settings: Settings, data: RunData) -> Settings:
     if settings.vae is not None:
         return settings
     if settings.likelihood == "bernoulli" and not is_binary(data.train.x):
-        low, high = data.train.x.min().item(), data.train.x.max().item()
+        observed = data.train.x[~data.train.x.isnan()]
+        low, high = observed.min().item(), observed.max().item()
         refuse("--likelihood", "zeros and ones, for bernoulli", f"numbers from {low:g} to {high:g}",
                "pass --binarization dynamic, for numbers from 0 to 1, or --likelihood gaussian-learned")  # fmt: skip
     if settings.network == "convolutional" and not is_image(data.shape):
@@ -129,7 +130,8 @@ def make_vae(
         if train is None:
             some = torch.zeros(settings.num_components or 1, *shape)
             return _of_networks(settings, some, some[0], num_labels or 0)
-        return _of_networks(settings, train().x, train().mean, num_labels or 0)
+        x, mean = train().x, train().mean.nan_to_num()  # of an entry that was never observed, 0
+        return _of_networks(settings, torch.where(x.isnan(), mean.to(x), x), mean, num_labels or 0)
 
 
 def _of_networks(settings: Settings, x: Tensor, mean: Tensor, num_labels: int) -> VAE:
@@ -142,9 +144,10 @@ def _of_networks(settings: Settings, x: Tensor, mean: Tensor, num_labels: int) -
         decoder, encoder = _perceptrons(settings, mean.flatten(), chosen, num_labels)
         x = x.flatten(1)
     posterior = _posterior(settings, encoder)
+    likelihood = chosen.make(decoder, settings)
     return VAE(
         _prior(settings, posterior, x),
-        chosen.make(decoder, settings),
+        likelihoods.Incomplete(likelihood) if settings.missing == "keep" else likelihood,
         posterior,
         context_shapes=[(num_labels,)] if num_labels else [],
     )
@@ -155,8 +158,14 @@ def _perceptrons(settings: Settings, mean: Tensor, chosen: Choice, num_labels: i
     hidden = settings.hidden_dims
     bias = torch.cat([chosen.start(mean), torch.zeros(len(mean) * (chosen.num_outputs - 1))])
     decoder = MLP(settings.latent_dim + num_labels, hidden, len(bias), output_bias=bias)
-    centre = torch.cat([mean, torch.zeros(num_labels)])
-    return decoder, lambda num_outputs: MLP(len(centre), hidden[::-1], num_outputs, input_mean=centre)
+    sees_mask = settings.missing == "keep"
+    centre = torch.cat([mean, torch.ones(len(mean) * sees_mask), torch.zeros(num_labels)])
+
+    def encoder(num_outputs: int) -> torch.nn.Module:
+        network = MLP(len(centre), hidden[::-1], num_outputs, input_mean=centre)
+        return WithMask(network, fill=mean) if sees_mask else network
+
+    return decoder, encoder
 
 
 def _convolutions(settings: Settings, mean: Tensor, chosen: Choice, num_labels: int) -> Networks:
@@ -166,9 +175,13 @@ def _convolutions(settings: Settings, mean: Tensor, chosen: Choice, num_labels: 
     inner = CHANNELS[: int(math.log2(min(size)))]  # each stage halves an image
     decoder = ConvDecoder(settings.latent_dim + num_labels, inner[::-1], (len(bias), *size), hidden, output_bias=bias)
 
-    def encoder(num_outputs: int) -> Standardized:
-        network = ConvEncoder(mean.shape, inner, num_outputs, hidden[::-1], context_dim=num_labels)
-        return Standardized(network, shift=mean)
+    sees_mask = settings.missing == "keep"
+    centre = torch.cat([mean, torch.ones_like(mean)[: num_channels * sees_mask]])
+
+    def encoder(num_outputs: int) -> torch.nn.Module:
+        network = ConvEncoder(centre.shape, inner, num_outputs, hidden[::-1], context_dim=num_labels)
+        centred = Standardized(network, shift=centre)
+        return WithMask(centred, fill=mean, event_dim=3) if sees_mask else centred
 
     return decoder, encoder
 

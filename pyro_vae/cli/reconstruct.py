@@ -40,6 +40,6 @@ def reconstruct(args: argparse.Namespace) -> Answer:
         write_picture(path, made, original)
     else:
         write_arrays(path, run.names, x=made, original=original)
-    error = (made - original).square().mean().sqrt().item()
+    error = (made - original).square().nanmean().sqrt().item()  # of what was observed
     values = {"run": str(run.folder), "output": str(path), "num_data": len(test), "root_mean_squared_error": error}
     return Answer(f"written     {len(test):,} reconstructions to {path}\nroot mean squared error {error:.4g}", values)

@@ -30,9 +30,11 @@ class Scaling:
 
     @classmethod
     def of(cls, x: Tensor) -> Scaling:
-        """Take both from training data; a column that never changes keeps its unit."""
-        spread = x.std(0) if len(x) > 1 else torch.zeros_like(x[0])
-        return cls(x.mean(0), torch.where(spread > 0, spread, 1.0))
+        """Take both from what was observed of training data; a column that never changes keeps its unit."""
+        shift = x.nanmean(0).nan_to_num()
+        num_observed = x.isfinite().sum(0)
+        spread = ((x - shift).square().nansum(0) / (num_observed - 1).clamp(min=1)).sqrt()
+        return cls(shift, torch.where(spread > 0, spread, 1.0))
 
     def applied_to(self, x: Tensor) -> Tensor:
         """Return standardized data."""
@@ -42,10 +44,9 @@ class Scaling:
         """Return data in their own unit."""
         return x * self.scale + self.shift
 
-    @property
-    def log_volume(self) -> float:
-        """What log p(x) loses in the data's own unit, nats."""
-        return self.scale.double().log().sum().item()
+    def log_volume(self, x: Tensor) -> float:
+        """What log p of what was observed loses in the data's own unit, nats; the mean over data."""
+        return torch.where(x.isnan(), 0.0, self.scale.double().log()).sum(-1).mean().item()
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,8 @@ def as_context(labels: Tensor | None, num_labels: int) -> Tensor:
 
 
 def is_binary(x: Tensor) -> bool:
-    """Tell whether data are zeros and ones."""
-    return bool(((x == 0) | (x == 1)).all())
+    """Tell whether data are zeros and ones, where they were observed."""
+    return bool(((x == 0) | (x == 1) | x.isnan()).all())
 
 
 def is_image(shape: tuple[int, ...]) -> bool:
@@ -152,7 +153,7 @@ def _loader(settings: Settings) -> Callable[..., Dataset]:
         return data.load(
             source, binarization=_binarization(settings), data_dir=settings.data_dir, seed=settings.seed,
             image_size=settings.image_size, image_fit=fit, channels=settings.channels,
-            key=settings.key, **{"missing": "drop" if settings.drop_missing else "refuse", **options},
+            key=settings.key, **{"missing": settings.missing, **options},
         )  # fmt: skip
 
     return load
@@ -221,5 +222,6 @@ def _is_to_be_standardized(settings: Settings, train: Dataset) -> bool:
 def _standardized(part: Dataset, scaling: Scaling) -> Dataset:
     was = part.provenance
     return data.from_tensor(
-        scaling.applied_to(part.x), part.labels, name=was.name, split=f"{was.split}, standardized", source=was.source
-    )
+        scaling.applied_to(part.x), part.labels, name=was.name, split=f"{was.split}, standardized", source=was.source,
+        missing="keep",
+    )  # fmt: skip

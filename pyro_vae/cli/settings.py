@@ -50,7 +50,13 @@ class Settings:
         "data", whole(0), "how many more to hold out, for the ELBO after each epoch; by default a tenth, at most 5,000"
     )
     num_train: int | None = option("data", whole(), "train on the first N only, for a quick look")
-    drop_missing: bool = option("data", FLAG, "leave out rows that lack a value, for `impute` to fill in", False)
+    missing: str = option(
+        "data",
+        choice("refuse", "drop", "keep"),
+        "rows that lack a value: refuse them, drop them, or keep them, to learn from what was observed; "
+        "default %(default)s",
+        "refuse",
+    )
     image_size: tuple[int, ...] | None = option(
         "data", IMAGE_SIZE, "bring all images to this size, by --resize or --crop"
     )

@@ -211,8 +211,8 @@ def _dataset(raw: _Raw, path: Path, missing: str, binarization: Any, seed: int) 
     if incomplete.any() and missing == "refuse":
         raise ValueError(
             f"data: expected complete data; got values missing in {int(incomplete.sum()):,} of the {len(x):,} rows of "
-            f"{str(path)!r}; pass missing='drop' (--drop-missing) to train on the others, then fill these in by "
-            "pv.impute (pyro-vae impute)."
+            f"{str(path)!r}; pass missing='keep' (--missing keep) to learn from what was observed, or 'drop' to leave "
+            "these rows out; either way pv.impute (pyro-vae impute) fills them in."
         )
     if incomplete.any() and missing == "drop":
         kept = ~incomplete

@@ -23,7 +23,8 @@ def image_shape(x: Tensor) -> tuple[int, int, int] | None:
     shape = tuple(x.shape[1:])
     if len(shape) == 3 and shape[0] in (1, 3, 4) and min(shape[1:]) > 1:
         return shape[0], shape[1], shape[2]
-    if not len(x) or x.min() < 0 or x.max() > 1:
+    observed = x[~x.isnan()]
+    if not len(observed) or observed.min() < 0 or observed.max() > 1:
         return None
     if len(shape) == 2 and min(shape) >= SMALLEST_SIDE:
         return 1, shape[0], shape[1]
@@ -43,7 +44,8 @@ class Shown:
     def like(cls, x: Tensor) -> Shown:
         """Choose how to show data."""
         shape = image_shape(x)
-        low, high = (x.min().item(), x.max().item()) if shape is not None else (0.0, 1.0)
+        observed = x[~x.isnan()] if shape is not None else x[:0]
+        low, high = (observed.min().item(), observed.max().item()) if observed.numel() else (0.0, 1.0)
         return cls(shape, 0.0, 1.0) if low >= 0 and high <= 1 else cls(shape, low, high)
 
     @property

@@ -162,7 +162,7 @@ CASES = {
     "half a label": (f"{T} half.csv", r"labels: expected whole numbers in column 'label'"),
     "another encoding": (f"{T} latin.csv", r"--data: expected a table as text in UTF-8"),
     "no pyarrow, or no parquet": (f"{T} table.parquet", r"--data: expected the package pyarrow, .*pip install pyarrow|--data: expected a parquet file"),
-    "holes": (f"{T} holes.csv", r"--data: expected complete data; got values missing in 1 of the 60 rows .*--drop-missing.*impute"),
+    "holes": (f"{T} holes.csv", r"--data: expected complete data; got values missing in 1 of the 60 rows .*--missing keep.*impute"),
     # TOML
     "no TOML file": ("train new --config none.toml", r"--config: expected a TOML file that can be read; got 'none.toml' \(No such file"),
     "an unknown key": ("train new --config unknown.toml", r"--config: expected settings of train in .*; got 'num_epoch'; did you mean num_epochs\?"),

@@ -16,6 +16,7 @@ from small_files import CHEAP, SMALL, command, table, write_arrays, write_photos
 
 import pyro_vae as pv
 from pyro_vae.cli import train as train_module
+from pyro_vae.cli.folder import OpenRun
 
 SOURCES = {
     "a folder of 48x36 RGB images": (write_photos, "photos", "gaussian-learned", [3, 48, 36]),
@@ -234,9 +235,55 @@ def test_impute_fills_in_what_is_missing_and_nothing_else(trained, tmp_path, run
     assert arrays["rows"].tolist() == [4, 9]
 
 
+INCOMPLETE = {
+    "a table": "--objective iwelbo --num-particles 3",
+    "images": "--network convolutional --likelihood gaussian-learned --conditional",
+    "binary images": "--prior vamp --num-components 3 --binarization threshold",
+}
+
+
+@pytest.mark.parametrize("kind", INCOMPLETE)
+def test_incomplete_rows_are_learned_from(kind, tmp_path, run):
+    """`--missing keep`: each command counts what was observed, in the unit of the file too."""
+    rows = table(80) if kind == "a table" else np.random.default_rng(1).random((80, 1, 6, 5))
+    path = tmp_path / ("rows.csv" if kind == "a table" else "rows.npz")
+    absent = np.random.default_rng(0).random(rows.shape) < 0.3
+    if kind == "a table":
+        write_table(path, rows, set(zip(*absent.nonzero(), strict=True)))
+    else:
+        np.savez(path, x=np.where(absent, np.nan, rows).astype("float32"), labels=np.arange(80) % 3)
+    paths = [tmp_path / "run", path, tmp_path / "completed.npz"]
+    run(f"train @0 --data @1 --missing keep {SMALL} {INCOMPLETE[kind]}", *paths)
+    found = run("evaluate @0 --tolerance 0.3 --num-test 8 --json", *paths)
+    evidence = pv.Evidence.load(paths[0] / "evidence.npz")
+    assert evidence.log_evidence.isfinite().all()
+    test = OpenRun(paths[0], "best").test_data(8, 8)
+    assert test.x.isnan().any()
+    assert isinstance(pv.load(paths[0]).likelihood, pv.likelihoods.Incomplete)
+    in_own_unit = found["log_evidence_in_the_unit_of_the_file"]
+    if kind == "a table":
+        scale = torch.tensor(json.loads((paths[0] / "columns.json").read_text())["scale"])
+        less = torch.where(test.x.isnan(), 0.0, scale.log()).sum(1)
+        assert in_own_unit == pytest.approx((evidence.log_evidence - less).mean().item(), abs=1e-3)
+    else:
+        assert in_own_unit is None
+    assert np.isfinite(run("reconstruct @0 --output @2 --json", *paths)["root_mean_squared_error"])
+    run("impute @0 --output @2 --num-draws 20 --max-evaluations 400", *paths)
+    completed = np.load(paths[2])
+    assert np.isfinite(completed["x"]).all() and (completed["missing"].reshape(rows.shape) == absent).all()
+    assert "</html>" in Path(run("report @0 --json", *paths)["report"]).read_text()
+
+
+def test_a_column_that_was_never_observed(tmp_path, run):
+    rows = [(place, 1) for place in range(60)]
+    path = write_table(tmp_path / "table.csv", missing={*rows})
+    run(f"train @0 --data @1 --missing keep {SMALL}", tmp_path / "run", path)
+    assert np.isfinite(run(f"evaluate @0 {CHEAP} --json", tmp_path / "run")["log_evidence"])
+
+
 def test_compare(trained, tmp_path, run, capsys):
     a = shutil.copytree(trained, tmp_path / "a")
-    settings = f"--data {trained.parent / 'table.csv'} --drop-missing {SMALL} --hidden-dims 4"
+    settings = f"--data {trained.parent / 'table.csv'} --missing drop {SMALL} --hidden-dims 4"
     run(f"train @0 {settings}", tmp_path / "b")
     assert command("compare @0 @1", a, tmp_path / "b") == 2
     assert "which was not; pyro-vae evaluate" in capsys.readouterr().err
