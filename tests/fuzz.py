@@ -1,5 +1,6 @@
 """Mutations of files, and each kind of file that the package reads. A new reader is one line of `FILES`."""
 
+import argparse
 import io
 import json
 import random
@@ -18,10 +19,15 @@ from typing import Any
 
 import numpy as np
 import pyro
+import small_files
 import torch
 
 import pyro_vae as pv
 from pyro_vae._files import sha256_of
+from pyro_vae.cli.failure import Refusal
+from pyro_vae.cli.folder import saved_settings
+from pyro_vae.cli.info import info
+from pyro_vae.cli.settings import KINDS, PATHS, read_toml
 from pyro_vae.data._idx import read_split
 from pyro_vae.training.run import FREE_TO_CHANGE, Run, last_checkpoint
 
@@ -267,6 +273,60 @@ def config_at(path: Path) -> Any:
     return {name: value for name, value in json.loads(path.read_bytes()).items() if name not in FREE_TO_CHANGE}
 
 
+# What the command line keeps in a run's folder
+
+
+def made_by_command(name: str) -> Callable[[Path], tuple[Path, Path]]:
+    def make(folder: Path) -> tuple[Path, Path]:
+        for seed, run in enumerate(("run", "other")):
+            csv = small_files.write_table(folder / f"{run}.csv", small_files.table(30 + seed))
+            arguments = f"--data {csv} --seed {seed} {small_files.SMALL}"
+            assert small_files.command(f"train @0 {arguments}", folder / run) == 0
+            assert small_files.command(f"evaluate @0 {small_files.CHEAP}", folder / run) == 0
+        return folder / "run" / name, folder / "other" / name
+
+    return make
+
+
+def settings_at(path: Path) -> Any:
+    return _without_refusal(lambda: saved_settings(path.parent))
+
+
+def is_of_other_paths(changed: bytes, result: Any) -> bool:
+    """Where the data lie may change."""
+    return {"sha256", *result} == {"columns", *json.loads(changed)} and all(
+        isinstance(result["settings"][name], str | None) for name in PATHS
+    )
+
+
+def evaluation_at(path: Path) -> Any:
+    return _without_refusal(lambda: info(argparse.Namespace(run=str(path.parent))).values["evaluation"])
+
+
+def history_at(path: Path) -> Any:
+    return _without_refusal(lambda: info(argparse.Namespace(run=str(path.parent))).values["last_epoch"])
+
+
+def _without_refusal(read: Callable[[], Any]) -> Any:
+    """A refusal ends a command as a ValueError does."""
+    try:
+        return read()
+    except Refusal as error:
+        raise ValueError(str(error)) from error
+
+
+def make_toml(folder: Path) -> tuple[Path, Path]:
+    for name, rate in (("one", 0.5), ("other", 0.25)):
+        lines = ["num_epochs = 3", f"learning_rate = {rate}", 'data = "a.csv"', "hidden_dims = [20, 20]"]
+        (folder / f"{name}.toml").write_text("\n".join(lines))
+    return folder / "one.toml", folder / "other.toml"
+
+
+def is_settings(changed: bytes, result: Any) -> bool:
+    """Text without a checksum may say something else, but it is settings of the right kinds."""
+    return all(KINDS[name].read(value) == value for name, value in result.items())
+
+
 # Results and data
 
 
@@ -412,6 +472,11 @@ FILES = {
         f"{name}, signed": File(of_a_run(name), signed_checkpoint_at, anything, SIGNED)
         for name in ("weights.safetensors", "training.json", "training.safetensors")
     },
+    "settings.json": File(made_by_command("settings.json"), settings_at, is_of_other_paths),
+    "columns.json": File(made_by_command("columns.json"), settings_at, names=("settings.json",)),
+    "evaluation.json": File(made_by_command("evaluation.json"), evaluation_at),
+    "history.jsonl": File(made_by_command("history.jsonl"), history_at, anything),
+    "settings.toml": File(make_toml, lambda path: _without_refusal(lambda: read_toml(str(path))), is_settings),
     "a VAE's file": File(make_vae_file, lambda path: pv.load(path).state_dict()),
     "evidence.npz": File(make_evidence, pv.Evidence.load),
     "evidence.npz, its record": File(member_of_evidence("record"), evidence_with("record"), is_evidence),

@@ -19,7 +19,7 @@ from pyro_vae import evidence as estimators
 from pyro_vae.cli.answer import Answer, add_command, add_which, shows_progress
 from pyro_vae.cli.arguments import add_option
 from pyro_vae.cli.failure import refuse
-from pyro_vae.cli.folder import EVALUATION, EVIDENCE, OpenRun, write_json
+from pyro_vae.cli.folder import EVALUATION, EVIDENCE, OpenRun, write_signed
 from pyro_vae.cli.kinds import FLAG, SEED, Kind, choice, number, several, whole
 from pyro_vae.cli.settings import flag_of
 from pyro_vae.data import Dataset
@@ -202,12 +202,12 @@ def _keep(folder: Path, estimator: str, result: Any, record: dict[str, Any]) -> 
     """Write the result whole or not at all; what bdmc says of simulated data takes no evaluation's place."""
     found = _evidence_of(result)
     if found is None:
-        write_json(folder / f"{estimator}.json", record)
+        write_signed(folder / f"{estimator}.json", record)
         return
     partial = folder / f".{EVIDENCE}"
     found.save(partial)
     os.replace(partial, folder / EVIDENCE)
-    write_json(folder / EVALUATION, record)
+    write_signed(folder / EVALUATION, record)
 
 
 def _table(result: Any) -> str:

@@ -13,15 +13,25 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae import VAE
-from pyro_vae._files import read_file, read_json, replace_file
+from pyro_vae._files import read_file, read_json, replace_file, sha256_of
 from pyro_vae.cli.failure import Refusal, refuse
 from pyro_vae.cli.model import make_vae
 from pyro_vae.cli.rundata import RunData, Scaling, is_image, read_data
-from pyro_vae.cli.settings import Settings
+from pyro_vae.cli.settings import PATHS, Settings
 from pyro_vae.data import Dataset
 from pyro_vae.training import Callback, Progress
 
-__all__ = ["EVALUATION", "EVIDENCE", "SETTINGS", "KeepSettings", "OpenRun", "plain", "saved_settings", "write_json"]
+__all__ = [
+    "EVALUATION",
+    "EVIDENCE",
+    "SETTINGS",
+    "KeepSettings",
+    "OpenRun",
+    "plain",
+    "read_signed",
+    "saved_settings",
+    "write_signed",
+]
 
 SETTINGS, COLUMNS, HISTORY = "settings.json", "columns.json", "history.jsonl"
 EVIDENCE, EVALUATION = "evidence.npz", "evaluation.json"
@@ -38,14 +48,16 @@ class KeepSettings(Callback):
     data: RunData
 
     def on_start(self, progress: Progress) -> None:
+        columns = self.data.columns()
         written = {
             "command": self.settings.command(self.run),
             "settings": self.settings.as_dict(),
             "data": self.data.as_dict(),
+            "columns_sha256": _sha256(columns),
             "version": pv.__version__,
         }
-        write_json(self.run / COLUMNS, self.data.columns())
-        write_json(self.run / SETTINGS, written)
+        _write_json(self.run / COLUMNS, columns)
+        _write_json(self.run / SETTINGS, {**written, "sha256": _sha256(_but_for_paths(written))})
 
 
 class OpenRun:
@@ -76,7 +88,13 @@ class OpenRun:
     @cached_property
     def data(self) -> RunData:
         """The data, if they are those that the run was trained on."""
-        read = read_data(self.settings)
+        try:
+            read = read_data(self.settings)
+        except FileNotFoundError as error:
+            refuse(
+                str(self.folder), "the data that it was trained with", f"an error, {error}",
+                f"put them back, or write where they lie now as data, test or data_dir into {self.folder / SETTINGS}",
+            )  # fmt: skip
         for part in ("train", "validation", "test"):
             dataset, before = getattr(read, part), self.recorded[part]
             if dataset is not None and dataset.provenance.sha256 != before["sha256"]:
@@ -124,7 +142,7 @@ class OpenRun:
         """Read the last evaluation; None if there is none of these parameters."""
         if not ((self.folder / EVIDENCE).is_file() and (self.folder / EVALUATION).is_file()):
             return None
-        record = read_json(self.folder / EVALUATION)
+        record = read_signed(self.folder / EVALUATION)
         is_of_these = (record.get("checkpoint"), record.get("parameters")) == (self.checkpoint, self.which)
         return pv.Evidence.load(self.folder / EVIDENCE) if is_of_these else None
 
@@ -145,18 +163,31 @@ def saved_settings(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         kept = read_json(path)
-        kept["columns"] = json.loads(read_file(folder / COLUMNS, LARGEST_TABLE))
+        if kept.pop("sha256", None) != _sha256(_but_for_paths(kept)):
+            raise ValueError("it was changed since, and not in data, test or data_dir alone")
         Settings.kept(kept["settings"])
-        if not {"train", "test", "shape", "num_labels"} <= kept["data"].keys():
-            raise KeyError("data")
-        if not {"names", "shift", "scale"} <= kept["columns"].keys():
-            raise KeyError("columns")
+        columns = _read_columns(folder / COLUMNS, kept["columns_sha256"])
     except (OSError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise Refusal(
-            f"{path}: expected the settings that training wrote; got a file that is damaged, or of another version "
-            f"({type(error).__name__}); put it back from a copy, or train a new run"
+            f"{path}: expected the settings that training wrote; got files that are damaged, or of another version "
+            f"({type(error).__name__}: {str(error)[:200]}); put them back from a copy, or train a new run"
         ) from error
-    return kept
+    return {**kept, "columns": columns}
+
+
+def _but_for_paths(kept: dict[str, Any]) -> dict[str, Any]:
+    """Leave out where the data lie, which may change; what they are is checked when they are read."""
+    return {**kept, "settings": {name: value for name, value in kept["settings"].items() if name not in PATHS}}
+
+
+def _read_columns(path: Path, sha256: str) -> dict[str, Any]:
+    try:
+        columns = json.loads(read_file(path, LARGEST_TABLE))
+    except RecursionError as error:
+        raise ValueError(f"{path.name} is nested too deep") from error
+    if _sha256(columns) != sha256:
+        raise ValueError(f"{path.name} is not the one that was written beside it")
+    return columns
 
 
 def _refuse_no_run(folder: Path) -> NoReturn:
@@ -168,9 +199,28 @@ def _refuse_no_run(folder: Path) -> NoReturn:
     refuse("run", "the folder of a run", found, f"train it: pyro-vae train {folder} --data ...")
 
 
-def write_json(path: Path, values: Any) -> None:
-    """Write a file whole, or not at all."""
+def write_signed(path: Path, values: dict[str, Any]) -> None:
+    """Write a file whole, or not at all, with what tells whether it was changed since."""
+    _write_json(path, {**values, "sha256": _sha256(values)})
+
+
+def read_signed(path: Path) -> dict[str, Any]:
+    """Read what `write_signed` wrote; raise a ValueError for anything else."""
+    found = read_json(path)
+    if found.pop("sha256", None) != _sha256(found):
+        raise ValueError(
+            f"{path}: expected what was written by this version; got another file, or one that was changed since; "
+            "put it back from a copy, or run the command that writes it again."
+        )
+    return found
+
+
+def _write_json(path: Path, values: Any) -> None:
     replace_file(path, json.dumps(plain(values), indent=1).encode())
+
+
+def _sha256(values: Any) -> str:
+    return sha256_of(json.dumps(plain(values), sort_keys=True).encode())
 
 
 def plain(value: Any) -> Any:

@@ -7,10 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pyro_vae._files import read_json
 from pyro_vae.cli.answer import Answer, add_command
 from pyro_vae.cli.failure import refuse
-from pyro_vae.cli.folder import EVALUATION, HISTORY, OpenRun
+from pyro_vae.cli.folder import EVALUATION, HISTORY, OpenRun, read_signed
 
 __all__ = ["add_info"]
 
@@ -32,7 +31,7 @@ def info(args: argparse.Namespace) -> Answer:
     run = OpenRun(args.run)
     epochs = _lines(run.folder / HISTORY)
     evaluation = run.folder / EVALUATION
-    found = read_json(evaluation) if evaluation.is_file() else None
+    found = read_signed(evaluation) if evaluation.is_file() else None
     settings = run.settings.as_dict()
     values = {
         "run": str(run.folder),
@@ -63,12 +62,13 @@ def info(args: argparse.Namespace) -> Answer:
 
 def _lines(path: Path) -> list[dict[str, float]]:
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-    except ValueError as error:
+        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        return [{name: float(value) for name, value in line.items()} for line in lines]
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         refuse(
             str(path),
-            "one JSON object an epoch",
-            f"a damaged file ({error})",
+            "one JSON object of numbers an epoch",
+            f"a damaged file ({type(error).__name__})",
             "go on with train --resume, which mends it",
         )
 

@@ -13,7 +13,17 @@ from pyro_vae.cli.failure import refuse
 from pyro_vae.cli.kinds import FLAG, IMAGE_SIZE, SEED, TEXT, Kind, choice, number, several, whole
 from pyro_vae.data import NAMES
 
-__all__ = ["KINDS", "LEARNED_SCALE", "NUM_COMPONENTS", "REAL", "Settings", "flag_of", "read_toml", "read_value"]
+__all__ = [
+    "KINDS",
+    "LEARNED_SCALE",
+    "NUM_COMPONENTS",
+    "PATHS",
+    "REAL",
+    "Settings",
+    "flag_of",
+    "read_toml",
+    "read_value",
+]
 
 LEARNED_SCALE = ("gaussian-learned", "gaussian-per-pixel", "laplace", "student-t")
 REAL = ("gaussian", *LEARNED_SCALE)
@@ -24,6 +34,7 @@ NUM_COMPONENTS = {"mixture": 10, "vamp": 500}
 OF_THE_VAE = (
     "prior", "num_components", "likelihood", "scale", "min_scale", "posterior", "network", "latent_dim", "hidden_dims"
 )  # fmt: skip
+PATHS = ("data", "test", "data_dir")
 FREE_TO_CHANGE = {"num_epochs", "device"}
 """What a resumed run may have otherwise."""
 
@@ -155,7 +166,7 @@ class Settings:
 
     def _paths(self) -> dict[str, Any]:
         """Make paths absolute, so that a run can be read from elsewhere."""
-        paths = {name: getattr(self, name) for name in ("data", "test", "data_dir")}
+        paths = {name: getattr(self, name) for name in PATHS}
         is_path = {name: path for name, path in paths.items() if path is not None and path not in NAMES}
         return {name: str(Path(path).absolute()) for name, path in is_path.items()}
 
@@ -220,7 +231,7 @@ def read_toml(path: str) -> dict[str, Any]:
             values = tomllib.load(file)
     except OSError as error:
         refuse("--config", "a TOML file that can be read", f"{path!r} ({error.strerror})", "check the path")
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no TOML, no text, a number of thousands of digits, or deeply nested
         refuse("--config", "a TOML file", f"{path!r} ({error})", 'write lines such as likelihood = "bernoulli"')
     for name in values:
         if name not in KINDS:

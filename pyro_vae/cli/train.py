@@ -17,7 +17,7 @@ from pyro_vae.cli.failure import refuse
 from pyro_vae.cli.folder import HISTORY, SETTINGS, KeepSettings, saved_settings
 from pyro_vae.cli.model import make_vae, settled
 from pyro_vae.cli.rundata import RunData, read_data
-from pyro_vae.cli.settings import KINDS, Settings, read_toml
+from pyro_vae.cli.settings import KINDS, PATHS, Settings, read_toml
 from pyro_vae.training import JSONLines
 
 __all__ = ["add_train"]
@@ -107,9 +107,6 @@ def _refuse_folder(folder: Path, resume: bool | Literal["auto"]) -> None:
         )
     if resume is False and folder.exists() and any(folder.iterdir()):
         refuse("run", "a new or an empty folder", f"{str(folder)!r}, which is not", "pass --resume, or name another")
-
-
-PATHS = ("data", "test", "data_dir")
 
 
 def _refuse_device(device: str) -> None:

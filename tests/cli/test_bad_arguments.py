@@ -177,7 +177,7 @@ CASES = {
     "no such run": ("evaluate new", r"run: expected the folder of a run; got 'new', which is not there; train it: pyro-vae train new"),
     "a folder that is no run": ("info nothing", r"run: expected the folder of a run; got 'nothing', which is not one"),
     "a run of pv.fit": ("info python", r"run: expected a run that pyro-vae trained; got 'python', which pv.fit did from Python"),
-    "damaged settings": ("info settings", r"settings.json: expected the settings that training wrote; got a file that is damaged"),
+    "damaged settings": ("info settings", r"settings.json: expected the settings that training wrote; got files that are damaged"),
     # other commands
     "an option of another estimator": ("evaluate RUN --num-temperatures 5", r"--num-temperatures: expected an option of log_evidence; .*--estimator ais or bdmc"),
     "a tolerance of nothing": ("evaluate RUN --tolerance 0", r"--tolerance: expected a finite number above 0; got '0'"),

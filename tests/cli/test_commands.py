@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -356,13 +357,32 @@ def test_a_vae_of_one_s_own(function, tmp_path, run, monkeypatch):
     sys.modules.pop("own_models")
 
 
-def test_a_run_without_reading_its_data(trained, tmp_path, run):
+def test_a_run_without_reading_its_data(trained, tmp_path, run, capsys):
     folder = shutil.copytree(trained, tmp_path / "run")
     settings = json.loads((folder / "settings.json").read_text())
-    settings["settings"]["data"] = str(tmp_path / "gone.csv")
+    settings["settings"]["data"] = str(tmp_path / "moved.csv")
     (folder / "settings.json").write_text(json.dumps(settings))
     run("sample @0 --num-samples 2 --output @1", folder, tmp_path / "out.csv")
     run("info @0", folder)
+    capsys.readouterr()
+    assert command(f"evaluate @0 {CHEAP}", folder) == 2
+    error = capsys.readouterr().err
+    assert "moved.csv' is not there" in error or "moved.csv', which is not there" in error
+    assert "or write where they lie now as data" in error
+    shutil.copy(trained.parent / "table.csv", tmp_path / "moved.csv")
+    run(f"evaluate @0 {CHEAP}", folder)
+
+
+@pytest.mark.parametrize("name", ["settings.json", "columns.json", "evaluation.json"])
+def test_files_that_were_changed_by_hand_are_refused(name, trained, tmp_path, run, capsys):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    run(f"evaluate @0 {CHEAP}", folder)
+    for run_it in ("info @0", "sample @0 --num-samples 2 --output @1"):
+        text = (folder / name).read_text()
+        (folder / name).write_text(re.sub(r"(\d)\.(\d)", r"\1.9\2", text, count=1))
+        code = command(run_it, folder, tmp_path / "out.csv")
+        assert code == (0 if name == "evaluation.json" and "sample" in run_it else 2)
+        assert code == 0 or name in capsys.readouterr().err
 
 
 def test_grey_images_of_a_table_of_bytes(tmp_path, run):
