@@ -316,3 +316,13 @@ def test_a_browser_would_find_faults(page, tmp_path):
     layout, complaints, asked = seen(bad, 390, tmp_path)
     assert complaints and any("127.0.0.1:9" in url for url in asked)
     assert layout["loaded"] < layout["images"] and layout["needs"] > 390
+
+
+def test_another_run_whose_folder_cannot_bring_its_program_back(run, test_images, evidence, tmp_path):
+    vae, x = vae_of(64), test_images.x[:12]
+    pair = vae.model, vae.guide
+    pv.fit(pair, images(60, 0).x, num_epochs=1, batch_size=20, run=tmp_path / "pair", progress=False)
+    options = {"evidence": evidence, "progress": False, "output": tmp_path / "page.html"}
+    page = pv.write_report(run, test_images, compare_with=(tmp_path / "pair", pair), **options).read_text()
+    comparison = pv.compare(evidence, pv.log_evidence(*pair, x, max_evaluations=500))
+    assert f"{comparison.mean:+.3f} ± {comparison.std_error:.3f}" in Page(page).text

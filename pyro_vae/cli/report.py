@@ -8,9 +8,11 @@ from typing import Any
 
 from pyro_vae.cli.answer import Answer, add_command, add_which, shows_progress
 from pyro_vae.cli.arguments import add_option
+from pyro_vae.cli.failure import refuse
 from pyro_vae.cli.folder import OpenRun
 from pyro_vae.cli.kinds import SEED, whole
 from pyro_vae.report import write_report
+from pyro_vae.vae import VAE
 
 __all__ = ["add_report"]
 
@@ -42,7 +44,20 @@ def report(args: argparse.Namespace) -> Answer:
     run = OpenRun(args.run, args.which)
     path = write_report(
         run.folder, run.data.with_context(run.data.test), vae=run.vae, evidence=run.evidence(),
-        output=None if args.output is None else Path(args.output), compare_with=args.other,
+        output=None if args.output is None else Path(args.output),
+        compare_with=None if args.other is None else _other(run, OpenRun(args.other, args.which)),
         num_data=getattr(args, "num_test", 100), seed=getattr(args, "seed", 0), progress=shows_progress(),
     )  # fmt: skip
     return Answer(f"written     {path}", {"run": str(run.folder), "report": str(path)})
+
+
+def _other(run: OpenRun, other: OpenRun) -> tuple[Path, VAE]:
+    """Open another run, if it has the same test data; on others it may have been trained."""
+    shown, others = (each.recorded["test"]["sha256"][:12] for each in (run, other))
+    if shown != others:
+        refuse(
+            "--with", f"a run with the test data of {str(run.folder)!r}, sha256 {shown}",
+            f"{str(other.folder)!r}, whose are others, {others}",
+            "train both on the same --data with the same --seed and binarization, or name the data by --test",
+        )  # fmt: skip
+    return other.folder, other.vae

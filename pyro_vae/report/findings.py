@@ -29,6 +29,7 @@ NUM_FOR_LATENTS = 500
 """Mutual information takes time in proportion to the square of their number."""
 
 Pair = tuple[Callable[..., Any], Callable[..., Any]]
+Other = str | PathLike[str] | tuple[str | PathLike[str], VAE | Pair] | Evidence
 
 
 class Data(NamedTuple):
@@ -147,7 +148,7 @@ def find(
     data: Any,
     vae: VAE | Pair | None,
     evidence: Evidence | None,
-    compare_with: str | PathLike[str] | Evidence | None,
+    compare_with: Other | None,
     num_data: int,
     seed: int,
     progress: bool,
@@ -155,7 +156,7 @@ def find(
     """Read a run, and evaluate its program."""
     record = Record.of(run)
     program = vae if vae is not None or record.is_of_a_pair else load(run)
-    pair = _pair(program)
+    pair = None if program is None else _pair(program)
     given = None if data is None else Data.of(data)
     given = _on_the_device(given, program) or _observed(evidence, program)
     if pair is None or given is None:
@@ -175,7 +176,7 @@ def find(
     )
 
 
-def _pair(program: VAE | Pair | None) -> Pair | None:
+def _pair(program: VAE | Pair) -> Pair:
     return (program.model, program.guide) if isinstance(program, VAE) else program
 
 
@@ -222,7 +223,7 @@ def _use(pair: Pair, data: Data, seed: int) -> LatentUse | str:
 
 
 def _other(
-    compare_with: str | PathLike[str] | Evidence | None, data: Data | None, seed: int, progress: bool
+    compare_with: Other | None, data: Data | None, seed: int, progress: bool
 ) -> tuple[Record | None, Evidence] | None:
     if compare_with is None:
         return None
@@ -230,5 +231,5 @@ def _other(
         return None, compare_with
     if data is None:
         raise ValueError("compare_with: expected Evidence, or data to evaluate both runs on; got neither; pass data.")
-    vae = load(compare_with)
-    return Record.of(compare_with), log_evidence(vae.model, vae.guide, *data.args, seed=seed, progress=progress)
+    folder, program = compare_with if isinstance(compare_with, tuple) else (compare_with, load(compare_with))
+    return Record.of(folder), log_evidence(*_pair(program), *data.args, seed=seed, progress=progress)

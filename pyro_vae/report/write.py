@@ -9,7 +9,7 @@ from typing import Any
 from pyro_vae import _checks
 from pyro_vae._files import replace_file
 from pyro_vae.evidence.result import Evidence
-from pyro_vae.report.findings import Pair, find
+from pyro_vae.report.findings import Other, Pair, find
 from pyro_vae.report.sections import page_of
 from pyro_vae.vae import VAE
 
@@ -23,7 +23,7 @@ def write_report(
     vae: VAE | Pair | None = None,
     evidence: Evidence | None = None,
     output: str | PathLike[str] | None = None,
-    compare_with: str | PathLike[str] | Evidence | None = None,
+    compare_with: Other | None = None,
     num_data: int = 100,
     seed: int = 0,
     progress: bool = True,
@@ -42,7 +42,8 @@ def write_report(
             folder cannot bring back: without it, the page shows training alone.
         evidence: an evaluation of the first of the data; by default `log_evidence` of the first `num_data`.
         output: the file; `report.html` in the run's folder by default.
-        compare_with: another run's folder, to be evaluated on the same data, or its `Evidence` of them.
+        compare_with: another run's folder, to be evaluated on the same data; the folder, and the VAE or pair that it
+            cannot bring back; or its `Evidence` of these data.
         num_data: how many data to evaluate where there is no `evidence`.
         seed: fixes all draws.
         progress: show bars while log p(x) is evaluated.

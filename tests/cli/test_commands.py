@@ -346,7 +346,7 @@ def make(num=30):
 
 
 @pytest.mark.parametrize("function", ["with_data", "make"])
-def test_a_vae_of_one_s_own(function, tmp_path, run, monkeypatch):
+def test_a_vae_of_one_s_own(function, tmp_path, run, monkeypatch, capsys):
     (tmp_path / "own_models.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -354,6 +354,12 @@ def test_a_vae_of_one_s_own(function, tmp_path, run, monkeypatch):
     found = run(f"train run --data images.npz --vae own_models:{function} --num-epochs 1 --json")
     assert found["settings"]["vae"] == f"own_models:{function}" and found["settings"]["latent_dim"] is None
     assert run(f"evaluate run {CHEAP} --json")["num_data"] == 3
+    run(f"train usual --data images.npz {SMALL} --num-epochs 1")
+    page = Path(run("report usual --with run --num-test 3 --json")["report"]).read_text()
+    assert "own_models" in page
+    run(f"train other --data images.npz {SMALL} --num-epochs 1 --seed 1")
+    assert command("report usual --with other") == 2
+    assert "--with: expected a run with the test data of 'usual'" in capsys.readouterr().err
     sys.modules.pop("own_models")
 
 
