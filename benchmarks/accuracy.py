@@ -31,9 +31,14 @@ def main() -> None:
     x = pv.data.mnist(args.data_dir, split="test").x[: args.num_test]
     vae = trained(train, args.num_epochs, args.weights)
     pair = vae.model, vae.guide
-    truth = timed("AIS, the truth", lambda: pv.ais(*pair, x, num_temperatures=args.num_temperatures, seed=1000))
+    truth = timed(
+        "AIS, the truth", lambda: pv.ais(*pair, x, start="gaussian", num_temperatures=args.num_temperatures, seed=1000)
+    )
     sandwich = timed(
-        "BDMC", lambda: pv.bdmc(*pair, num_data=args.num_test, num_temperatures=args.num_temperatures, seed=1000)
+        "BDMC",
+        lambda: pv.bdmc(
+            *pair, num_data=args.num_test, start="gaussian", num_temperatures=args.num_temperatures, seed=1000
+        ),
     )
     print(f"\n{sandwich.summary()}\n")
     rows = [row for name, run in contestants(pair, x).items() for row in rows_of(name, run(), truth)]
@@ -56,12 +61,12 @@ def main() -> None:
 def contestants(pair, x):
     """Estimators by name, from cheap to dear."""
     found = {}
-    for proposal in ("guide", "inflated", "heavy-tailed", "defensive", "laplace", "local"):
+    for proposal in ("guide", "inflated", "heavy-tailed", "defensive", "laplace", "gaussian", "local"):
         for k in DRAWS:
             found[f"{proposal}, {k:,} draws"] = lambda proposal=proposal, k=k: pv.importance_sampling(
                 *pair, x, proposal=proposal, num_samples=k
             )
-    for start in ("laplace", "guide", "prior"):
+    for start in ("laplace", "gaussian", "guide", "prior"):
         for length in LENGTHS:
             found[f"AIS from {start}, {length} temperatures"] = lambda start=start, length=length: pv.ais(
                 *pair, x, start=start, num_temperatures=length

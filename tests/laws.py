@@ -83,13 +83,13 @@ ESTIMATORS = {
         f"importance sampling, {proposal}": lambda *pair, proposal=proposal, **options: pv.importance_sampling(
             *pair, proposal=proposal, **options
         )
-        for proposal in ("inflated", "heavy-tailed", "defensive", "laplace")
+        for proposal in ("inflated", "heavy-tailed", "defensive", "laplace", "gaussian")
     },
     **{
         f"AIS from {start}": lambda *pair, start=start, **options: pv.ais(
             *pair, start=start, num_temperatures=20, **options
         )
-        for start in ("laplace", "guide", "prior")
+        for start in ("laplace", "gaussian", "guide", "prior")
     },
     "log_evidence": lambda *pair, **options: pv.log_evidence(*pair, tolerance=0.1, **options),
 }

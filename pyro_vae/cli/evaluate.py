@@ -23,6 +23,8 @@ from pyro_vae.cli.folder import EVALUATION, EVIDENCE, OpenRun, write_signed
 from pyro_vae.cli.kinds import FLAG, SEED, Kind, choice, number, several, whole
 from pyro_vae.cli.settings import flag_of
 from pyro_vae.data import Dataset
+from pyro_vae.evidence.path import STARTS
+from pyro_vae.evidence.proposals import PROPOSALS
 from pyro_vae.evidence.summary import remarks_of, table_of
 
 __all__ = ["add_evaluate"]
@@ -53,13 +55,13 @@ OPTIONS: dict[str, tuple[str, Kind, str]] = {
     "max_evaluations": ("max_evaluations", whole(), "the most evaluations of log p(x, z) to spend on a datum"),
     "num_samples": ("num_samples", whole(), "draws for each datum"),
     "proposal": (
-        "proposal", choice("guide", "inflated", "heavy-tailed", "defensive", "laplace", "local"), "what is drawn from",
+        "proposal", choice(*PROPOSALS), "what is drawn from",
     ),
     "bounds": ("bounds", several(whole(), least=1), "the k of the bounds L_k"),
     "num_temperatures": ("num_temperatures", whole(), "of annealing"),
     "num_chains": ("num_chains", whole(), "for each datum"),
     "num_leapfrog": ("num_leapfrog", whole(), "steps of each transition"),
-    "start_from": ("start", choice("laplace", "guide", "prior"), "where annealing starts"),
+    "start_from": ("start", choice(*STARTS), "where annealing starts"),
     "schedule": ("schedule", choice("linear", "sigmoid", "adaptive"), "of the temperatures"),
     "num_steps": ("num_steps", whole(), "of the search for the best guide"),
     "num_particles": ("num_particles", whole(), "draws in each of these steps"),

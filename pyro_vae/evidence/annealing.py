@@ -139,6 +139,8 @@ class Annealing:
                 region.view.log_guide(region.draw_guide(1))  # raises if its density is not known
             seen = survey(region, [region.guide])
             fit = find_modes(region, seen)
+            if self.start == "gaussian":
+                fit = fit.refined(region.view, region.noise)
             path = path_from(self.start, region, fit.gaussians)
         with noise(block.program, seed_for(seed, "pilot"), block.place):
             settings = self._settings(path, region.noise)

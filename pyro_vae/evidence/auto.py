@@ -45,12 +45,14 @@ def log_evidence(
     r"""Estimate log p(x) of each datum by the cheapest of three estimators that keeps the error within a tolerance.
 
     For each datum a pilot run draws from the guide; where that will not do, from Laplace's Gaussian; and where that
-    will not do either, a short annealing shows how many temperatures are needed. The pilots pick the estimator:
-    importance sampling where k-hat is below 0.3 and the draws that the tolerance takes are affordable, else AIS. A
-    guide that looks good may sit on one of several modes: sixty evaluations go to climbs from afar, and where one ends
-    in mass that the guide's draws have missed, Laplace's Gaussians at all modes that are found come next. Where other
-    draws found significantly more than Laplace's Gaussian, which then missed a mode, or where four modes or more were
-    found, a mixture of it and the guide gets the rest of the budget.
+    will not do either, the Gaussian is fitted further by variational inference (`proposals.Gaussian`), and a short
+    annealing from it shows how many temperatures are needed. The pilots pick the estimator: importance sampling where
+    k-hat is low (below 0.3 for the guide, 0.1 for Laplace's) and the draws that the tolerance takes are affordable,
+    else AIS. A guide that looks good may sit on one of several modes: sixty evaluations go to climbs from afar, and
+    where one ends in mass that the guide's draws have missed, Laplace's Gaussians at all modes that are found come
+    next. Where other draws found significantly more than Laplace's Gaussian, which then missed a mode, a mixture of it
+    and the guide takes its place, in importance sampling and as the start of AIS; where four modes or more were found,
+    of which few chains would reach all, draws from this mixture get the rest of the budget.
 
     The estimator then runs once, with frozen settings and fresh noise. Its result is reported even where it missed the
     tolerance with budget left: to go on after a look at it would bias it. As pilots only decide, and only the measured
@@ -69,7 +71,7 @@ def log_evidence(
         tolerance: the standard error wanted of each datum's log p(x), nats. That of the mean over data is smaller by
             the square root of their number.
         max_evaluations: the most evaluations of log p(x, z) to spend on a datum, pilots included. Where it does not pay
-            for Laplace's Gaussian (6 a latent number, and 540 more) or for annealing after it (about 700 and
+            for Laplace's Gaussian (6 a latent number, and 540 more) or for annealing after it (about 1,400 and
             `num_posterior_draws`), the rest goes to draws from the proposal at hand. A search for modes that has begun
             is finished, with 128 draws after it, and can take a datum beyond a small budget: `num_evaluations` says so.
         seed: fixes the noise.

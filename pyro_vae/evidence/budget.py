@@ -18,6 +18,7 @@ __all__ = [
     "FEWEST_TEMPERATURES",
     "GUIDE_PILOT",
     "LAPLACE_PILOT",
+    "LARGEST_LAPLACE_KHAT",
     "NUM_CHAINS",
     "NUM_LEAPFROG",
     "Budget",
@@ -30,7 +31,9 @@ CLIMBS = 60  # evaluations to look for mass that the guide's draws have missed
 NUM_CHAINS, NUM_LEAPFROG = 16, 3
 FEWEST_DRAWS = 128
 LARGEST_KHAT = 0.3  # of a pilot run, whose k-hat is rough: well below the measured run's threshold
+LARGEST_LAPLACE_KHAT = 0.1  # the same of Laplace's Gaussian, after which annealing costs little more
 SAFETY = 3.0  # factor on the variance that a pilot run saw, which is rough
+SAFETY_OF_CHAINS = 6.0  # the same for annealing, whose pilot has few chains
 FEWEST_TEMPERATURES = 10  # fewer are not worth their pilot run, and their weights are skewed
 LEVELS = 4  # lengths of annealing to choose from, each half the next
 
@@ -55,13 +58,13 @@ class Budget:
         search = 20 + 6 * dim
         return GUIDE_PILOT + 2 * NUM_POINTS + search + 2 * LAPLACE_PILOT <= self.max_evaluations
 
-    def num_draws(self, pilot: Estimate, num_pilot: int, seen: Elsewhere) -> Tensor:
+    def num_draws(self, pilot: Estimate, num_pilot: int, seen: Elsewhere, largest_khat: float = LARGEST_KHAT) -> Tensor:
         """Return how many draws, a power of two, reach the tolerance; infinity where the pilot cannot tell."""
         variance = num_pilot / pilot.ess.clamp(min=1) - 1
         if not seen.log_weight.isnan().any():
             variance = torch.maximum(variance, seen.relative_variance(pilot.log_evidence, self.tolerance / 4))
         needed = (SAFETY * variance / self.tolerance**2).clamp(min=FEWEST_DRAWS).log2().ceil().exp2()
-        return self._for_all(needed.where((pilot.khat < LARGEST_KHAT) & ~seen.contradicts(pilot), torch.inf))
+        return self._for_all(needed.where((pilot.khat < largest_khat) & ~seen.contradicts(pilot), torch.inf))
 
     def affordable_temperatures(self, spent: Tensor) -> Tensor:
         """Return how many temperatures of a measured run are affordable, rounded down to one of few numbers."""
@@ -70,7 +73,7 @@ class Budget:
 
     def num_temperatures(self, log_weights: Tensor, most: Tensor) -> Tensor:
         """Return how many temperatures are enough, one of a few lengths: the variance of log w falls with them."""
-        needed = SAFETY * PILOT_TEMPERATURES * log_weights.var(0) / (NUM_CHAINS * self.tolerance**2)
+        needed = SAFETY_OF_CHAINS * PILOT_TEMPERATURES * log_weights.var(0) / (NUM_CHAINS * self.tolerance**2)
         chosen = most.to(needed.dtype)
         for level in range(1, LEVELS):
             length = (most / 2**level).floor().clamp(min=FEWEST_TEMPERATURES)

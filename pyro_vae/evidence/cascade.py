@@ -17,6 +17,7 @@ from pyro_vae.evidence.budget import (
     FEWEST_TEMPERATURES,
     GUIDE_PILOT,
     LAPLACE_PILOT,
+    LARGEST_LAPLACE_KHAT,
     NUM_CHAINS,
     NUM_LEAPFROG,
     Budget,
@@ -28,7 +29,7 @@ from pyro_vae.evidence.elsewhere import Elsewhere, checked
 from pyro_vae.evidence.newton import is_twice_differentiable
 from pyro_vae.evidence.pilot import PILOT_CHAINS, PILOT_TEMPERATURES, Pilot, pilot
 from pyro_vae.evidence.region import Component, Region
-from pyro_vae.evidence.sources import Modes, Source, guide_at
+from pyro_vae.evidence.sources import Modes, Source, Start, guide_at
 from pyro_vae.evidence.summits import Summits
 from pyro_vae.evidence.survey import Survey, find_modes, find_summits, survey
 from pyro_vae.evidence.weights import Estimate
@@ -95,14 +96,38 @@ class Cascade:
         found, component = drawn.totals.estimate(), laplace.fitted.component
         around = self._survey(columns, component, laplace.name).against(component)
         missed = self._missed_by(columns, modes, found, around).to(columns.device)
-        self._spend_the_rest(columns[missed], modes.both)
-        needed = self.budget.num_draws(found, LAPLACE_PILOT, around).to(columns.device)[~missed]
-        left = self._sample(columns[~missed], needed, modes.laplace)
-        most = self.budget.affordable_temperatures(self.spent[left] + self.budget.annealing_pilot)
+        many = modes.are_many(columns).to(columns.device) & missed
+        self._spend_the_rest(columns[many], modes.both)  # few chains would not reach all modes
+        if (missed & ~many).any():
+            self._go_on_from_both(columns[missed & ~many], modes)
+        needed = self.budget.num_draws(found, LAPLACE_PILOT, around, LARGEST_LAPLACE_KHAT).to(columns.device)
+        left = self._sample(columns[~missed], needed[~missed], modes.laplace)
+        self._anneal_or_spend(left, modes, is_from_both=False)
+
+    def _go_on_from_both(self, columns: Tensor, modes: Modes) -> None:
+        """Go on from a mixture of the guide and Laplace's Gaussians, where one of them missed some of p(x)."""
+        both = modes.both(columns)
+        if both.is_guide:  # its density is not known
+            return self._spend_the_rest(columns, modes.both)
+        drawn = self._draw(columns, both, LAPLACE_PILOT, seed_for(self.seed, "pilot of both"))
+        needed = self.budget.num_draws(drawn.totals.estimate(), LAPLACE_PILOT, self._seen_of(both, columns))
+        left = self._sample(columns, needed.to(columns.device), modes.both)
+        return self._anneal_or_spend(left, modes, is_from_both=True)
+
+    def _anneal_or_spend(self, columns: Tensor, modes: Modes, is_from_both: bool) -> None:
+        """Anneal from fitted Gaussians where the budget pays for it, and draw from Laplace's elsewhere."""
+        if not len(columns):
+            return
+        cost = modes.cost_of_refining(columns)
+        most = self.budget.affordable_temperatures(self.spent[columns] + cost + self.budget.annealing_pilot)
         can_anneal = self._for_all(most >= FEWEST_TEMPERATURES)
-        self._spend_the_rest(left[~can_anneal], modes.laplace)
+        self._spend_the_rest(columns[~can_anneal], modes.both if is_from_both else modes.laplace)
         if can_anneal.any():
-            self._anneal(left[can_anneal], modes)
+            chosen = columns[can_anneal]
+            with noise(self.block.program, seed_for(self.seed, "variational fit"), self.block.place):
+                fitted = modes.refined(chosen)
+            self.spent[chosen] += cost[can_anneal]
+            self._anneal(chosen, fitted.path_from_both if is_from_both else fitted.path)
 
     def _can_find_modes(self, region: Region) -> bool:
         """Tell whether the budget pays for a search for modes, and the program has the derivatives that it takes."""
@@ -212,9 +237,9 @@ class Cascade:
             draws = self.region.resampled(self.seen.places, log_joint, self.budget.num_posterior_draws)
         self._keep(columns, found, "a sum over all values", draws)
 
-    def _anneal(self, columns: Tensor, modes: Modes) -> None:
+    def _anneal(self, columns: Tensor, start: Callable[[Tensor], Start]) -> None:
         """Run AIS for the data that are left, with as many temperatures as a pilot run finds necessary."""
-        path, numbers = modes.path(columns)
+        _, path, numbers = start(columns)
         with noise(path.view.program, seed_for(self.seed, "pilot"), self.block.place):
             seen = pilot(path, numbers, PILOT_TEMPERATURES, PILOT_CHAINS, NUM_LEAPFROG)
         self.spent[columns] += self.budget.annealing_pilot
@@ -222,18 +247,20 @@ class Cascade:
         needed = self.budget.num_temperatures(seen.log_weights, most)
         for number in map(int, needed.unique().tolist()):
             these = needed == number
-            self._measure_chains(columns[these], modes, seen.at(these), number)
+            self._measure_chains(columns[these], start, seen.at(these), number)
 
-    def _measure_chains(self, columns: Tensor, modes: Modes, seen: Pilot, num_temperatures: int) -> None:
-        path, numbers = modes.path(columns)
-        annealing = Annealing("laplace", num_temperatures, NUM_CHAINS, NUM_LEAPFROG)
+    def _measure_chains(
+        self, columns: Tensor, start: Callable[[Tensor], Start], seen: Pilot, num_temperatures: int
+    ) -> None:
+        name, path, numbers = start(columns)
+        annealing = Annealing("gaussian", num_temperatures, NUM_CHAINS, NUM_LEAPFROG)
         num_draws = self.budget.num_posterior_draws
         with noise(path.view.program, seed_for(self.seed, f"measured, AIS, {num_temperatures}"), self.block.place):
             trajectory = anneal(path, numbers, annealing.settings_from(seen))
             draws = end_draws(path.view, trajectory, numbers, num_draws)
         refuse_nan(trajectory.log_weights, self.block.part(columns).rows)
         self.spent[columns] += annealing.num_evaluations + num_draws
-        self._keep(columns, annealed(trajectory.log_weights), "AIS from Laplace's Gaussian", draws)
+        self._keep(columns, annealed(trajectory.log_weights), f"AIS from {name}", draws)
 
     def _keep(self, columns: Tensor, found: Estimate, method: str, draws: Draws | None) -> None:
         rows = self._rows(columns)

@@ -70,9 +70,10 @@ def importance_sampling(
         num_samples: the number K of draws for each datum.
         seed: fixes the draws.
         proposal: what q is: "guide"; "inflated" or "heavy-tailed", the guide stretched (`Inflated`); "defensive", mixed
-            with the prior (`Defensive`); "laplace", a Gaussian at each datum's posterior mode (`Laplace`); "local",
-            the guide refined for each datum (`Local`); or an object of these classes. All but the first and
-            "defensive" fit the proposal with separate noise, so that the weights stay unbiased.
+            with the prior (`Defensive`); "laplace", a Gaussian at each datum's posterior mode (`Laplace`); "gaussian",
+            one that is fitted further (`Gaussian`); "local", the guide refined for each datum (`Local`); or an object
+            of these classes. All but the first and "defensive" fit the proposal with separate noise, so that the
+            weights stay unbiased.
         bounds: the k for which to estimate L_k, beside k = 1 and K; 1, 5, 10, 50, 100, ... by default.
         plate: the name of the plate over data; needed only where several could be meant.
         first_index: the place of the first datum, for data that are evaluated in parts: `x[100:200]` with

@@ -6,10 +6,12 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from pyro_vae.evidence import variational
 from pyro_vae.evidence.gaussians import NormalMixture
 from pyro_vae.evidence.modes import KnownModes
 from pyro_vae.evidence.newton import smallest_curvature
 from pyro_vae.evidence.summits import NUM_FAR_STARTS, NUM_PRIOR_STARTS, SHARE_ELSEWHERE, Summits
+from pyro_vae.program.tiles import Noise
 from pyro_vae.program.unconstrained import Unconstrained
 
 __all__ = ["LaplaceFit", "fit_laplace"]
@@ -26,6 +28,11 @@ class LaplaceFit(NamedTuple):
     """Whether the search for the main mode converged, `(N,)`."""
     num_evaluations: Tensor
     """Evaluations of log p(x, z), `(N,)`, int64. A product with the Hessian counts as two."""
+
+    def refined(self, view: Unconstrained, noise: Noise) -> LaplaceFit:
+        """Fit the Gaussians further, by variational inference. It consumes noise of the block."""
+        spent = self.num_evaluations + variational.num_evaluations(self.gaussians)
+        return self._replace(gaussians=variational.refined(self.gaussians, view, noise), num_evaluations=spent)
 
 
 def fit_laplace(

@@ -13,9 +13,11 @@ from pyro_vae.evidence.gaussians import FullNormal, NormalMixture, moments
 from pyro_vae.evidence.region import Component, Region
 from pyro_vae.program.unconstrained import Unconstrained
 
-__all__ = ["STARTS", "START_NAMES", "Path", "laplace_path", "path_from"]
+__all__ = ["STARTS", "START_NAMES", "Path", "gaussian_path", "path_from", "path_from_both"]
 
-START_NAMES = {"laplace": "Laplace's Gaussian", "guide": "the guide", "prior": "the prior"}
+START_NAMES = {
+    "laplace": "Laplace's Gaussian", "gaussian": "a fitted Gaussian", "guide": "the guide", "prior": "the prior"
+}  # fmt: skip
 STARTS = tuple(START_NAMES)
 NUM_DRAWS = 64  # from the start, to measure its width
 
@@ -28,9 +30,9 @@ class Path:
     draw: Callable[[int], Tensor]
     evaluate: hmc.Evaluate
     start_precision: Tensor | None
-    """Diagonal precision of the start, `(N, D)`; None where the start is Laplace's Gaussian: the metric is constant."""
+    """Diagonal precision of the start, `(N, D)`; None where it is that of the Gaussian: the metric is constant."""
     gaussian: FullNormal
-    """Laplace's Gaussian at the posterior's main mode."""
+    """The Gaussian at the posterior's main mode: Laplace's, or a fitted one."""
 
     def metric(self, beta: Tensor) -> hmc.Metric:
         """Return L at $\\beta$ `(N,)`: L L^T is the inverse of the weighted mean of both precisions."""
@@ -50,9 +52,9 @@ class Path:
 
 
 def path_from(start: str, region: Region, gaussians: NormalMixture) -> Path:
-    """Build the path from "laplace", "guide" or "prior"; its metric ends at that of Laplace's Gaussian."""
-    if start == "laplace":
-        return laplace_path(region, gaussians)
+    """Build the path from "laplace", "gaussian", "guide" or "prior"; its metric ends at that of the main Gaussian."""
+    if start in ("laplace", "gaussian"):
+        return gaussian_path(region, gaussians)
     if start == "guide":
         precision = 1 / moments(region.draw_guide(NUM_DRAWS))[1]
         return _from(region, Component(region.draw_guide, region.view.log_guide), precision, gaussians.main)
@@ -65,9 +67,14 @@ def path_from(start: str, region: Region, gaussians: NormalMixture) -> Path:
     return Path(region.view, region.draw_prior, hmc.evaluating(both_ends), precision, gaussians.main)
 
 
-def laplace_path(region: Region, gaussians: NormalMixture) -> Path:
-    """Build the path from Laplace's Gaussian, or from a mixture of several."""
+def gaussian_path(region: Region, gaussians: NormalMixture) -> Path:
+    """Build the path from a Gaussian, or from a mixture of several."""
     return _from(region, region.gaussian(gaussians), None, gaussians.main)
+
+
+def path_from_both(region: Region, guide: Component, gaussians: NormalMixture) -> Path:
+    """Build the path from the guide and Gaussians in equal parts."""
+    return _from(region, region.half_and_half(guide, region.gaussian(gaussians)), None, gaussians.main)
 
 
 def _from(region: Region, start: Component, precision: Tensor | None, main: FullNormal) -> Path:

@@ -18,7 +18,7 @@ from pyro_vae.evidence.survey import NUM_POINTS, Survey, find_modes, survey
 from pyro_vae.program.core import Program
 from pyro_vae.program.tiles import Block, Draw, in_strips, kept
 
-__all__ = ["Defensive", "Fitted", "FromGuide", "Inflated", "Laplace", "Local", "Proposal"]
+__all__ = ["PROPOSALS", "Defensive", "Fitted", "FromGuide", "Gaussian", "Inflated", "Laplace", "Local", "Proposal"]
 
 
 FITTED_TOGETHER = 128  # data
@@ -171,6 +171,26 @@ class Laplace:
 
 
 @dataclass(frozen=True)
+class Gaussian:
+    """A Gaussian of full covariance for each datum, fitted by variational inference from Laplace's.
+
+    Where the posterior is no Gaussian, its mean and covariance fit better than a mode and the curvature there. A
+    mixture, if there are several modes.
+    """
+
+    name = "a fitted Gaussian"
+    width = FITTED_TOGETHER
+    needs_view = True
+
+    def fit(self, block: Block, region: Region) -> Fitted:
+        seen = survey(region, [region.guide])
+        found = find_modes(region, seen).refined(region.view, region.noise)
+        fitted = Fitted.to(region.gaussian(found.gaussians), region)
+        spent = NUM_POINTS + found.num_evaluations
+        return fitted._replace(num_evaluations=spent, seen=seen, converged=found.converged)
+
+
+@dataclass(frozen=True)
 class Local:
     """The member of the guide's family that is best for the datum (`refine`)."""
 
@@ -199,6 +219,7 @@ PROPOSALS: dict[str, Callable[[], Proposal]] = {
     "heavy-tailed": lambda: Inflated((1.0, 1.2, 1.5, 2.0)),
     "defensive": Defensive,
     "laplace": Laplace,
+    "gaussian": Gaussian,
     "local": Local,
 }
 

@@ -130,7 +130,7 @@ class Region:
         """Mix two densities in equal parts."""
 
         def draw(num_samples: int) -> Tensor:
-            is_one = self.noise.uniform(num_samples) < 0.5
+            is_one = self.noise.stratified(num_samples) < 0.5
             return torch.where(is_one[..., None], one.draw(num_samples), other.draw(num_samples))
 
         def log_prob(u: Tensor) -> Tensor:

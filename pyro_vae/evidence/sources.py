@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from pyro_vae.evidence import variational
 from pyro_vae.evidence.gaussians import NormalMixture
-from pyro_vae.evidence.path import Path, laplace_path
+from pyro_vae.evidence.path import START_NAMES, Path, gaussian_path, path_from_both
 from pyro_vae.evidence.proposals import Fitted, FromGuide, Laplace, guide_of
 from pyro_vae.evidence.region import Region
 from pyro_vae.program.core import Program
@@ -28,6 +29,15 @@ class Source(NamedTuple):
     @property
     def is_guide(self) -> bool:
         return self.name == FromGuide.name
+
+
+class Start(NamedTuple):
+    """A path of annealing for some columns of a block."""
+
+    name: str
+    path: Path
+    noise: Noise
+    """The columns'."""
 
 
 def guide_at(program: Program, region: Any, columns: Tensor) -> Source:
@@ -59,10 +69,27 @@ class Modes:
         mixture = region.half_and_half(guide.fitted.component, laplace.fitted.component)
         return Source(f"{guide.name} and {laplace.name}", Fitted.to(mixture, region))
 
-    def path(self, columns: Tensor) -> tuple[Path, Noise]:
-        """Return the path of annealing from them, and its noise."""
+    def refined(self, columns: Tensor) -> Modes:
+        """Fit the Gaussians of some columns further. It consumes noise of the block."""
         region = self.region.at(columns)
-        return laplace_path(region, self.gaussians.at(columns)), region.noise
+        found = variational.refined(self.gaussians.at(columns), region.view, region.noise)
+        return replace(self, gaussians=found.spread(columns, self.program.num_data))
+
+    def cost_of_refining(self, columns: Tensor) -> Tensor:
+        """Return how many evaluations of each datum that takes."""
+        return variational.num_evaluations(self.gaussians.at(columns))
+
+    def path(self, columns: Tensor) -> Start:
+        """Return the path of annealing from the Gaussians, once they are refined."""
+        region = self.region.at(columns)
+        return Start(START_NAMES["gaussian"], gaussian_path(region, self.gaussians.at(columns)), region.noise)
+
+    def path_from_both(self, columns: Tensor) -> Start:
+        """Return the path of annealing from the guide and them, in equal parts."""
+        guide, region = guide_at(self.program, self.region, columns), self.region.at(columns)
+        assert guide.fitted.component is not None
+        path = path_from_both(region, guide.fitted.component, self.gaussians.at(columns))
+        return Start(f"{guide.name} and {START_NAMES['gaussian']}", path, region.noise)
 
     def are_several(self, columns: Tensor) -> Tensor:
         """Tell for which data more than one mode was found."""

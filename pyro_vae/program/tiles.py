@@ -222,6 +222,10 @@ class Noise(NamedTuple):
         """Make noise for all columns of a program."""
         return cls(program.num_data, torch.arange(program.num_data, device=program.device))
 
+    def at(self, rows: Tensor) -> Noise:
+        """Select some of the columns."""
+        return self._replace(columns=self.columns[rows])
+
     def normal(self, num_chains: int) -> Tensor:
         """Draw standard normal numbers `(K, N, D)`, float64."""
         shape = (num_chains, self.width, self.dim)
