@@ -86,6 +86,7 @@ def test_mnist_svi_goes_on_with_its_run(tmp_path, monkeypatch, capsys):
             run(monkeypatch, "--smoke", "--num-epochs", 1, "--latent-dim", 3)
 
 
+@pytest.mark.slow
 def test_evaluate_your_model(tmp_path, monkeypatch, capsys, fewer_evaluations):
     monkeypatch.chdir(tmp_path)
     fewer_evaluations(2500)
@@ -139,7 +140,7 @@ def test_a_part_in_the_place_of_another(name, tmp_path, monkeypatch, capsys, few
     assert len(MNIST_SVI.with_stem(name).read_text().splitlines()) < 100
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:no files of MNIST", "ignore:TraceEnum_ELBO found no sample sites")
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("name", COMPOSED)

@@ -127,6 +127,7 @@ def assert_has_parameters(found, distribution):
         torch.testing.assert_close(value, getattr(base, name), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 @pytest.mark.parametrize(("name", "exported"), CASES)
 def test_the_numbers_are_the_vae_s(name, exported, tmp_path):

@@ -220,7 +220,7 @@ KINDS = {
 }
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_run(kind, tmp_path):
     folder, given = kind(tmp_path / "run")

@@ -111,9 +111,9 @@ EXPECTED = {
     "ais, laplace": -2.07873771,
     "ais, guide": -2.01350264,
     "ais, prior": -2.03659797,
-    "log_evidence, loose": -2.07145324,
-    "log_evidence, tight": -1.99989944,
-    "evaluations": 5334.28571429,
+    "log_evidence, loose": -2.07335471,
+    "log_evidence, tight": -2.02462151,
+    "evaluations": 5663.42857143,
     "bdmc": -3.55845722,
     "reciprocal": -1.92130210,
     "posterior by hmc": -0.28556984,
@@ -129,6 +129,7 @@ EXPECTED = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", FIGURES)
 @pytest.mark.usefixtures("interpreted")
 def test_figures_are_what_they_were(name):

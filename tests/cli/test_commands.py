@@ -68,6 +68,7 @@ CHOICES = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("kind", CHOICES)
 def test_parts_by_their_names(kind, tmp_path, run):
     """Trained, resumed as if never stopped, rebuilt from the run alone, evaluated and drawn from."""

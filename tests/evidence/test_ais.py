@@ -44,7 +44,7 @@ def approximate(latent_dim=2, shift=0.3, inflation=0.8, num_data=200):
     return vae, x, truth.log_evidence(x)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("num_temperatures", [1, 2, 5, 20])
 @pytest.mark.parametrize("start", ["guide", "prior"])
 def test_it_is_unbiased_in_p_for_every_number_of_temperatures(start, num_temperatures):
@@ -60,6 +60,7 @@ def test_unbiased_in_p_it_is_a_bound_in_log_p():
     assert error.mean() < -3 * error.std() / math.sqrt(len(error))
 
 
+@pytest.mark.slow
 def test_the_twin_that_adapts_on_the_measured_run_is_caught():
     """Of two runs the better one for each datum: what a run amounts to that looks at its own weights."""
     vae, x, exact = approximate(shift=0.1, inflation=1.2)
@@ -110,6 +111,7 @@ def test_other_programs(start):
     assert_unbiased(evidence.log_evidence, evidence.std_error, exact)
 
 
+@pytest.mark.slow
 def test_fifty_latents():
     """Where importance sampling from the guide is nats too low, and says so."""
     vae, x, exact = approximate(50, shift=0.1, inflation=0.8, num_data=6)
@@ -231,7 +233,7 @@ def test_the_twin_that_starts_backwards_from_elsewhere_is_caught(monkeypatch):
     assert error.mean() < -4.5 * error.std() / math.sqrt(len(error))  # no upper bound any more
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("kind", ["good guide", "no Gaussian", "counts", "bad guide", "two layers"])
 def test_log_evidence_picks_what_each_needs(kind):
     if kind in ("good guide", "bad guide"):
@@ -260,7 +262,7 @@ def test_log_evidence_picks_what_each_needs(kind):
     if kind == "bad guide":
         assert "importance sampling from Laplace's Gaussian" in evidence.method
     if kind == "no Gaussian":
-        assert "AIS from Laplace's Gaussian" in evidence.method
+        assert "AIS from a fitted Gaussian" in evidence.method
 
 
 def test_its_estimates_stay_unbiased_in_p():
@@ -332,7 +334,7 @@ MIXTURE = {
 }
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("estimator", MIXTURE.values(), ids=MIXTURE)
 def test_a_mixture_for_a_prior(estimator):
     """Of two normals at -1 and 1; x ~ N(z, 1)."""
@@ -428,7 +430,7 @@ def test_a_datum_that_no_draw_fits_is_flagged_and_hurts_no_other():
     assert evidence.log_evidence[0].isfinite()
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_prior_with_a_pole(dtype):
     """Of Gamma's density at 0, where the unconstrained number is so low that the rate is no number but 0."""

@@ -22,6 +22,7 @@ def approximate(num_data, shift=0.1):
     return vae, truth.draw(num_data), truth
 
 
+@pytest.mark.one_in(2)
 @each
 def test_unbiased_in_p(estimator):
     """The twin's data are not those that are evaluated."""
@@ -32,6 +33,7 @@ def test_unbiased_in_p(estimator):
         assert_unbiased_in_p(found + 0.2, truth.log_evidence(x))
 
 
+@pytest.mark.one_in(3)
 @each
 def test_the_numbers_of_a_datum_are_those_of_its_place(estimator):
     vae, x, _ = approximate(7)
@@ -40,6 +42,7 @@ def test_the_numbers_of_a_datum_are_those_of_its_place(estimator):
     assert part.method == whole.method[3:5] and (part.num_evaluations == whole.num_evaluations[3:5]).all()
 
 
+@pytest.mark.one_in(2)
 @each
 def test_what_it_returns(estimator, tmp_path, monkeypatch):
     """The pair is inspected once for each call."""

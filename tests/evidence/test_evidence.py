@@ -48,6 +48,7 @@ def test_z_scores_of_each_proposal(proposal):
     assert_unbiased(evidence.log_evidence, evidence.std_error, exact)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("proposal", ["laplace", "local"])
 def test_z_scores_of_fitted_proposals(proposal):
     vae = small_vae("Gaussian, constant scale", latent_dim=1)
@@ -124,6 +125,7 @@ def test_the_twin_that_forgets_the_jacobian_is_caught(monkeypatch):
         assert_unbiased(evidence.log_evidence, evidence.std_error, negative_binomial(x, exposure))
 
 
+@pytest.mark.slow
 def test_intervals_cover():
     """Of 1,000 intervals of 95 %, 93 to 97 % cover: outside by chance with probability 4e-3 at exact coverage, seed fixed."""
     vae, x, exact = approximate(num_data=1000)
@@ -359,6 +361,7 @@ COUNTED = {  # whether all data get Laplace's Gaussian
 }
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", COUNTED)
 def test_evaluations_are_counted(name):
     """`num_evaluations` is the number of (draw, datum) pairs at which the likelihood was evaluated, to within what trial

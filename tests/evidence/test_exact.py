@@ -77,7 +77,7 @@ def test_log_weight_is_evidence_plus_log_ratio_to_the_posterior():
     assert torch.allclose(log_weight, expected)
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("guide", ["inflated", "shifted and inflated"])
 def test_importance_sampling_agrees_within_its_stated_error(guide):
     truth = LinearGaussian()
@@ -197,6 +197,7 @@ def truth_elbo(truth, posterior, x):
     return truth.log_evidence(x) - torch.distributions.kl_divergence(posterior(x), truth.posterior(x))
 
 
+@pytest.mark.slow
 def test_training_finds_the_maximum_likelihood_of_probabilistic_pca():
     """The ELBO of a linear VAE has the maximum of PPCA's likelihood (Tipping and Bishop 1999; Lucas et al. 2019)."""
     truth = LinearGaussian(latent_dim=2, data_dim=5, scale=0.5)

@@ -214,7 +214,7 @@ def test_the_estimators_find_the_evidence_of_a_sequence():
     assert by_guide.std_error.min() > 1e-3 and score.abs().max() < 4.5, score
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("shift", [0.0, 0.4])
 def test_nuts_finds_the_posterior_of_one_image(shift):
     """z of one datum with the likelihood of the VAE, against the exact posterior; a twin that is moved must fail.

@@ -150,7 +150,7 @@ def test_with_the_exact_posterior_every_weight_is_the_evidence(guide):
     assert (pv.evidence.log_weights(*pair, x, num_samples=6) - exact).abs().max() > 1e-3
 
 
-@pytest.mark.one_in(6)
+@pytest.mark.one_in(12)
 @pytest.mark.parametrize("guide", GUIDES)
 @pytest.mark.parametrize("estimator", ALL)
 def test_a_wrong_guide_is_made_up_for(estimator, guide):
@@ -193,7 +193,7 @@ def test_a_conditional_is_refined_by_an_offset_of_the_datum():
     assert torch.allclose(gap.amortization, gap.total - gap.approximation)
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [Hierarchy, Ladder])
 @pytest.mark.usefixtures("interpreted")
 def test_a_hierarchy_is_trained_kept_and_evaluated(make, tmp_path):

@@ -114,7 +114,7 @@ def test_priors_have_their_mass_under_the_reference_measure(name):
     assert math.isclose(truth(name)[2], LATENTS[name].mass, abs_tol=1e-4)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize(("name", "estimator"), [pair for pair in PAIRS if is_quick(*pair)])
 def test_evaluated_or_refused(name, estimator):
     assert_evaluated_or_refused(name, estimator)

@@ -459,6 +459,7 @@ def in_numpy(value):
     return value.numpy() if isinstance(value, torch.Tensor) else value
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", PRACTICE)
 def test_a_second_computation_agrees(name):
     program = made(name)
@@ -555,6 +556,7 @@ FAR_FROM_PRIOR = {"correlated_outputs", "gaussian_process", "probabilistic_pca"}
 """Too few draws from the prior come near the data."""
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", sorted(set(PRACTICE) - FAR_FROM_PRIOR))
 def test_draws_from_the_prior_agree(name):
     program = first(made(name), 6)
@@ -570,6 +572,7 @@ def test_the_second_computation_finds_a_planted_error():
         np.testing.assert_allclose(again, program.log_evidence.numpy() + 0.05, rtol=0, atol=1e-6)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", PRACTICE)
 def test_draws_from_the_good_guide_agree(name):
     program = made(name)
@@ -583,6 +586,7 @@ def test_draws_from_the_good_guide_agree(name):
 # The programs and their guides
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", PRACTICE)
 def test_the_elbo_is_below_log_evidence(name):
     """By Pyro's own estimator, with a margin for its noise."""
@@ -604,6 +608,7 @@ def share_of_draws(program, guide, num=2000):
     return 1 / (num * weights.square().sum(0))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", PRACTICE)
 def test_the_good_guide_is_good_and_the_narrow_one_is_not(name):
     program = made(name)

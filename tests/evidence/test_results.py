@@ -248,6 +248,7 @@ class Diagonal(torch.nn.Module):
         return dist.Normal(self.truth.posterior(x).loc + self.shift, scale).to_event(1)
 
 
+@pytest.mark.slow
 def test_the_inference_gap_of_a_linear_gaussian_model():
     """The best factorised Gaussian has the posterior's mean and precision's diagonal; its KL is half the log of the ratio of
     the diagonal's product to the determinant. Amortization: KL between two factorised Gaussians of one family... by draws.
@@ -276,6 +277,7 @@ def test_evidence_of_other_data_is_refused():
         pv.inference_gap(vae.model, vae.guide, x, evidence=other)
 
 
+@pytest.mark.slow
 def test_hmc_draws_follow_the_posterior():
     truth = LinearGaussian(latent_dim=2, data_dim=4)
     vae, x = truth.vae(GaussianPosterior(truth, shift=0.3, inflation=0.7)), truth.draw(30)

@@ -46,6 +46,7 @@ def both_estimators():
     torch.set_default_dtype(dtype)
 
 
+@pytest.mark.slow
 def test_both_estimators_have_the_same_mean_and_gradient(both_estimators):
     """Of about 60 z-scores none is beyond 5 (3.6e-5 by chance)."""
     (loss_a, gradient_a), (loss_b, gradient_b) = both_estimators["A"], both_estimators["B"]
@@ -105,7 +106,7 @@ def test_kl_by_formula_and_by_draws(latent_dim):
     assert (by_draws.mean() - with_variance_for_scale).abs() > 4.5 * std_error
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.slow
 @pytest.mark.parametrize("num_particles", [2, 10])
 @pytest.mark.parametrize("vectorize", [False, True])
 @pytest.mark.parametrize("estimator", [Trace_ELBO, TraceMeanField_ELBO])

@@ -50,6 +50,7 @@ def largest_difference(one, other):
     return ((one.mean(0) - other.mean(0)) / error).abs().max().item()
 
 
+@pytest.mark.slow
 def test_dreg_has_the_gradient_of_the_bound_and_less_noise(trained):
     """Of ten means none differs by 4 errors (1 time in 1,500 by chance); the twin, STL, is biased by more than 6."""
     found = {
@@ -88,6 +89,7 @@ def test_stl_has_no_noise_where_the_guide_is_exact():
     assert gradients["stl"] < 1e-12 and gradients["standard"] > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradient", ["dreg", "stl"])
 def test_gradients_of_two_layers_are_those_of_the_bound(gradient):
     """z1 depends on the draw of z2 in the guide: the gradient runs through both, and is scaled once.

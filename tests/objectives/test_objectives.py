@@ -57,6 +57,7 @@ def test_at_the_posterior_each_is_minus_log_evidence_on_average(name):
     assert sum(losses) / 4 != pytest.approx(-truth.log_evidence(x).sum().item() + 2, abs=0.5)  # the twin
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_surrogate_goes_where_the_value_goes(name):
     """Steps along its gradient lower the value: over 60 steps by more than the noise of 200 particles."""
@@ -131,6 +132,7 @@ def test_the_surrogate_is_what_is_differentiated():
         assert all(torch.allclose(2 * one, another) for one, another in zip(gradient, other, strict=True))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("objective", "compile", "how"),
     [

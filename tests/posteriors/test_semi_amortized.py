@@ -31,6 +31,7 @@ def test_steps_lead_to_the_best_gaussian_with_independent_dimensions():
     assert torch.allclose(refined.stddev, exact.precision_matrix.diagonal(dim1=-2, dim2=-1).rsqrt(), rtol=0.15)
 
 
+@pytest.mark.slow
 def test_each_step_raises_the_elbo_of_a_bad_network():
     truth = LinearGaussian(latent_dim=2, data_dim=4)
     x, elbos = truth.draw(50), []

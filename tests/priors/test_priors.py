@@ -18,6 +18,7 @@ def test_shapes(make):
     assert prior.sample((5,)).shape == (5, LATENT_DIM)
 
 
+@pytest.mark.one_in(2)
 def test_it_integrates_to_one(make):
     """By quadrature; the twin is twice the density."""
     z, log_area = grid(LATENT_DIM, num=801, limit=40.0)

@@ -68,6 +68,7 @@ def test_gaussians_take_the_place_of_those_of_all_data_together(name):
             assert_within(estimate(model, guide, x), TRUTH.log_evidence(x))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.filterwarnings("ignore:.*got one that runs on all", "ignore:.*Gaussians take its place")
 @pytest.mark.parametrize("name", ["AutoDiagonalNormal", "AutoDelta"])
 def test_sites_of_several_kinds(name):

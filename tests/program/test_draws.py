@@ -75,6 +75,7 @@ def test_draws_as_rows_by_graphs(interpreted):
     assert interpreted and torch.allclose(plain.log_evidence, graph.log_evidence, atol=1e-8)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("estimate", [pv.importance_sampling, pv.log_evidence])
 def test_a_guide_with_parameters_for_each_datum(estimate):
     """Neither rows nor draws can be more than there are."""
@@ -90,7 +91,7 @@ def test_a_guide_with_parameters_for_each_datum(estimate):
     assert_within(evidence, exact(x))
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @each
 def test_masked_latents_among_rows(estimate):
     """A second latent counts for every other datum only."""

@@ -92,6 +92,7 @@ def test_both_ways():
     assert sandwich.mean_gap < 0.1
 
 
+@pytest.mark.slow
 def test_draws_of_the_posterior():
     """The mean of z is that of the mixture of Gaussians that is its posterior."""
     x = data(8)

@@ -664,6 +664,7 @@ def full_covariance():
     return model, guide
 
 
+@pytest.mark.slow
 def test_a_guide_of_full_covariance_is_refined():
     model, guide = full_covariance()
     x = torch.randn(5)
@@ -732,6 +733,7 @@ def test_an_automatic_guide_of_an_angle():
         assert_right(ESTIMATORS[estimator](model, guide, x), exact)
 
 
+@pytest.mark.slow
 def test_values_that_another_latent_decides():
     """n ~ Categorical, m ~ Binomial(n + 1, 1/2): a list of values from one draw is no list of all."""
 

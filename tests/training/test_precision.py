@@ -46,6 +46,7 @@ def losses_of(precision, vae=None, **options):
     return torch.tensor(losses) / 100, vae, history
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compile", [False, True])
 def test_losses_are_close_to_those_of_float32(compile, interpreted):
     """Three layers each way err by some units of numbers of size 1 to 4: by 0.1 nats over six pixels, at the very most.

@@ -113,7 +113,7 @@ def test_it_goes_on_as_if_it_had_never_stopped(tmp_path, case, num_steps):
     assert history.validation_elbo == expected.validation_elbo
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("num_steps", [8, 3])
 def test_as_graphs_too(tmp_path, num_steps, interpreted):
     assert_goes_on(tmp_path, vae_with, digits(), num_steps, compile=True)
@@ -460,6 +460,7 @@ def test_clipping_is_torch_s():
     assert torch.stack(norms).norm().item() == pytest.approx(0.5, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_clipped_steps_are_graphs_too(float64, interpreted):
     """The same parameters as by Pyro's steps; those of the twin are not clipped."""
 
