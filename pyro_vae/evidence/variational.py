@@ -20,6 +20,7 @@ RIDGE = 0.3  # of the regression, towards the precision that is known
 LARGEST_FACTOR = 2.0  # by which a step changes a precision
 LONGEST_STEP = 2.0  # of the mean, in standard deviations
 DOUBT = 2.0  # standard errors by which the ELBO may fall before a step is taken back
+MAX_PAIRS = 4096  # (draw, datum) pairs that are evaluated together
 
 
 def refined(laplace: NormalMixture, view: Unconstrained, noise: Noise) -> NormalMixture:
@@ -44,10 +45,10 @@ def fit_normal(density: LogDensity, start: FullNormal, noise: Noise) -> FullNorm
     r"""Climb the ELBO of $q = N(m, L L^T)$, each datum for itself, by steps of the natural gradient.
 
     In coordinates v with u = m + L v, the best q has $E_q \nabla_v \log p(x, u) = 0$ and $-E_q \nabla_v^2 \log p = I$.
-    Both are estimated by ridge regression of the gradients on v, at pairs of draws v and -v: exactly, where log p is
-    quadratic and there are as many pairs as dimensions. A step at most doubles or halves a precision, and moves the
-    mean by at most two standard deviations. Where the ELBO then falls by more than two standard errors, the step is
-    taken back, and tried at half its size.
+    Both are read off a regression of the gradients on v, at pairs of draws v and -v, with a ridge towards the precision
+    that q has already. A step at most doubles or halves a precision, and moves the mean by at most two standard
+    deviations. Where the ELBO then falls by more than two standard errors, the step is taken back, and tried at half
+    its size.
 
     Args:
         density: log p(x, u), with gradients.
@@ -65,13 +66,20 @@ def fit_normal(density: LogDensity, start: FullNormal, noise: Noise) -> FullNorm
         v = noise.normal(NUM_PAIRS)
         v = torch.cat([v, -v])
         u = q.rsample(v)
-        value, gradient = with_gradient(density, u)
+        value, gradient = _with_gradient(density, u)
         found = _Elbo.of(value - q.log_prob(u))
         kept = found.is_no_less_than(elbo)
         best, elbo = _choose(kept, q, best), _choose(kept, found, elbo)
         step = _choose(kept, _Step.of(v, q.scaled_transposed(gradient)), step)
         size = torch.where(kept, 1.0, size / 2)
     return best
+
+
+def _with_gradient(density: LogDensity, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Evaluate a few draws at a time: a decoder's gradient takes memory for each (draw, datum) pair."""
+    parts = [with_gradient(density, part) for part in u.split(max(1, MAX_PAIRS // u.shape[1]))]
+    value, gradient = (torch.cat(each) for each in zip(*parts, strict=True))
+    return value, gradient
 
 
 class _Elbo(NamedTuple):
