@@ -17,7 +17,7 @@ __all__ = ["fit_normal", "num_evaluations", "refined"]
 NUM_STEPS, NUM_PAIRS = 5, 32
 NUM_DRAWS = (NUM_STEPS + 1) * 2 * NUM_PAIRS
 RIDGE = 0.3  # of the regression, towards the precision that is known
-LARGEST_FACTOR = 2.0  # by which a step changes a precision
+SMALLEST_FACTOR, LARGEST_FACTOR = 0.5, 20.0  # by which a step changes a precision: to narrow is safe, to widen is not
 LONGEST_STEP = 2.0  # of the mean, in standard deviations
 DOUBT = 2.0  # standard errors by which the ELBO may fall before a step is taken back
 MAX_PAIRS = 4096  # (draw, datum) pairs that are evaluated together
@@ -46,9 +46,9 @@ def fit_normal(density: LogDensity, start: FullNormal, noise: Noise) -> FullNorm
 
     In coordinates v with u = m + L v, the best q has $E_q \nabla_v \log p(x, u) = 0$ and $-E_q \nabla_v^2 \log p = I$.
     Both are read off a regression of the gradients on v, at pairs of draws v and -v, with a ridge towards the precision
-    that q has already. A step at most doubles or halves a precision, and moves the mean by at most two standard
-    deviations. Where the ELBO then falls by more than two standard errors, the step is taken back, and tried at half
-    its size.
+    that q has already. A step at most halves a precision, or makes it twenty times as large, and moves the mean by at
+    most two standard deviations. Where the ELBO then falls by more than two standard errors, the step is taken back,
+    and tried at half its size.
 
     Args:
         density: log p(x, u), with gradients.
@@ -127,7 +127,7 @@ class _Step(NamedTuple):
         second = torch.einsum("kni,knj->nij", v, v) / len(v) + RIDGE * identity
         slope = torch.linalg.solve(second, RIDGE * identity - torch.einsum("kni,knj->nij", v, gradient) / len(v))
         precision, vectors = torch.linalg.eigh((slope + slope.mT) / 2)
-        precision = precision.clamp(1 / LARGEST_FACTOR, LARGEST_FACTOR)
+        precision = precision.clamp(SMALLEST_FACTOR, LARGEST_FACTOR)
         along = torch.einsum("nji,nj->ni", vectors, gradient.mean(0)) / precision
         shift = torch.einsum("nij,nj->ni", vectors, along)
         too_long = (shift.norm(dim=-1, keepdim=True) / LONGEST_STEP).clamp(min=1.0)

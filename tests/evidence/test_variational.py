@@ -101,10 +101,10 @@ def test_it_serves_better_than_laplace_where_the_posterior_is_bent(bananas):
 
 def test_it_is_a_proposal(bananas):
     x, exact = bananas
-    laplace = pv.importance_sampling(banana, guide_of_banana, x, proposal="laplace")
-    fitted = pv.importance_sampling(banana, guide_of_banana, x, proposal=pv.proposals.Gaussian())
-    assert fitted.method[0] == "importance sampling from a fitted Gaussian"
-    assert (fitted.log_evidence - exact).square().mean() < (laplace.log_evidence - exact).square().mean()
+    fitted = pv.importance_sampling(banana, guide_of_banana, x, proposal=pv.proposals.Gaussian(), num_samples=4000)
+    assert set(fitted.method) == {"importance sampling from a fitted Gaussian"}
+    ratio = (fitted.log_evidence - exact).exp()
+    assert (ratio.mean() - 1).abs() < 4 * ratio.std() / math.sqrt(len(ratio))  # one in 16,000 fails
 
 
 def test_a_linear_gaussian_pair_is_exact():
