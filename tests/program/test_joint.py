@@ -167,7 +167,7 @@ def test_estimators_compiled(make, float64, recwarn, monkeypatch):
             )
             for proposal in ("defensive", "laplace")
         ),
-        lambda compile: pv.log_evidence(model, guide, x, tolerance=1e-12, max_evaluations=1800, compile=compile),
+        lambda compile: pv.log_evidence(model, guide, x, tolerance=1e-12, max_evaluations=2200, compile=compile),
     ]
     for call in calls:
         plain, graph = call(False), call(True)
