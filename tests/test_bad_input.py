@@ -481,7 +481,11 @@ OTHERS = {
         TypeError,
         "proposal: expected one of 'guide'.*got 3",
     ),
-    "start": (lambda: pv.ais(*pair(), BINARY, start="mode"), ValueError, "start: expected one of 'laplace', 'gaussian', 'guide'"),
+    "start": (
+        lambda: pv.ais(*pair(), BINARY, start="mode"),
+        ValueError,
+        "start: expected one of 'laplace', 'gaussian', 'guide'",
+    ),
     "schedule": (lambda: pv.ais(*pair(), BINARY, schedule="cubic"), ValueError, "schedule: expected one of 'adaptive'"),
     "one chain": (lambda: pv.ais(*pair(), BINARY, num_chains=1), ValueError, "num_chains: expected at least 2; got 1"),
     "a weight above one": (

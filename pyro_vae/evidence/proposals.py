@@ -174,8 +174,9 @@ class Laplace:
 class Gaussian:
     """A Gaussian of full covariance for each datum, fitted by variational inference from Laplace's.
 
-    Where the posterior is no Gaussian, its mean and covariance fit better than a mode and the curvature there. It is
-    rather too narrow than too wide, and so best where annealing starts. A mixture, if there are several modes.
+    Where the posterior is no Gaussian, its mean and covariance fit better than a mode and the curvature there. The best
+    such Gaussian is rather too narrow than too wide, so that its variances are raised in the end, by 0.6 over the
+    dimension; and it serves best where annealing starts. A mixture, if there are several modes.
     """
 
     name = "a fitted Gaussian"

@@ -107,11 +107,13 @@ def test_it_is_a_proposal(bananas):
     assert (ratio.mean() - 1).abs() < 4 * ratio.std() / math.sqrt(len(ratio))  # one in 16,000 fails
 
 
-def test_a_linear_gaussian_pair_is_exact():
+def test_a_linear_gaussian_pair():
+    """The fit finds the posterior, and is then a little wider."""
     truth = LinearGaussian()
-    vae, x = truth.vae(), truth.draw(5)
+    vae, x = truth.vae(), truth.draw(40)
     evidence = pv.ais(vae.model, vae.guide, x, start="gaussian", num_temperatures=3)
-    assert torch.allclose(evidence.log_evidence, truth.log_evidence(x), atol=1e-2)
+    z = (evidence.log_evidence - truth.log_evidence(x)) / evidence.std_error
+    assert evidence.reliable.all() and z.abs().max() < 5 and z.square().mean() < 2
 
 
 @pytest.mark.parametrize("max_evaluations", [2000, 6000])
