@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -102,7 +103,7 @@ class Cascade:
             self._go_on_from_both(columns[missed & ~many], modes)
         needed = self.budget.num_draws(found, LAPLACE_PILOT, around, LARGEST_LAPLACE_KHAT).to(columns.device)
         left = self._sample(columns[~missed], needed[~missed], modes.laplace)
-        self._anneal_or_spend(left, modes, is_from_both=False)
+        self._anneal_or_spend(left, modes, modes.laplace, Modes.path)
 
     def _go_on_from_both(self, columns: Tensor, modes: Modes) -> None:
         """Go on from a mixture of the guide and Laplace's Gaussians, where one of them missed some of p(x)."""
@@ -112,22 +113,28 @@ class Cascade:
         drawn = self._draw(columns, both, LAPLACE_PILOT, seed_for(self.seed, "pilot of both"))
         needed = self.budget.num_draws(drawn.totals.estimate(), LAPLACE_PILOT, self._seen_of(both, columns))
         left = self._sample(columns, needed.to(columns.device), modes.both)
-        return self._anneal_or_spend(left, modes, is_from_both=True)
+        return self._anneal_or_spend(left, modes, modes.both, Modes.path_from_both)
 
-    def _anneal_or_spend(self, columns: Tensor, modes: Modes, is_from_both: bool) -> None:
-        """Anneal from fitted Gaussians where the budget pays for it, and draw from Laplace's elsewhere."""
+    def _anneal_or_spend(
+        self,
+        columns: Tensor,
+        modes: Modes,
+        source: Callable[[Tensor], Source],
+        start: Callable[[Modes, Tensor], Start],
+    ) -> None:
+        """Anneal from fitted Gaussians where the budget pays for it, and draw from a source elsewhere."""
         if not len(columns):
             return
         cost = modes.cost_of_refining(columns)
         most = self.budget.affordable_temperatures(self.spent[columns] + cost + self.budget.annealing_pilot)
         can_anneal = self._for_all(most >= FEWEST_TEMPERATURES)
-        self._spend_the_rest(columns[~can_anneal], modes.both if is_from_both else modes.laplace)
+        self._spend_the_rest(columns[~can_anneal], source)
         if can_anneal.any():
             chosen = columns[can_anneal]
             with noise(self.block.program, seed_for(self.seed, "variational fit"), self.block.place):
                 fitted = modes.refined(chosen)
             self.spent[chosen] += cost[can_anneal]
-            self._anneal(chosen, fitted.path_from_both if is_from_both else fitted.path)
+            self._anneal(chosen, partial(start, fitted))
 
     def _can_find_modes(self, region: Region) -> bool:
         """Tell whether the budget pays for a search for modes, and the program has the derivatives that it takes."""

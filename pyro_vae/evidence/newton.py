@@ -19,6 +19,7 @@ __all__ = [
     "hessian_of",
     "is_twice_differentiable",
     "log_density",
+    "lower_factor",
     "scale_tril_of",
     "smallest_curvature",
     "with_gradient",
@@ -103,6 +104,11 @@ def scale_tril_of(hessian: Tensor, floor: Tensor) -> Tensor:
     """Factor |H|^{-1} = V S V^T as L L^T: L = R^T of the QR decomposition of (V S^{1/2})^T, which always exists."""
     eigenvalues, vectors = torch.linalg.eigh(-hessian)
     root = vectors * eigenvalues.abs().clamp(min=floor).rsqrt()[:, None]
+    return lower_factor(root)
+
+
+def lower_factor(root: Tensor) -> Tensor:
+    """Return L, lower triangular with a positive diagonal, with L L^T = R R^T of a root R `(N, D, D)`."""
     factor = torch.linalg.qr(root.mT).R.mT
     return factor * factor.diagonal(dim1=-2, dim2=-1).sign()[:, None]
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_vae import _checks
 from pyro_vae.evidence.gaussians import moments
+from pyro_vae.evidence.laplace import LaplaceFit
 from pyro_vae.evidence.local import refine
 from pyro_vae.evidence.region import NUM_MOMENT_DRAWS, Component, Region
 from pyro_vae.evidence.survey import NUM_POINTS, Survey, find_modes, survey
@@ -164,10 +165,7 @@ class Laplace:
 
     def fit(self, block: Block, region: Region) -> Fitted:
         seen = survey(region, [region.guide])
-        found = find_modes(region, seen)
-        fitted = Fitted.to(region.gaussian(found.gaussians), region)
-        spent = NUM_POINTS + found.num_evaluations
-        return fitted._replace(num_evaluations=spent, seen=seen, converged=found.converged)
+        return _of_modes(find_modes(region, seen), seen, region)
 
 
 @dataclass(frozen=True)
@@ -185,10 +183,13 @@ class Gaussian:
 
     def fit(self, block: Block, region: Region) -> Fitted:
         seen = survey(region, [region.guide])
-        found = find_modes(region, seen).refined(region.view, region.noise)
-        fitted = Fitted.to(region.gaussian(found.gaussians), region)
-        spent = NUM_POINTS + found.num_evaluations
-        return fitted._replace(num_evaluations=spent, seen=seen, converged=found.converged)
+        return _of_modes(find_modes(region, seen).refined(region.view, region.noise), seen, region)
+
+
+def _of_modes(found: LaplaceFit, seen: Survey, region: Region) -> Fitted:
+    fitted = Fitted.to(region.gaussian(found.gaussians), region)
+    spent = NUM_POINTS + found.num_evaluations
+    return fitted._replace(num_evaluations=spent, seen=seen, converged=found.converged)
 
 
 @dataclass(frozen=True)

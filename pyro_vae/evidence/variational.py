@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.evidence.gaussians import FullNormal, NormalMixture
-from pyro_vae.evidence.newton import LogDensity, log_density, with_gradient
+from pyro_vae.evidence.newton import LogDensity, log_density, lower_factor, with_gradient
 from pyro_vae.program.tiles import Noise
 from pyro_vae.program.unconstrained import Unconstrained
 
@@ -138,10 +138,8 @@ class _Step(NamedTuple):
     def applied(self, q: FullNormal, size: Tensor) -> FullNormal:
         """Go so far of the way, `(N,)`."""
         root = self.vectors * (-0.5 * size[:, None] * self.log_factor).exp()[:, None]
-        factor = torch.linalg.qr(root.mT).R.mT
-        factor = factor * factor.diagonal(dim1=-2, dim2=-1).sign()[:, None]
         loc = q.loc + q.scaled((size[:, None] * self.shift)[None])[0]
-        return FullNormal(loc, q.scale_tril @ factor)
+        return FullNormal(loc, q.scale_tril @ lower_factor(root))
 
 
 def _choose(chosen: Tensor, new: Any, old: Any) -> Any:
