@@ -38,7 +38,7 @@ def main() -> None:
     vae = build().to(device)
     x = torch.bernoulli(torch.full((NUM_DATA, 784), 0.2)).to(device)
     contestants = {
-        PRODUCTS: (lambda: products(device), 2048 * 200),
+        PRODUCTS: (lambda: products(device), num_products(device)),
         "importance_sampling(compile=True)": (lambda: ours(vae, x, compile=True), NUM_DATA * NUM_SAMPLES),
         "importance_sampling": (lambda: ours(vae, x), NUM_DATA * NUM_SAMPLES),
         **{
@@ -93,7 +93,7 @@ def annealing(vae, x, device: torch.device):
     options = {"num_temperatures": NUM_TEMPERATURES}
     dear = {"tolerance": 1e-3}
     return {
-        PRODUCTS: (lambda: (products(device), products(device)), 2048 * 200),
+        PRODUCTS: (lambda: (products(device), products(device)), num_products(device)),
         "ais(compile=True)": of(pv.ais, compile=True, **options),
         "ais": of(pv.ais, **options),
         "log_evidence(compile=True)": of(pv.log_evidence, compile=True, **dear),
@@ -113,10 +113,19 @@ def ours(vae, x, **options):
     pv.importance_sampling(vae.model, vae.guide, x, num_samples=NUM_SAMPLES, **options)
 
 
+ROWS_OF_A_PRODUCT = {"cpu": 2048, "cuda": 131_072}
+TIMES = 200
+
+
+def num_products(device: torch.device) -> int:
+    return TIMES * ROWS_OF_A_PRODUCT[device.type]
+
+
 @torch.no_grad()
 def products(device: torch.device) -> None:
-    h0, w1, w2, w3 = (torch.randn(*shape, device=device) for shape in ((2048, 50), (50, 200), (200, 200), (200, 784)))
-    for _ in range(200):
+    shapes = ((ROWS_OF_A_PRODUCT[device.type], 50), (50, 200), (200, 200), (200, 784))
+    h0, w1, w2, w3 = (torch.randn(*shape, device=device) for shape in shapes)
+    for _ in range(TIMES):
         h0 @ w1 @ w2 @ w3
 
 
@@ -179,13 +188,20 @@ def seconds(run, device) -> float:
 
 
 def whole(vae, device) -> None:
+    """The evidence of 10,000 images, and its share of the products that its evaluations take."""
     x = torch.bernoulli(torch.full((10_000, 784), 0.2)).to(device)
+    pair = vae.model, vae.guide
     runs = {
-        "10,000 images, 5,000 draws": lambda: pv.importance_sampling(vae.model, vae.guide, x, num_samples=5000),
-        "10,000 images, AIS": lambda: pv.ais(vae.model, vae.guide, x),
+        "10,000 images, 5,000 draws": (lambda: pv.importance_sampling(*pair, x, num_samples=5000, compile=True), 1),
+        "10,000 images, AIS": (lambda: pv.ais(*pair, x, compile=True), 2),
+        "10,000 images, log_evidence": (lambda: pv.log_evidence(*pair, x, tolerance=0.1, compile=True), 2),
     }
-    for name, run in runs.items():
-        print(f"{name}: {seconds(run, device):.1f} s")
+    rate = num_products(device) / seconds(lambda: products(device), device)
+    for name, (run, passes) in runs.items():
+        found: list[pv.Evidence] = []
+        took = seconds(lambda run=run, found=found: found.append(run()), device)
+        evaluations = int(found[0].num_evaluations.sum())
+        print(f"{name}: {took:.1f} s, {evaluations:,} evaluations, share {passes * evaluations / took / rate:.2f}")
 
 
 def memory(num_samples: int) -> float:

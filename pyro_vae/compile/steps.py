@@ -15,6 +15,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vae._private import PYRO_STACK, StoreTables, has_hooks, tree_flatten, tree_unflatten
+from pyro_vae.compile.capture import can_be_captured, captured
 from pyro_vae.compile.graph import kind_of, reason_of, recorded
 from pyro_vae.compile.watch import PLAIN, TensorWatch, Watch
 from pyro_vae.optim import FusedAdam
@@ -94,7 +95,6 @@ class Pair:
                 self.why_numbers_are_constants = reason
                 return None
             self.graphs.setdefault(key, []).append(graph)
-        self.num_compiled += 1
         return graph, graph(*call.tensors)
 
     @property
@@ -154,7 +154,7 @@ class _Graph:
             outputs, self.leaves = kind.run(losses, optim, self.params)
             return outputs
 
-        self.optim = optim
+        self.pair, self.optim = pair, optim
         with _undoing(pair.watch(call)) as self.watch, poutine.block(), pyro.validation_enabled(False):
             graph = recorded(lambda *tensors: run(*call.rebuilt(tensors)), *call.tensors)
             if any(tensor.grad_fn is not None for tensor in graph.tensors):
@@ -165,7 +165,14 @@ class _Graph:
             # Adam turns gradients of pure rounding into steps of full size: the updated parameters are not compared.
             moments = [] if optim is None else optim.moments()
             updated = [] if optim is None else self.leaves
-            graph.check(lambda: self.run(*call.tensors), lambda: run(call.args, call.kwargs), moments, updated)
+
+            def check() -> None:
+                graph.check(lambda: self.run(*call.tensors), lambda: run(call.args, call.kwargs), moments, updated)
+
+            check()
+            if can_be_captured((*graph.tensors, *call.tensors)):
+                self._capture(graph.tensors, call.tensors)
+                check()
         names = StoreTables.names()
         self.store = {**{names[tensor]: tensor for tensor in graph.tensors if tensor in names}, **self.params}
         """Parameters of the store: those that the program reads directly, and those that it asks for."""
@@ -174,7 +181,15 @@ class _Graph:
         if self._has_hooks():
             raise NotCompilable("a hook on the gradient of a parameter")
 
+    def _capture(self, tensors: tuple[Tensor, ...], args: tuple[Tensor, ...]) -> None:
+        try:
+            self.run = captured(self.run, args, (*tensors, *args)[0].device)
+        except RuntimeError as error:  # what CUDA cannot capture still runs, kernel by kernel
+            objective = type(self.pair.objective).__name__
+            self.pair.say(objective, reason_of(error), "each kernel is launched by itself")
+
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        self.pair.num_compiled += 1
         if self.optim is not None:
             self.optim.prepare()
         for handler in PYRO_STACK:  # as Pyro's own run does: SVI trains what it finds in the trace around the call

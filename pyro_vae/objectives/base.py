@@ -8,7 +8,7 @@ import math
 import types
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -181,11 +181,21 @@ class Objective(ELBO):
 
     def update(self, model: Any, guide: Any, optim: FusedAdam, *args: Any, **kwargs: Any) -> Tensor | None:
         """Take value, gradient and the optimizer's step in one graph; without one, do nothing and return None."""
+        found = self.updated(model, guide, optim, *args, **kwargs)
+        return None if found is None else found[1]
+
+    def updated(
+        self, model: Any, guide: Any, optim: FusedAdam, *args: Any, **kwargs: Any
+    ) -> tuple[Callable[..., tuple[Tensor, ...]], Tensor] | None:
+        """Take a step as `update` does; return its graph too, which takes the next one with tensors of these kinds.
+
+        Whoever calls the graph knows that nothing of the program has changed since: `update` looks.
+        """
         found = self._run(UPDATE, model, guide, args, kwargs, optim) if torch.is_grad_enabled() else None
         if found is None:
             return None
-        _, (loss,) = found
-        return loss
+        graph, (loss,) = found
+        return graph, loss
 
     def _loss_as_it_is(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         with torch.no_grad():

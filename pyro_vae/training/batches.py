@@ -17,7 +17,7 @@ from pyro_vae._random import seed_for, seeded
 from pyro_vae.data.dataset import Dataset, from_tensor
 from pyro_vae.vae import VAE
 
-__all__ = ["Batches", "batches_of"]
+__all__ = ["Batches", "Rows", "batches_of"]
 
 Batch = tuple[Any, ...]
 DRAWN_TOGETHER = 1_000_000

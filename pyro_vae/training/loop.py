@@ -21,7 +21,7 @@ from pyro_vae.diagnostics import terms_of
 from pyro_vae.program.core import Program
 from pyro_vae.program.inspect import program_of
 from pyro_vae.training import optimizers
-from pyro_vae.training.batches import Batch, Batches
+from pyro_vae.training.batches import Batch, Batches, Rows
 from pyro_vae.training.callbacks import Callback, Progress
 from pyro_vae.training.checkpoint import Checkpoint
 from pyro_vae.training.early_stopping import EarlyStopping
@@ -69,6 +69,8 @@ class Loop:
         self.num_epochs, self.early_stopping = num_epochs, early_stopping
         self.folder, self.callbacks = run, callbacks
         self.history = stepper.history
+        self.is_open = not isinstance(train, Rows) or any(map(_acts_at_steps, callbacks))
+        """Whether other people's code runs between two steps, which may change the program."""
         self.place = _Place()
         self.best: dict[str, Tensor] | None = None
         self.program: Program | None = None
@@ -110,6 +112,7 @@ class Loop:
         """Take the steps of an epoch, or the rest of one, evaluate, and keep what was reached."""
         place, started = self.place, time.perf_counter()
         self.trainee.train()
+        self.stepper.look_again()
         losses: list[Any] = []
         for batch in self.train.epoch(place.epoch, place.batch):
             losses.append(self._step(batch))
@@ -118,7 +121,7 @@ class Loop:
                 self._stop(asked, losses, started)
         self.stepper.check()
         self.trainee.train(False)
-        place.loss = sum(map(float, losses), place.loss)  # in this order, wherever an epoch was interrupted
+        place.loss = _sum(losses, place.loss)  # in this order, wherever an epoch was interrupted
         place.seconds += time.perf_counter() - started
         self._evaluate()
         self.place = _Place(epoch=place.epoch + 1)
@@ -133,12 +136,14 @@ class Loop:
         loss = self.stepper.step(batch, (self.place.epoch, self.place.batch))
         self.progress.num_steps += 1
         self._tell(lambda callback: callback.on_step(self.progress, loss))
+        if self.is_open:
+            self.stepper.look_again()
         return loss
 
     def _stop(self, asked: dict[str, int], losses: list[Any], started: float) -> None:
         """Keep what was reached in the middle of an epoch, and end."""
         self.stepper.check()
-        self.place.loss = sum(map(float, losses), self.place.loss)
+        self.place.loss = _sum(losses, self.place.loss)
         self.place.seconds += time.perf_counter() - started
         self._save()
         _leave(asked)
@@ -308,6 +313,16 @@ class Loop:
     def _tell(self, moment: Callable[[Callback], None]) -> None:
         for callback in self.callbacks:
             moment(callback)
+
+
+def _acts_at_steps(callback: Callback) -> bool:
+    return not (getattr(callback.on_step, "__module__", None) or "").startswith("pyro_vae.")
+
+
+def _sum(losses: list[Any], start: float) -> float:
+    """Add losses one by one, all of which come from the device at once."""
+    values = torch.stack(losses).tolist() if losses and all(isinstance(each, Tensor) for each in losses) else losses
+    return sum(map(float, values), start)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from torch.distributions import Distribution
 
 from pyro_vae._private import validate_sample_code
 from pyro_vae._random import generators, set_generators
+from pyro_vae.compile.graph import kind_of
 from pyro_vae.objectives.base import Objective, as_it_is
 from pyro_vae.optim import FusedAdam
 from pyro_vae.training import optimizers
@@ -79,6 +80,8 @@ class Stepper:
         """Losses of compiled steps that are not checked yet."""
         self.taken: list[_Taken] = []
         """These steps; or the last, where it was not compiled."""
+        self.graphs: dict[Any, Callable[..., tuple[Tensor, ...]]] = {}
+        """Of the steps since the program was looked at, by the kinds of tensors in a batch."""
         self.before: list[tuple[Tensor, Tensor]] = []
         """Parameters and the optimizer's numbers, with their values before these steps."""
         self.state = list(trainee.tensors().values())
@@ -161,7 +164,19 @@ class Stepper:
         if not self._may_compile:
             return None
         assert isinstance(self.objective, Objective) and isinstance(self.optim, FusedAdam)
-        return self.objective.update(self.model, self.guide, self.optim, *batch)
+        kinds = tuple(map(kind_of, batch)) if all(isinstance(each, Tensor) for each in batch) else None
+        if kinds in self.graphs:
+            return self.graphs[kinds](*batch)[0]
+        found = self.objective.updated(self.model, self.guide, self.optim, *batch)
+        if found is None:
+            return None
+        if kinds is not None:
+            self.graphs[kinds] = found[0]
+        return found[1]
+
+    def look_again(self) -> None:
+        """Look at the program before the next step: something else than a step may have changed it."""
+        self.graphs = {}
 
     def _loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any) -> float:
         self.num_steps += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -46,7 +47,9 @@ class Trainee:
     @property
     def device(self) -> torch.device:
         """Where the tensors are."""
-        return next((tensor.device for tensor in self.tensors().values()), torch.get_default_device())
+        modules = (tensor for each in self.modules.values() for tensor in chain(each.parameters(), each.buffers()))
+        first = next(chain(modules, self.in_store.values()), None)
+        return torch.get_default_device() if first is None else first.device
 
     @property
     def may_be_incomplete(self) -> bool:

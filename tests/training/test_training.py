@@ -346,6 +346,63 @@ def test_as_graphs_it_is_the_same_training(digits, elbo, float64, interpreted):
 @pytest.mark.slow
 @needs_compiler
 @pytest.mark.filterwarnings("ignore:.*real MNIST digits")
+class Shifted(nn.Module):
+    """A pair with a number of Python among its parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift, self.loc = 1.0, nn.Parameter(torch.zeros(3))
+
+    def model(self, x):
+        pyro.module("shifted", self)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(self.loc + self.shift, 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        pass
+
+
+class Changing(pv.training.Callback):
+    """Changes that number in the middle of an epoch."""
+
+    def __init__(self, shifted):
+        self.shifted = shifted
+
+    def on_step(self, progress, loss):
+        if progress.num_steps == 13:
+            self.shifted.shift = -5.0
+
+
+def test_what_a_callback_changes_between_steps_is_seen(interpreted):
+    losses = []
+    for compile in (True, False):
+        pyro.clear_param_store()
+        shifted = Shifted()
+        options = dict(num_epochs=1, batch_size=2, compile=compile, progress=False, objective=Trace_ELBO())
+        pv.fit((shifted.model, shifted.guide), torch.ones(40, 3), callbacks=[Changing(shifted)], **options)
+        losses.append(shifted.loc.detach())
+    torch.testing.assert_close(*losses)
+
+
+def test_steps_between_which_nothing_can_change_are_not_looked_at_again(interpreted, monkeypatch):
+    looked = []
+    monkeypatch.setattr(pv.objectives.Objective, "updated", _counting(pv.objectives.Objective.updated, looked))
+    options = dict(num_epochs=1, batch_size=2, compile=True, progress=False)
+    pv.fit(small_vae(), torch.ones(40, 6), **options)
+    assert len(looked) < 6
+    looked.clear()
+    pv.fit(small_vae(), torch.ones(40, 6), callbacks=[Changing(Shifted())], **options)
+    assert len(looked) >= 20
+
+
+def _counting(fn, calls):
+    def counted(*args):
+        calls.append(1)
+        return fn(*args)
+
+    return counted
+
+
 def test_compiled_it_ends_at_the_same_elbo(tmp_path):
     """After 50 epochs of real digits, with other seeds; at t < 5 with 6 degrees of freedom, a false failure in 400 runs.
 
