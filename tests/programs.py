@@ -248,6 +248,22 @@ def with_a_factor():
     return Case(model, case.guide, case.calls)
 
 
+class Shifted(nn.Module):
+    """A pair with a number of Python among its parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift, self.loc = 1.0, nn.Parameter(torch.zeros(3))
+
+    def model(self, x):
+        pyro.module("shifted", self)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(self.loc + self.shift, 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        pass
+
+
 PROGRAMS = {
     "a Bernoulli VAE": bernoulli_vae,
     "a Gaussian VAE, scaled and masked": gaussian_vae_scaled_and_masked,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +42,7 @@ def captured(run: Run, args: Sequence[Tensor], device: torch.device) -> Run:
 
 
 @cache
-def _pool(device: torch.device) -> tuple[int, int]:
+def _pool(device: torch.device) -> Any:
     """The memory that graphs of a device take in turn: nothing but their outputs, which are copied, outlives a run."""
     with torch.cuda.device(device):
         return torch.cuda.graph_pool_handle()

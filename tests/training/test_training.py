@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from programs import Shifted
 from pyro.infer import Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from torch import nn
 from truths import draws_of, needs_compiler, small_vae
@@ -346,22 +347,6 @@ def test_as_graphs_it_is_the_same_training(digits, elbo, float64, interpreted):
 @pytest.mark.slow
 @needs_compiler
 @pytest.mark.filterwarnings("ignore:.*real MNIST digits")
-class Shifted(nn.Module):
-    """A pair with a number of Python among its parameters."""
-
-    def __init__(self):
-        super().__init__()
-        self.shift, self.loc = 1.0, nn.Parameter(torch.zeros(3))
-
-    def model(self, x):
-        pyro.module("shifted", self)
-        with pyro.plate("data", len(x)):
-            pyro.sample("x", dist.Normal(self.loc + self.shift, 1.0).to_event(1), obs=x)
-
-    def guide(self, x):
-        pass
-
-
 class Changing(pv.training.Callback):
     """Changes that number in the middle of an epoch."""
 
@@ -382,6 +367,7 @@ def test_what_a_callback_changes_between_steps_is_seen(interpreted):
         pv.fit((shifted.model, shifted.guide), torch.ones(40, 3), callbacks=[Changing(shifted)], **options)
         losses.append(shifted.loc.detach())
     torch.testing.assert_close(*losses)
+    assert interpreted
 
 
 def test_steps_between_which_nothing_can_change_are_not_looked_at_again(interpreted, monkeypatch):
