@@ -174,7 +174,7 @@ def trained(name: str, row: Row, args: argparse.Namespace) -> tuple[pv.VAE, pv.H
         objective=row.objective(),
         optim=row.optim(),
         schedule=None if factor is None else lambda step: factor(step // steps),
-        num_epochs=row.num_epochs[args.budget],
+        num_epochs=args.num_epochs or row.num_epochs[args.budget],
         batch_size=row.batch_size,
         seed=args.seed,
         validation=validation if row.keeps_best else None,
@@ -271,10 +271,11 @@ def table(results: list[dict[str, Any]]) -> str:
         epochs = f"{result['num_epochs']:,}"
         if result["num_epochs"] < result["full_num_epochs"]:
             epochs += f" of {result['full_num_epochs']:,}"
+        bias = f"{some['bias_of_the_paper_s_estimator']:+.2f} +- {some['its_error']:.2f}"
         lines.append(
             f"| {result['title']} | {epochs} | {result['published']['log_p']:.2f} | {ours['log_p']:.2f} +- "
             f"{ours['error_of_test_set']:.2f} | {some['paper_s_estimator']:.2f} | **{some['log_evidence']:.2f}** +- "
-            f"{some['monte_carlo_error']:.2f} | {some['bias_of_the_paper_s_estimator']:+.2f} +- {some['its_error']:.2f} |"
+            f"{some['monte_carlo_error']:.2f} | {bias} |"
         )
     return "\n".join(lines)
 
@@ -293,6 +294,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", choices=[*ROWS, []], metavar="NAME", help=", ".join(ROWS))
     parser.add_argument("--budget", choices=["full", "hours", "minutes"], default="full")
+    parser.add_argument("--num-epochs", type=int, help="instead of the budget's")
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--runs", type=Path, default=Path("runs/literature"), help="where runs are kept")
     parser.add_argument("--output-dir", type=Path, default=Path("docs/results/literature"))

@@ -14,13 +14,13 @@ __all__ = ["can_be_captured", "captured"]
 Run = Callable[..., tuple[Tensor, ...]]
 
 
-def can_be_captured(tensors: Sequence[Tensor]) -> bool:
-    """Tell whether all of these are on one GPU: a number that the CPU hands over would stay what it was."""
-    return bool(tensors) and all(tensor.is_cuda for tensor in tensors) and len({t.device for t in tensors}) == 1
+def can_be_captured(tensors: Sequence[Tensor], device: torch.device) -> bool:
+    """Tell whether these are on a GPU: a number that the CPU hands over would stay what it was."""
+    return device.type == "cuda" and all(tensor.device == device or not tensor.numel() for tensor in tensors)
 
 
 def captured(run: Run, args: Sequence[Tensor], device: torch.device) -> Run:
-    """Capture what `run`, which has run before, launches on the GPU; return a function that launches it at once.
+    """Capture what `run`, which has run before, launches on a GPU; return a function that launches it at once.
 
     A training step of a small network is some dozens of kernels, each shorter than the launch of the next. Random
     numbers are drawn from torch's generator, as if each kernel was launched by itself.

