@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 __all__ = ["can_be_captured", "captured"]
 
 Run = Callable[..., tuple[Tensor, ...]]
 
+aten = torch.ops.aten
+WAITING = {aten._linalg_check_errors.default, aten._local_scalar_dense.default, aten.nonzero.default}
+"""Operations in which the CPU waits for a result, such as whether a matrix had a Cholesky factor."""
 
-def can_be_captured(tensors: Sequence[Tensor], device: torch.device) -> bool:
-    """Tell whether these are on a GPU: a number that the CPU hands over would stay what it was."""
-    return device.type == "cuda" and all(tensor.device == device or not tensor.numel() for tensor in tensors)
+
+def can_be_captured(module: fx.GraphModule, tensors: Sequence[Tensor], device: torch.device) -> bool:
+    """Tell whether a graph of these tensors runs on a GPU alone: what the CPU hands over would stay what it was."""
+    waits = any(node.target in WAITING for node in module.graph.nodes)
+    are_there = all(tensor.device == device or not tensor.numel() for tensor in tensors)
+    return device.type == "cuda" and are_there and not waits
 
 
 def captured(run: Run, args: Sequence[Tensor], device: torch.device) -> Run:
@@ -27,7 +31,7 @@ def captured(run: Run, args: Sequence[Tensor], device: torch.device) -> Run:
     """
     inputs = [arg.clone() for arg in args]
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(device), torch.cuda.graph(graph, pool=_pool(device)):
+    with torch.cuda.device(device), torch.cuda.graph(graph):
         outputs = run(*inputs)
 
     def launch(*args: Tensor) -> tuple[Tensor, ...]:
@@ -39,10 +43,3 @@ def captured(run: Run, args: Sequence[Tensor], device: torch.device) -> Run:
             return tuple(output.clone() for output in outputs)
 
     return launch
-
-
-@cache
-def _pool(device: torch.device) -> Any:
-    """The memory that graphs of a device take in turn: nothing but their outputs, which are copied, outlives a run."""
-    with torch.cuda.device(device):
-        return torch.cuda.graph_pool_handle()

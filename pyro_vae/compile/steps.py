@@ -181,14 +181,15 @@ class _Graph:
 
     def _capture(self, graph: Graph, args: tuple[Tensor, ...], check: Callable[[], None]) -> None:
         """On a GPU, launch all kernels at once, if that gives the same numbers."""
-        device = device_of(*graph.tensors, *args)
-        if not can_be_captured((*graph.tensors, *args), device):
+        tensors = *graph.tensors, *args
+        device = device_of(*tensors)
+        if not can_be_captured(graph.module, tensors, device):
             return
         kernel_by_kernel = self.run
+        self.run = captured(kernel_by_kernel, args, device)
         try:
-            self.run = captured(kernel_by_kernel, args, device)
             check()
-        except (RuntimeError, ValueError) as error:  # CUDA refuses it, or it draws other random numbers
+        except ValueError as error:
             self.run = kernel_by_kernel
             objective = type(self.pair.objective).__name__
             self.pair.say(objective, f"{reason_of(error)}, in a CUDA graph", "each kernel is launched by itself")

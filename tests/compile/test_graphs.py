@@ -11,6 +11,7 @@ from truths import LIKELIHOODS, draws_of, needs_compiler, small_vae
 
 import pyro_vae as pv
 from pyro_vae.compile import graph as graphs
+from pyro_vae.compile.capture import can_be_captured
 from pyro_vae.compile.graph import compiled, recorded
 from pyro_vae.compile.rewrites import bernoulli_log_prob_sum, rewrite, tanh, with_channels_last
 
@@ -231,3 +232,19 @@ def test_a_compiler_that_fails_on_its_fusions_is_asked_for_fewer_and_says_so(mon
     with pytest.warns(UserWarning, match="its own settings; got RuntimeError: a loop too many; it fuses at most four"):
         run = recorded(lambda x: (x.sin().sum() + 1234.0,), x).compiled(x)
     assert asked == [None, 4] and torch.equal(run(x)[0], x.sin().sum() + 1234.0)
+
+
+@pytest.mark.parametrize(
+    "fn, tensors, expected",
+    [
+        (lambda x: (x.exp() @ x,), (), True),
+        (lambda x: (x.exp() @ x,), (torch.ones(0),), True),
+        (lambda x: (x.exp() @ x,), (torch.ones(1),), False),
+        (lambda x: (torch.linalg.cholesky(x @ x.mT + torch.eye(3)),), (), False),
+    ],
+    ids=["all on the GPU", "an empty tensor of the CPU", "a number of the CPU", "a factor that may fail"],
+)
+def test_what_can_be_launched_at_once(fn, tensors, expected):
+    module = recorded(fn, torch.rand(3, 3)).module
+    assert can_be_captured(module, tensors, torch.device("cuda", 0)) is expected
+    assert not can_be_captured(module, tensors, torch.device("cpu"))
