@@ -42,6 +42,39 @@ def test_the_twin_with_another_guide_does_not_touch():
     assert (weights - truth.log_evidence(x)).abs().max() > 1e-4
 
 
+def decoder_of(components, mean, scale):
+    """Our parts with scikit-learn's parameters: x = z W + mean + noise."""
+    vae = pv.VAE(
+        pv.priors.StandardNormal(len(components)),
+        pv.likelihoods.Gaussian(torch.nn.Linear(*components.shape), "learned", scale_shape=scale.shape),
+        pv.posteriors.DiagonalNormal(torch.nn.Linear(components.shape[1], 2 * len(components))),
+    )
+    with torch.no_grad():
+        vae.likelihood.network.weight.copy_(components.T)
+        vae.likelihood.network.bias.copy_(mean)
+        vae.likelihood.scale_form.raw.copy_((scale - vae.likelihood.scale_form.floor).expm1().log())
+    return vae
+
+
+@pytest.mark.parametrize("scales", ["one for each", "one for all"])
+def test_factor_analysis_and_probabilistic_pca_are_those_of_scikit_learn(scales):
+    """Fitted by scikit-learn, evaluated by ours: exact by Laplace's Gaussian, whatever the guide."""
+    decomposition = pytest.importorskip("sklearn.decomposition")
+    torch.manual_seed(3)
+    x = torch.randn(300, 2) @ torch.randn(2, 7) + torch.randn(300, 7) * (0.5 + torch.rand(7)) + 2
+    if scales == "one for each":
+        theirs = decomposition.FactorAnalysis(2).fit(x.numpy())
+        components, scale = torch.tensor(theirs.components_), torch.tensor(theirs.noise_variance_).sqrt()
+    else:
+        theirs = decomposition.PCA(2).fit(x.numpy())
+        noise = torch.tensor(theirs.noise_variance_)
+        lengths = (torch.tensor(theirs.explained_variance_) - noise).sqrt()
+        components, scale = torch.tensor(theirs.components_) * lengths[:, None], noise.sqrt()
+    vae = decoder_of(components, torch.tensor(theirs.mean_), scale)
+    found = pv.importance_sampling(vae.model, vae.guide, x, num_samples=5, proposal="laplace")
+    assert (found.log_evidence - torch.tensor(theirs.score_samples(x.numpy()))).abs().max() < 1e-6
+
+
 GUIDES = {"shifted": (0.3, 1.0), "inflated": (0.0, 1.4), "shifted and inflated": (0.2, 1.2)}
 
 

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 import pyro_vae as pv
-from pyro_vae.nn import MLP, ConvDecoder, ConvEncoder, Standardized
+from pyro_vae.nn import MLP, Batched, ConvDecoder, ConvEncoder, Standardized, WithMask
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -24,6 +24,8 @@ NETWORKS = {
     "MLP, normalized": (lambda: MLP(6, [5, 4], 3, normalize=True), (6,)),
     "MLP, both": (lambda: MLP(6, [5, 5], 3, nn.SiLU, residual=True, normalize=True), (6,)),
     "Standardized": (lambda: Standardized(MLP(6, [5], 3), torch.arange(6.0), 2.0), (6,)),
+    "WithMask": (lambda: WithMask(MLP(12, [5], 3)), (6,)),
+    "Batched": (lambda: Batched(nn.Sequential(nn.Conv1d(2, 3, 2), nn.Flatten(), nn.Linear(15, 4)), 2), (2, 6)),
     **{
         f"ConvEncoder, {name}": (lambda form=form: ConvEncoder((2, 9, 6), [3, 4], 5, **form), (2, 9, 6))
         for name, form in FORMS.items()
