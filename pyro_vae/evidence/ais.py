@@ -27,7 +27,7 @@ from pyro_vae.evidence.path import START_NAMES
 from pyro_vae.evidence.region import Region
 from pyro_vae.evidence.result import Evidence
 from pyro_vae.program.core import Program
-from pyro_vae.program.joint import joint_of
+from pyro_vae.program.joint import Compile
 from pyro_vae.program.tiles import Block, noise, refuse_nan
 
 __all__ = ["AIS", "ais"]
@@ -50,7 +50,7 @@ def ais(
     first_index: int = 0,
     num_posterior_draws: int = 16,
     chunk_size: int | None = None,
-    compile: bool = False,
+    compile: Compile = "auto",
     progress: bool = False,
 ) -> Evidence:
     r"""Estimate log p(x) of each datum by annealed importance sampling.
@@ -112,8 +112,8 @@ def ais(
     estimator = AIS(Annealing(start, num_temperatures, num_chains, num_leapfrog, schedule))
     task = Task.of(
         model, guide, args, kwargs, plate=plate, seed=seed, first_index=first_index,
-        num_posterior_draws=num_posterior_draws, joint=joint,
-        densities=joint_of(chunk_size, compile), progress=progress,
+        num_posterior_draws=num_posterior_draws, joint=joint, chunk_size=chunk_size, compile=compile,
+        evaluations=estimator.annealing.work, progress=progress,
     )  # fmt: skip
     return evaluate(estimator, task)
 

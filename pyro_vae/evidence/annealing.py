@@ -125,6 +125,11 @@ class Annealing:
         return self.num_chains * (1 + (self.num_temperatures - 1) * self.num_leapfrog)
 
     @property
+    def work(self) -> int:
+        """Evaluations for each datum, pilots included, each counted twice for its gradient."""
+        return 2 * (self.num_evaluations + self.num_pilot_evaluations)
+
+    @property
     def num_pilot_temperatures(self) -> int:
         return max(PILOT_TEMPERATURES, self.num_temperatures // 5) if self.num_temperatures > 1 else 0
 

@@ -20,7 +20,7 @@ from pyro_vae.evidence.estimator import Estimator, Found, Task, evaluate
 from pyro_vae.evidence.result import Evidence
 from pyro_vae.evidence.weights import Estimate
 from pyro_vae.program.core import Program
-from pyro_vae.program.joint import joint_of
+from pyro_vae.program.joint import Compile
 from pyro_vae.program.tiles import Block
 
 __all__ = ["Auto", "log_evidence"]
@@ -39,7 +39,7 @@ def log_evidence(
     plate: str | None = None,
     first_index: int = 0,
     num_posterior_draws: int = 16,
-    compile: bool = False,
+    compile: Compile = "auto",
     progress: bool = False,
 ) -> Evidence:
     r"""Estimate log p(x) of each datum by the cheapest of three estimators that keeps the error within a tolerance.
@@ -103,7 +103,8 @@ def log_evidence(
     )
     task = Task.of(
         model, guide, args, kwargs, plate=plate, seed=seed, first_index=first_index,
-        num_posterior_draws=num_posterior_draws, joint=joint, densities=joint_of(compile=compile), progress=progress,
+        num_posterior_draws=num_posterior_draws, joint=joint, compile=compile,
+        evaluations=max_evaluations, progress=progress,
     )  # fmt: skip
     return evaluate(estimator, task)
 

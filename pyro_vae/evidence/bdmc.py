@@ -21,7 +21,7 @@ from pyro_vae.evidence.estimator import Estimator, Found, Task, run
 from pyro_vae.evidence.region import Region
 from pyro_vae.evidence.summary import Row, Table, plus_minus
 from pyro_vae.program.core import Program
-from pyro_vae.program.joint import joint_of
+from pyro_vae.program.joint import Compile
 from pyro_vae.program.masks import elements_of
 from pyro_vae.program.refusals import refusing_noisy_modules
 from pyro_vae.program.runs import Latents
@@ -109,7 +109,7 @@ def bdmc(
     schedule: str = "adaptive",
     seed: int = 0,
     plate: str | None = None,
-    compile: bool = False,
+    compile: Compile = "auto",
 ) -> Sandwich:
     r"""Bound log p(x) of simulated data from both sides, by AIS in both directions: a test of its settings.
 
@@ -150,7 +150,7 @@ def bdmc(
         True
     """
     annealing = Annealing(start, num_temperatures, num_chains, num_leapfrog, schedule)
-    joint, seed = joint_of(compile=compile), _checks.seed(seed)
+    seed = _checks.seed(seed)
     if args and num_data is not None:
         raise ValueError("num_data: expected None where args give the rows; got both; leave one out.")
     if num_data is None and "num_data" in (kwargs or {}):
@@ -158,7 +158,10 @@ def bdmc(
     num_data = None if args else _checks.whole_number("num_data", 100 if num_data is None else num_data)
     kwargs = _checks.keyword_arguments(kwargs)
     latents, x, made = _simulate(model, args, kwargs, num_data, seed_for(seed, "simulation"))
-    task = Task.of(model, guide, (x, *args[1:]), kwargs, plate=plate, seed=seed, first_index=0, densities=joint)
+    task = Task.of(
+        model, guide, (x, *args[1:]), kwargs, plate=plate, seed=seed, first_index=0, compile=compile,
+        evaluations=2 * annealing.work,
+    )  # fmt: skip
     task.require_view()
     _refuse_teacher_forcing(model, (x, *args[1:]), kwargs, latents, made)
     found = run(BothWays(annealing, {name: latents[name] for name in task.program.structure.latents}), task)

@@ -21,7 +21,7 @@ from pyro_vae.evidence.result import Evidence
 from pyro_vae.evidence.weights import Estimate
 from pyro_vae.program.core import Program
 from pyro_vae.program.inspect import program_of
-from pyro_vae.program.joint import Joint, as_it_is
+from pyro_vae.program.joint import Compile, CompiledJoint, Joint, as_it_is, joint_of, pays_to_compile
 from pyro_vae.program.tiles import Block, blocks
 from pyro_vae.program.unconstrained import Unconstrained
 from pyro_vae.program.whole import Pair, as_one_datum
@@ -56,15 +56,24 @@ class Task:
         first_index: int,
         num_posterior_draws: int = 0,
         joint: bool = False,
-        densities: Joint = as_it_is,
+        chunk_size: int | None = None,
+        compile: Compile = False,
+        evaluations: float = 0.0,
         progress: bool = False,
     ) -> Task:
-        """Check the options that all estimators share, and inspect the pair, once for each call."""
+        """Check the options that all estimators share, and inspect the pair, once for each call.
+
+        `evaluations` of each datum, one with a gradient counted twice, decide whether compile="auto" compiles.
+        """
         seed = _checks.seed(seed)
         first_index = _checks.whole_number("first_index", first_index, minimum=0)
         num_posterior_draws = _checks.whole_number("num_posterior_draws", num_posterior_draws, minimum=0)
         pair = Pair(model, guide, args, kwargs, plate)
+        densities = joint_of(chunk_size)
+        _checks.choice("compile", compile, (True, False, "auto"))
         program = program_of(*(as_one_datum(pair) if joint else pair))
+        if pays_to_compile(compile, program, evaluations):
+            densities = joint_of(chunk_size, compile=True)
         return cls(program, seed, first_index, num_posterior_draws, densities, progress)
 
     @cached_property
@@ -75,6 +84,11 @@ class Task:
     def require_view(self) -> Unconstrained:
         """Return `view`, or raise an error that says why there is none."""
         return self.view or Unconstrained.of(self.program)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether a compiled graph has replaced the model."""
+        return isinstance(self.densities, CompiledJoint) and self.densities.is_compiled
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -147,7 +161,7 @@ class Estimator(ABC, Generic[Part]):
 
     def is_compiled(self, task: Task) -> bool:
         """Tell whether a compiled graph replaced the model in the measured run."""
-        return getattr(task.densities, "is_compiled", False)
+        return task.is_compiled
 
 
 def run(estimator: Estimator[Part], task: Task) -> Found:

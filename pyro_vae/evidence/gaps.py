@@ -20,6 +20,7 @@ from pyro_vae.evidence.local import refine
 from pyro_vae.evidence.observed import Observed
 from pyro_vae.evidence.result import Evidence
 from pyro_vae.evidence.summary import Row, Table, plus_minus
+from pyro_vae.program.joint import Compile
 from pyro_vae.program.tiles import Block, DrawSome, blocks, evaluating, in_strips, kept, noise, tiles_of
 
 __all__ = ["InferenceGap", "inference_gap"]
@@ -99,6 +100,7 @@ def inference_gap(
     seed: int = 0,
     plate: str | None = None,
     first_index: int = 0,
+    compile: Compile = "auto",
 ) -> InferenceGap:
     r"""Split $\log p(x) - \mathrm{ELBO} = \mathrm{KL}(q \| p(z|x))$ of each datum into approximation and amortization
     gap.
@@ -120,6 +122,7 @@ def inference_gap(
         evidence: log p(x) of the same data, if it is known; `log_evidence` by default.
         seed: fixes the noise.
         plate, first_index, kwargs: as in `importance_sampling`.
+        compile: as in `ais`, for log p(x); the search for $q^*$ runs as it is.
 
     Returns:
         `InferenceGap`.
@@ -132,7 +135,10 @@ def inference_gap(
     """
     for name, value in (("num_samples", num_samples), ("num_steps", num_steps), ("num_particles", num_particles)):
         _checks.whole_number(name, value)
-    task = Task.of(model, guide, args, kwargs, plate=plate, seed=seed, first_index=first_index, num_posterior_draws=16)
+    task = Task.of(
+        model, guide, args, kwargs, plate=plate, seed=seed, first_index=first_index, num_posterior_draws=16,
+        compile=compile, evaluations=Auto().max_evaluations if evidence is None else 0,
+    )  # fmt: skip
     if evidence is not None and evidence.observed.fingerprint != Observed.of(task.program).fingerprint:
         raise ValueError("evidence: expected that of the same data; got another's; leave it out, or evaluate these.")
     guides, best = [], []

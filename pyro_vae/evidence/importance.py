@@ -27,7 +27,7 @@ from pyro_vae.evidence.result import Evidence
 from pyro_vae.evidence.survey import NUM_POINTS, survey
 from pyro_vae.evidence.weights import Estimate, Totals
 from pyro_vae.program.core import Program
-from pyro_vae.program.joint import joint_of
+from pyro_vae.program.joint import Compile, CompiledJoint, joint_of
 from pyro_vae.program.tiles import Block, Noise, block_width, evaluating, noise
 
 __all__ = ["ImportanceSampling", "importance_sampling"]
@@ -48,7 +48,7 @@ def importance_sampling(
     first_index: int = 0,
     num_posterior_draws: int = 16,
     chunk_size: int | None = None,
-    compile: bool = False,
+    compile: Compile = "auto",
     progress: bool = False,
 ) -> Evidence:
     r"""Estimate log p(x) of each datum by $\log \frac{1}{K} \sum_k w_k$ with $w_k = p(x, z_k) / q(z_k)$, $z_k \sim q$.
@@ -81,10 +81,10 @@ def importance_sampling(
             not be pooled in one error or certificate.
         num_posterior_draws: how many draws from p(z|x) to keep for each datum, by importance resampling.
         chunk_size: how many (datum, draw) pairs the model is evaluated on at a time, if a tile is too many.
-        compile: whether to evaluate the model, and the guide if it is the proposal, as a compiled graph. It pays for
-            large jobs: each call records the graph anew, and one that is new to the process takes seconds to compile.
-            Draws are the same, and densities agree to float32 rounding. A model that cannot be compiled runs eagerly,
-            with a warning.
+        compile: whether to evaluate the model, and the guide if it is the proposal, as a compiled graph. `"auto"` does
+            so for large jobs, where data, draws and parameters together repay the seconds that it takes; the same call
+            always decides alike. Draws are the same, and densities agree to float32 rounding. A model that cannot be
+            compiled runs eagerly, with a warning.
         progress: show a bar.
         kwargs: keyword arguments of both, by name.
         joint: whether to treat all data as one datum: log p(x) of the whole data set. The model may then have latents
@@ -116,13 +116,14 @@ def importance_sampling(
         True
     """
     estimator = ImportanceSampling.of(num_samples, proposal, bounds)
-    densities = joint_of(chunk_size, compile and not estimator.is_of_guide)
-    if compile and estimator.is_of_guide and chunk_size is None:
-        estimator = replace(estimator, graph=GuideAndModel())
     task = Task.of(
         model, guide, args, kwargs, plate=plate, seed=seed, first_index=first_index,
-        num_posterior_draws=num_posterior_draws, joint=joint, densities=densities, progress=progress,
+        num_posterior_draws=num_posterior_draws, joint=joint, chunk_size=chunk_size, compile=compile,
+        evaluations=num_samples, progress=progress,
     )  # fmt: skip
+    if estimator.is_of_guide and isinstance(task.densities, CompiledJoint):
+        task = replace(task, densities=joint_of(chunk_size))
+        estimator = replace(estimator, graph=GuideAndModel() if chunk_size is None else None)
     return evaluate(estimator, task)
 
 

@@ -20,6 +20,7 @@ from pyro_vae.evidence.estimator import Task, evaluate
 from pyro_vae.evidence.importance import ImportanceSampling
 from pyro_vae.evidence.observed import Observed
 from pyro_vae.evidence.region import Region
+from pyro_vae.program.joint import Compile
 from pyro_vae.program.tiles import Block, blocks, noise, refuse_nan
 from pyro_vae.program.whole import UNUSED
 
@@ -96,6 +97,7 @@ def posterior_samples(
     seed: int = 0,
     plate: str | None = None,
     first_index: int = 0,
+    compile: Compile = "auto",
 ) -> Posterior:
     """Draw from p(z|x) of each datum.
 
@@ -113,6 +115,7 @@ def posterior_samples(
         num_proposals: draws from the guide, for "importance".
         seed: fixes the noise.
         plate, first_index, kwargs: as in `importance_sampling`.
+        compile: as in `ais`; "importance" draws from the guide, and runs as it is.
 
     Returns:
         `Posterior`.
@@ -130,8 +133,9 @@ def posterior_samples(
     num_proposals = _checks.whole_number("num_proposals", num_proposals)
     num_draws = num_chains * num_samples
     task = Task.of(
-        model, guide, args, kwargs, plate=plate, seed=seed, first_index=first_index, num_posterior_draws=num_draws
-    )
+        model, guide, args, kwargs, plate=plate, seed=seed, first_index=first_index, num_posterior_draws=num_draws,
+        compile=compile, evaluations=annealing.work + 2 * num_draws * num_leapfrog,
+    )  # fmt: skip
     if task.program.structure.latents == {UNUSED}:
         raise ValueError(
             f"model: expected latents that can be drawn; got {', '.join(task.settings['summed_out'])}, which are "
@@ -169,7 +173,7 @@ def _by_hmc(task: Task, annealing: Annealing, num_samples: int, guide_latents: d
         Observed.of(task.program),
         "HMC, started by AIS",
         torch.cat(spent),
-        task.settings,
+        {**task.settings, "compiled": task.is_compiled},
     )
 
 

@@ -4,23 +4,58 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
+import pyro
 import torch
 from torch import Tensor
 
 from pyro_vae import _checks
+from pyro_vae._random import seeded
 from pyro_vae.compile.graph import compiled, with_gradients
 from pyro_vae.program.core import Program
 from pyro_vae.program.runs import Latents
 
-__all__ = ["Joint", "as_it_is", "joint_of"]
+__all__ = ["Compile", "CompiledJoint", "Joint", "as_it_is", "joint_of", "pays_to_compile"]
 
 Joint = Callable[[Program, Latents], tuple[Tensor, Tensor]]
 """Returns log p(z) and log p(x|z) of a program's latents, `(K, N)` each, differentiable by them once."""
 
 PAIRS_AT_A_TIME = {"cpu": 1024, "cuda": 65_536}
 """How many (draw, datum) pairs a graph evaluates: on one H200, 2**16 and 2**18 take as long."""
+
+
+Compile = bool | Literal["auto"]
+
+WORTH_COMPILING = {"cpu": 3e11, "cuda": 3e13}
+"""Evaluations times the parameters they read, as repay the seconds of compiling. The figure for a GPU is a guess."""
+FEWEST = 1e4
+"""Evaluations of all data, below which nobody need look at the parameters."""
+
+
+def pays_to_compile(compile: Compile, program: Program, evaluations: float) -> bool:
+    """Tell whether to compile for so many evaluations of each datum, of which one with a gradient counts twice.
+
+    It depends on the work that is asked for and not on a clock: the same call gives the same numbers.
+    """
+    if compile != "auto":
+        return compile
+    evaluations *= program.num_data
+    if not _runs_on_any_pairs(program) or evaluations < FEWEST:
+        return False
+    return evaluations * _num_parameters(program) >= WORTH_COMPILING.get(program.device.type, WORTH_COMPILING["cpu"])
+
+
+def _runs_on_any_pairs(program: Program) -> bool:
+    return program.structure.amortized and not program.counting and not program.structure.in_turn
+
+
+def _num_parameters(program: Program) -> int:
+    """Count the numbers that an evaluation of one datum reads."""
+    one = program.at(torch.zeros(1, dtype=torch.long, device=program.device))
+    with torch.no_grad(), seeded(program.device, 0), pyro.validation_enabled(False):
+        latents, _ = one.draw(1)
+        return one.num_parameters(latents)
 
 
 def joint_of(chunk_size: int | None = None, compile: bool = False) -> Joint:
@@ -68,7 +103,7 @@ class CompiledJoint:
         """Whether a graph was made, and runs some of the calls."""
 
     def __call__(self, program: Program, latents: Latents) -> tuple[Tensor, Tensor]:
-        if not program.structure.amortized or program.counting or program.structure.in_turn:
+        if not _runs_on_any_pairs(program):
             self._say_that_it_runs_as_it_is()
             return program.log_joint(latents)
         names = sorted(latents)  # a graph takes them in one order, whichever the guide's and the model's are

@@ -1,5 +1,7 @@
 """The densities of a program by one graph are those of the model, whatever the numbers of draws and data."""
 
+from functools import partial
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -9,9 +11,10 @@ from torch import nn
 from truths import draws_of, needs_compiler, small_vae
 
 import pyro_vae as pv
+from pyro_vae.program import joint
 from pyro_vae.program.core import Program
 from pyro_vae.program.inspect import program_of
-from pyro_vae.program.joint import PAIRS_AT_A_TIME, CompiledJoint, joint_of
+from pyro_vae.program.joint import PAIRS_AT_A_TIME, CompiledJoint, joint_of, pays_to_compile
 
 NUM_DATA = 5
 
@@ -175,3 +178,48 @@ def test_estimators_compiled(make, float64, recwarn, monkeypatch):
         assert torch.allclose(plain.log_evidence, graph.log_evidence, rtol=1e-7)
     assert any("AIS" in method for method in plain.method)
     assert not [warning for warning in recwarn if "can be compiled" in str(warning.message)]
+
+
+BY_THEMSELVES = {
+    "importance sampling": partial(pv.importance_sampling, num_samples=200, proposal="laplace"),
+    "from the guide": partial(pv.importance_sampling, num_samples=2048),
+    "ais": partial(pv.ais, num_temperatures=3),
+    "log_evidence": partial(pv.log_evidence, tolerance=1e-12, max_evaluations=2200),
+    "bdmc": partial(pv.bdmc, num_temperatures=3),
+    "posterior_samples": partial(pv.posterior_samples, num_samples=8, num_temperatures=3),
+    "inference_gap": partial(pv.inference_gap, num_steps=2, num_samples=20),
+}
+
+
+@pytest.mark.parametrize("name", BY_THEMSELVES)
+def test_by_themselves_they_compile_what_is_worth_it(name, float64, interpreted, monkeypatch):
+    """By the evaluations that are asked for times the parameters: a job that is one too small runs as it is."""
+    monkeypatch.setitem(PAIRS_AT_A_TIME, "cpu", 64)
+    model, guide, (x,) = a_vae()
+    call = partial(BY_THEMSELVES[name], model, guide, x)
+    call()
+    assert not interpreted
+    monkeypatch.setitem(joint.WORTH_COMPILING, "cpu", 1.0)
+    call(compile=False)
+    assert not interpreted
+    monkeypatch.setattr(joint, "FEWEST", 1.0)
+    call()
+    assert interpreted
+
+
+def test_the_work_is_evaluations_of_all_data_times_parameters(float64, monkeypatch):
+    model, guide, (x,) = a_vae()
+    program = program_of(model, guide, (x,))
+    numbers = sum(each.numel() for each in model.parameters())
+    monkeypatch.setattr(joint, "FEWEST", 1.0)
+    monkeypatch.setitem(joint.WORTH_COMPILING, "cpu", 50 * len(x) * numbers)
+    assert pays_to_compile("auto", program, 50)
+    assert not pays_to_compile("auto", program, 49)
+    assert pays_to_compile(True, program, 0) and not pays_to_compile(False, program, 1e9)
+
+
+@pytest.mark.parametrize("name", BY_THEMSELVES)
+def test_compile_is_one_of_three(name):
+    model, guide, (x,) = a_vae()
+    with pytest.raises(ValueError, match="compile: expected .*'auto'.*; got 'always'"):
+        BY_THEMSELVES[name](model, guide, x, compile="always")
