@@ -52,6 +52,9 @@ ESTIMATORS: dict[str, Callable[..., Any]] = {
 
 OPTIONS: dict[str, tuple[str, Kind, str]] = {
     "tolerance": ("tolerance", number(), "the standard error wanted of each datum's log p(x), nats"),
+    "tolerance_of": (
+        "tolerance_of", choice("datum", "mean"), "whose: each datum's, or that of the mean over all data",
+    ),
     "max_evaluations": ("max_evaluations", whole(), "the most evaluations of log p(x, z) to spend on a datum"),
     "num_samples": ("num_samples", whole(), "draws for each datum"),
     "proposal": (

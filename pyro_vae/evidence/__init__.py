@@ -11,6 +11,7 @@ from pyro_vae.evidence.gaps import InferenceGap, inference_gap
 from pyro_vae.evidence.importance import importance_sampling
 from pyro_vae.evidence.log_weights import log_weights
 from pyro_vae.evidence.observed import Observed
+from pyro_vae.evidence.plan import Plan
 from pyro_vae.evidence.posterior import Posterior, posterior_samples
 from pyro_vae.evidence.psis import pareto_khat
 from pyro_vae.evidence.reciprocal import reciprocal_importance_sampling
@@ -23,6 +24,7 @@ __all__ = [
     "Evidence",
     "InferenceGap",
     "Observed",
+    "Plan",
     "Posterior",
     "Sandwich",
     "ais",

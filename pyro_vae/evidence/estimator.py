@@ -86,6 +86,11 @@ class Task:
         return self.view or Unconstrained.of(self.program)
 
     @property
+    def is_to_be_compiled(self) -> bool:
+        """Whether a compiled graph is to replace the model where that can be."""
+        return isinstance(self.densities, CompiledJoint)
+
+    @property
     def is_compiled(self) -> bool:
         """Whether a compiled graph has replaced the model."""
         return isinstance(self.densities, CompiledJoint) and self.densities.is_compiled

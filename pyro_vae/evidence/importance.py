@@ -27,7 +27,7 @@ from pyro_vae.evidence.result import Evidence
 from pyro_vae.evidence.survey import NUM_POINTS, survey
 from pyro_vae.evidence.weights import Estimate, Totals
 from pyro_vae.program.core import Program
-from pyro_vae.program.joint import Compile, CompiledJoint, joint_of
+from pyro_vae.program.joint import Compile, joint_of
 from pyro_vae.program.tiles import Block, Noise, block_width, evaluating, noise
 
 __all__ = ["ImportanceSampling", "importance_sampling"]
@@ -121,7 +121,7 @@ def importance_sampling(
         num_posterior_draws=num_posterior_draws, joint=joint, chunk_size=chunk_size, compile=compile,
         evaluations=num_samples, progress=progress,
     )  # fmt: skip
-    if estimator.is_of_guide and isinstance(task.densities, CompiledJoint):
+    if estimator.is_of_guide and task.is_to_be_compiled:
         task = replace(task, densities=joint_of(chunk_size))
         estimator = replace(estimator, graph=GuideAndModel() if chunk_size is None else None)
     return evaluate(estimator, task)

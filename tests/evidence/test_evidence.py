@@ -1,6 +1,7 @@
 """Importance sampling from every proposal, and what `Evidence` says of it, against exact truths."""
 
 import math
+import re
 import sys
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.distributions import transforms as T
+from pyro.infer.autoguide import AutoNormal
 from truths import (
     GaussianPosterior,
     LinearGaussian,
@@ -24,6 +26,7 @@ from truths import (
 
 import pyro_vae as pv
 from pyro_vae.evidence import proposals
+from pyro_vae.evidence.auto import Auto
 from pyro_vae.evidence.cascade import Cascade
 from pyro_vae.evidence.weights import Totals, estimate
 from pyro_vae.program import tiles
@@ -433,3 +436,49 @@ def test_draws_from_the_posterior_are_those_of_any_company():
     options = dict(num_samples=400, proposal="laplace", num_posterior_draws=5)
     few, many = (pv.importance_sampling(vae.model, vae.guide, data, **options) for data in (x[:3], x))
     assert torch.allclose(few.draws.latents["z"], many.draws.latents["z"][:, :3])
+
+
+def test_the_tolerance_of_a_mean_is_that_of_the_data_set_and_cheaper():
+    """False failures: 20 seeds within 4.5 standard errors and half the tolerance of bias, 1e-4."""
+    vae, x, exact = approximate()
+    tolerance = 0.01
+    each = pv.log_evidence(vae.model, vae.guide, x, tolerance=tolerance)
+    for seed in range(20):
+        found = pv.log_evidence(vae.model, vae.guide, x, tolerance=tolerance, tolerance_of="mean", seed=seed)
+        assert found.mean_std_error <= tolerance
+        assert abs(found.mean - exact.mean()) <= 4.5 * found.mean_std_error + tolerance / 2
+        assert found.num_evaluations.sum() < each.num_evaluations.sum() / 2
+    assert found.settings["tolerance_of_mean"] == tolerance
+    assert found.settings["tolerance"] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    "tolerance, num_data, expected", [(0.1, 1, 0.1), (0.01, 4, 0.02), (0.01, 10_000, 0.1), (2.0, 100, 2.0)]
+)
+def test_what_the_tolerance_of_a_mean_leaves_to_each_datum(tolerance, num_data, expected):
+    """Errors average to the tolerance, and a bias of half the variance stays below half of it."""
+    assert Auto(tolerance).for_mean_of(num_data).tolerance == pytest.approx(expected)
+
+
+def test_a_plan_is_made_of_a_few_data():
+    vae, x, _ = approximate(num_data=200)
+    plan = pv.log_evidence(vae.model, vae.guide, x, tolerance=0.1, plan=True)
+    assert (plan.num_data, plan.num_timed) == (200, 10)
+    found = pv.log_evidence(vae.model, vae.guide, x, tolerance=0.1)
+    assert plan.num_evaluations == pytest.approx(found.num_evaluations[:10].double().mean().item())
+    assert plan.seconds > 0
+    assert re.fullmatch(r"about .* for 200 data, by the first 10: [\d,]+ evaluations each", str(plan))
+
+
+def test_a_plan_of_what_cannot_be_parted_is_refused():
+    model, _, x, _ = two_layers(3)
+    guide = AutoNormal(model)
+    guide(x)
+    with pytest.raises(ValueError, match="plan: expected a model and a guide that run on any rows"):
+        pv.log_evidence(model, guide, x, plan=True)
+
+
+def test_whose_tolerance_is_one_of_two():
+    vae, x, _ = approximate(num_data=3)
+    with pytest.raises(ValueError, match="tolerance_of: expected one of 'datum', 'mean'; got 'sum'"):
+        pv.log_evidence(vae.model, vae.guide, x, tolerance_of="sum")
