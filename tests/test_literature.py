@@ -1,0 +1,77 @@
+"""The rows of benchmarks/literature.py: their settings are those of their sources."""
+
+import importlib.util
+import math
+import sys
+from itertools import groupby
+from pathlib import Path
+
+import pyro
+import pytest
+import torch
+
+import pyro_vae as pv
+
+
+def _benchmark():
+    path = Path(__file__).resolve().parents[1] / "benchmarks" / "literature.py"
+    spec = importlib.util.spec_from_file_location("benchmark_of_literature", path)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+literature = _benchmark()
+
+
+def test_the_schedule_of_burda_et_al():
+    """3^i epochs at 10^(-i / 7), i from 0 to 7."""
+    stages = [(rate, len([*same])) for rate, same in groupby(map(literature.burda_stage, range(3280)))]
+    assert [length for _, length in stages] == [3**i for i in range(8)]
+    assert [rate for rate, _ in stages] == pytest.approx([10 ** (-i / 7) for i in range(8)])
+    assert literature.ROWS["iwae-1"].num_epochs["full"] == 3280
+    assert sum(length for _, length in stages[:6]) == literature.ROWS["iwae-1"].num_epochs["hours"]
+
+
+@pytest.mark.parametrize("name", literature.ROWS)
+def test_a_row_takes_a_step(name):
+    row = literature.ROWS[name]
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+    train = pv.data.from_tensor((torch.rand(40, 784) < 0.2).float())
+    vae = row.make(train)
+    history = pv.fit(
+        vae,
+        train,
+        optim=row.optim(),
+        objective=row.objective(),
+        num_epochs=1,
+        batch_size=20,
+        compile=False,
+        progress=False,
+    )
+    assert math.isfinite(history.train_elbo[0])
+    assert row.published < 0 and row.num_epochs["minutes"] <= row.num_epochs["hours"] <= row.num_epochs["full"]
+
+
+def test_the_number_of_steps_of_the_source():
+    """65,000 batches of 128 of 50,000 images."""
+    row = literature.ROWS["vae-128"]
+    assert row.num_epochs["full"] == math.ceil(65_000 / math.ceil(50_000 / row.batch_size))
+
+
+def test_the_table_says_what_was_not_run_in_full():
+    of_all = {"log_p": -90.0, "error_of_test_set": 0.3}
+    of_some = dict(
+        paper_s_estimator=-90.1,
+        log_evidence=-89.4,
+        monte_carlo_error=0.01,
+        bias_of_the_paper_s_estimator=-0.7,
+        its_error=0.02,
+    )
+    result = dict(
+        title="a row", num_epochs=3, full_num_epochs=3000, published={"log_p": -88.0},
+        by_the_paper_s_estimator=of_all, on_the_first=of_some,
+    )  # fmt: skip
+    last = literature.table([result]).splitlines()[-1]
+    assert last == "| a row | 3 of 3,000 | -88.00 | -90.00 +- 0.30 | -90.10 | **-89.40** +- 0.01 | -0.70 +- 0.02 |"
