@@ -160,9 +160,9 @@ MIWAE = dict(
     published={"paper": 0.280, "notebook": 0.287},
     num_epochs=1001,
     num_seeds=5,
-    remarks="The notebook's encoder gives a Student's t, of data with learned constants in the gaps, and its scales have "
-    "a floor of 0.001; ours gives a Gaussian, and sees the mask. Ours fills in by draws of log_evidence, the notebook by "
-    "10,000 weighted draws from the encoder.",
+    remarks="The notebook's encoder gives a Student's t, of data with learned constants in the gaps; ours gives a "
+    "Gaussian, and sees the mask. Its scales have a floor of 0.001. It fills in by 10,000 weighted draws from the "
+    "encoder, ours by draws of log_evidence.",
 )
 """Settings of the row that is no log p(x): the mean squared error of what is filled in, of standardized data."""
 
