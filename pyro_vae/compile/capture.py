@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, fx
 
-__all__ = ["can_be_captured", "captured"]
+__all__ = ["Launch", "can_be_captured"]
 
 Run = Callable[..., tuple[Tensor, ...]]
 
@@ -23,23 +23,25 @@ def can_be_captured(module: fx.GraphModule, tensors: Sequence[Tensor], device: t
     return device.type == "cuda" and are_there and not waits
 
 
-def captured(run: Run, args: Sequence[Tensor], device: torch.device) -> Run:
-    """Capture what `run`, which has run before, launches on a GPU; return a function that launches it at once.
+class Launch:
+    """What a compiled graph launches on a GPU, launched at once.
 
     A training step of a small network is some dozens of kernels, each shorter than the launch of the next. Random
     numbers are drawn from torch's generator, as if each kernel was launched by itself.
     """
-    inputs = [arg.clone() for arg in args]
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(device), torch.cuda.graph(graph):
-        outputs = run(*inputs)
 
-    def launch(*args: Tensor) -> tuple[Tensor, ...]:
-        assert run is not None  # what it closes over must live: the graph knows addresses and no more
-        with torch.no_grad():
-            for own, arg in zip(inputs, args, strict=True):
-                own.copy_(arg)
-            graph.replay()
-            return tuple(output.clone() for output in outputs)
+    def __init__(self, run: Run, args: Sequence[Tensor], device: torch.device) -> None:
+        """Capture a run, which must have run before: the first compiles."""
+        self.run = run
+        """Keeps what it closes over alive: a CUDA graph knows addresses and no more."""
+        self.inputs = [arg.clone() for arg in args]
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.device(device), torch.cuda.graph(self.graph):
+            self.outputs = run(*self.inputs)
 
-    return launch
+    @torch.no_grad()
+    def __call__(self, *args: Tensor) -> tuple[Tensor, ...]:
+        for own, arg in zip(self.inputs, args, strict=True):
+            own.copy_(arg)
+        self.graph.replay()
+        return tuple(output.clone() for output in self.outputs)

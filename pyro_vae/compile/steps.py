@@ -15,7 +15,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vae._private import PYRO_STACK, StoreTables, has_hooks, tree_flatten, tree_unflatten
-from pyro_vae.compile.capture import can_be_captured, captured
+from pyro_vae.compile.capture import Launch, can_be_captured
 from pyro_vae.compile.graph import Graph, device_of, kind_of, reason_of, recorded
 from pyro_vae.compile.watch import PLAIN, TensorWatch, Watch
 from pyro_vae.optim import FusedAdam
@@ -159,7 +159,7 @@ class _Graph:
             graph = recorded(lambda *tensors: run(*call.rebuilt(tensors)), *call.tensors)
             if any(tensor.grad_fn is not None for tensor in graph.tensors):
                 raise NotCompilable("a tensor that is computed outside of the program and needs a gradient")
-            self.run = graph.compiled(*call.tensors)
+            self.run: Callable[..., tuple[Tensor, ...]] = graph.compiled(*call.tensors)
             if optim is not None:
                 optim.prepare()
             # Adam turns gradients of pure rounding into steps of full size: the updated parameters are not compared.
@@ -186,7 +186,7 @@ class _Graph:
         if not can_be_captured(graph.module, tensors, device):
             return
         kernel_by_kernel = self.run
-        self.run = captured(kernel_by_kernel, args, device)
+        self.run = Launch(kernel_by_kernel, args, device)
         try:
             check()
         except ValueError as error:
