@@ -415,10 +415,11 @@ def beside_numpyro(batch_size: int, num_repetitions: int) -> None:
     for run in runs.values():
         run(5)
     num_steps = max(2, min(100, int(0.3 / timed(runs["its graph alone"], 5, device))))
-    seconds = {name: [] for name in runs}
+    seconds = {name: [] for name in [*runs, "a step of fit"]}
     for _ in range(3 * num_repetitions):
         for name, run in runs.items():
             seconds[name].append(timed(run, num_steps, device))
+        seconds["a step of fit"].append(num_steps * step_of_fit(x))
     print(f"\n784-400-20, batches of {batch_size}: where the time goes")
     print(f"{'':<44}{'ms':>10}{'of NumPyro: median':>20}{'quartiles':>14}")
     for name, values in seconds.items():
@@ -470,6 +471,14 @@ def by_pythae(architecture, x):
         return made
 
     return lambda num_steps: trainer(num_steps).train_step(epoch=2)
+
+
+def step_of_fit(x) -> float:
+    """Seconds of a step of `fit`, by its own clock, in the second of two epochs of 200 steps: the first compiles."""
+    vae = build(ARCHITECTURES["784-400-20"], x.device)
+    optim = pv.FusedAdam({"lr": 1e-3})
+    history = pv.fit(vae, x.repeat(200, 1), optim=optim, num_epochs=2, batch_size=len(x), compile=True, progress=False)
+    return history.seconds[-1] / 200
 
 
 def whole_epochs(device) -> None:
