@@ -7,7 +7,7 @@
 
 A row trains with the settings of its source, as long as the budget says, and goes on where it was interrupted: the run
 is kept in `--runs`. Then all test images are evaluated by the paper's estimator, importance sampling from the encoder,
-and the first `--num-test` of them by it and by `log_evidence` too, whose difference is the estimator's bias. Results go
+and `--num-test` of them, evenly spaced, by it and by `log_evidence` too, whose difference is the estimator's bias. Results go
 to `--output-dir` as JSON. The data have to lie in `--data-dir`: static MNIST in `static_mnist/`, MNIST in `MNIST/raw/`.
 """
 
@@ -279,7 +279,7 @@ def evaluated(row: Row, vae: pv.VAE, test: pv.data.Dataset, args: argparse.Names
     paper = pv.importance_sampling(vae.model, vae.guide, x, **options)
     seconds_of_paper = time.perf_counter() - started
     started = time.perf_counter()
-    some = x[: args.num_test]
+    some = x[:: max(1, len(x) // args.num_test)]  # not the first: static MNIST's test images are in the order of digits
     true = pv.log_evidence(vae.model, vae.guide, some, tolerance=0.1, compile=True, seed=args.seed)
     seconds_of_true = time.perf_counter() - started
     same = pv.importance_sampling(vae.model, vae.guide, some, **options)
@@ -294,7 +294,7 @@ def evaluated(row: Row, vae: pv.VAE, test: pv.data.Dataset, args: argparse.Names
             "num_draws": row.num_draws,
             "seconds": seconds_of_paper,
         },
-        "on_the_first": {
+        "on_some": {
             "num_images": len(some),
             "paper_s_estimator": same.mean,
             "log_evidence": true.mean,
@@ -343,12 +343,12 @@ def sha256_of(vae: pv.VAE) -> str:
 def table(results: list[dict[str, Any]]) -> str:
     """The rows of docs/literature.md."""
     lines = [
-        "| what | epochs | published | ours, the same estimator | on the first images: the same | log p(x) | bias of "
+        "| what | epochs | published | ours, the same estimator | on some images: the same | log p(x) | bias of "
         "the estimator |",
         "|---|---|---|---|---|---|---|",
     ]
     for result in results:
-        ours, some = result["by_the_paper_s_estimator"], result["on_the_first"]
+        ours, some = result["by_the_paper_s_estimator"], result["on_some"]
         epochs = f"{result['num_epochs']:,}"
         if result["num_epochs"] < result["full_num_epochs"]:
             epochs += f" of {result['full_num_epochs']:,}"
@@ -389,7 +389,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--runs", type=Path, default=Path("runs/literature"), help="where runs are kept")
     parser.add_argument("--output-dir", type=Path, default=Path("docs/results/literature"))
-    parser.add_argument("--num-test", type=int, default=1000, help="images that log_evidence evaluates")
+    parser.add_argument("--num-test", type=int, default=1000, help="images that log_evidence evaluates, evenly spaced")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--table", action="store_true", help="print the table of all results so far")

@@ -71,7 +71,7 @@ def test_the_table_says_what_was_not_run_in_full():
     )
     result = dict(
         title="a row", num_epochs=3, full_num_epochs=3000, published={"log_p": -88.0},
-        by_the_paper_s_estimator=of_all, on_the_first=of_some,
+        by_the_paper_s_estimator=of_all, on_some=of_some,
     )  # fmt: skip
     last = literature.table([result]).splitlines()[-1]
     assert last == "| a row | 3 of 3,000 | -88.00 | -90.00 +- 0.30 | -90.10 | **-89.40** +- 0.01 | -0.70 +- 0.02 |"
