@@ -7,8 +7,9 @@
 
 A row trains with the settings of its source, as long as the budget says, and goes on where it was interrupted: the run
 is kept in `--runs`. Then all test images are evaluated by the paper's estimator, importance sampling from the encoder,
-and `--num-test` of them, evenly spaced, by it and by `log_evidence` too, whose difference is the estimator's bias. Results go
-to `--output-dir` as JSON. The data have to lie in `--data-dir`: static MNIST in `static_mnist/`, MNIST in `MNIST/raw/`.
+and `--num-test` of them, evenly spaced, by it and by `log_evidence` too, whose difference is the estimator's bias.
+Results go to `--output-dir` as JSON. The data have to lie in `--data-dir`: static MNIST in `static_mnist/`, MNIST in
+`MNIST/raw/`.
 """
 
 from __future__ import annotations
