@@ -20,7 +20,6 @@ import hashlib
 import json
 import math
 import platform
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -207,7 +206,7 @@ def impute(args: argparse.Namespace) -> None:
         errors.append((done.x - complete)[done.missing].square().mean().item())
         log_ps.append({"mean": done.evidence.mean, "error": done.evidence.mean_std_error})
         print(f"seed {seed}: error {errors[-1]:.3f}, log p(observed) {done.evidence!r}")
-    result = {**MIWAE, "errors": errors, "log_p_observed": log_ps, **made_by(args)}
+    result = {**MIWAE, "errors": errors, "log_p_observed": log_ps, **made_by("miwae", args)}
     write(result, args.output_dir / "miwae.json")
     print(imputed(result))
 
@@ -223,10 +222,12 @@ def imputed(result: dict[str, Any]) -> str:
     )
 
 
-def made_by(args: argparse.Namespace) -> dict[str, Any]:
-    """How a result was made."""
+def made_by(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """How a result was made; where data and runs lay is nobody's concern."""
+    options = {"budget": args.budget, "num-epochs": args.num_epochs, "num-test": args.num_test, "seed": args.seed}
+    given = [f"--{option} {value}" for option, value in options.items() if value is not None]
     return {
-        "command": " ".join(["python", "benchmarks/literature.py", *sys.argv[1:]]),
+        "command": " ".join(["python benchmarks/literature.py", name, *given]),
         "versions": {"torch": torch.__version__, "pyro": pyro.__version__, "python": platform.python_version()},
         "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
     }
@@ -325,7 +326,7 @@ def reproduce(name: str, args: argparse.Namespace) -> None:
         "seconds_of_training": sum(history.seconds),
         "execution": history.execution,
         "train_elbo": history.train_elbo[-1],
-        **made_by(args),
+        **made_by(name, args),
         "sha256_of_weights": sha256_of(vae),
         "data": {"test": str(test.provenance)},
         **evaluated(row, vae, test, args),
