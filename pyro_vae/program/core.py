@@ -130,11 +130,6 @@ class Program(Runs):
                     self._sum(log_prob_of_all(alone.nodes[name]) for name in names),
                 )
 
-    def num_parameters(self, latents: Latents) -> int:
-        """Count the numbers in Pyro's store that a run of the model reads."""
-        trace = self._run(self.model, num_draws(latents), self.structure.summed, latents)
-        return sum(site["value"].numel() for site in trace.nodes.values() if site["type"] == "param")
-
     def parts_that_count(self, latents: Latents, event_dims: dict[str, int]) -> dict[str, Tensor]:
         """Return which parts of the latents count, `(K, ..., N, ...)`, for parts of so many dimensions."""
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -98,7 +100,8 @@ class Stepper:
         if loss is None:
             self.check()
             self.taken = [taken]
-            return float(self.svi.step(*batch))
+            with _without_warnings_of_nan():
+                return float(self.svi.step(*batch))
         self.taken = [*self.taken, taken] if self.waiting else [taken]
         self.num_steps += 1
         self.waiting.append(loss)
@@ -282,6 +285,14 @@ class Stepper:
 
 
 TINY = 1e-30
+
+
+@contextmanager
+def _without_warnings_of_nan() -> Iterator[None]:
+    """Leave out Pyro's warnings of a step that diverges: the error says more."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Encountered (NaN|[+-]inf)")
+        yield
 
 
 def _num_numbers(batch: Batch) -> int:
