@@ -419,7 +419,7 @@ def beside_numpyro(batch_size: int, num_repetitions: int) -> None:
     for _ in range(3 * num_repetitions):
         for name, run in runs.items():
             seconds[name].append(timed(run, num_steps, device))
-        seconds["a step of fit"].append(num_steps * step_of_fit(x))
+        seconds["a step of fit"].append(step_of_fit(x))
     print(f"\n784-400-20, batches of {batch_size}: where the time goes")
     print(f"{'':<44}{'ms':>10}{'of NumPyro: median':>20}{'quartiles':>14}")
     for name, values in seconds.items():

@@ -183,7 +183,9 @@ def test_the_command_in_the_folder_trains_the_same(trained, tmp_path, run):
     assert again["train_elbo"] == last["train_elbo"]
 
 
+@pytest.mark.filterwarnings("always")
 def test_diverged(tmp_path, capsys):
+    """One error, and none of Pyro's warnings of NaN before it."""
     path = write_table(tmp_path / "table.csv")
     line = f"train @0 --data @1 {SMALL} --learning-rate 1e30 --num-epochs 20"
     assert command(line, tmp_path / "run", path) == 3

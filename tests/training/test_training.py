@@ -151,20 +151,6 @@ def test_a_learning_rate_that_is_too_high_ends_in_a_clear_error_and_a_model_that
     assert torch.isfinite(pv.rate_distortion(vae.model, vae.guide, x).elbo).all()
 
 
-@pytest.mark.filterwarnings("always")
-def test_pyro_s_warnings_of_nan_are_left_to_the_error(recwarn):
-    with pytest.raises(pv.training.DivergedError):
-        pv.fit(
-            small_vae(),
-            torch.ones(50, 6),
-            optim=pyro.optim.SGD({"lr": 1e30}),
-            num_epochs=20,
-            batch_size=10,
-            progress=False,
-        )
-    assert not [each for each in recwarn if "Encountered" in str(each.message)]
-
-
 def normalised(width=8, norm=nn.BatchNorm1d):
     encoder = nn.Sequential(nn.Linear(6, width), norm(width), nn.Linear(width, 4))
     return pv.VAE(
