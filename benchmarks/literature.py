@@ -117,7 +117,7 @@ def iwae(num_particles: int, published: float) -> Row:
         objective=lambda: pv.objectives.IWELBO(num_particles),
         factor=burda_stage,
         remarks="The source's Adam has moments of its own making (beta 0.99, second moments that start at one); ours "
-        "is Kingma and Ba's. Its learning rates are rounded to one digit.",
+        "is Kingma and Ba's. Its learning rates are rounded to two digits.",
     )
 
 

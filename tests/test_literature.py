@@ -1,27 +1,16 @@
 """The rows of benchmarks/literature.py: their settings are those of their sources."""
 
-import importlib.util
 import math
-import sys
 from itertools import groupby
-from pathlib import Path
 
 import pyro
 import pytest
 import torch
+from benchmark import benchmark
 
 import pyro_vae as pv
 
-
-def _benchmark():
-    path = Path(__file__).resolve().parents[1] / "benchmarks" / "literature.py"
-    spec = importlib.util.spec_from_file_location("benchmark_of_literature", path)
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-literature = _benchmark()
+literature = benchmark("literature")
 
 
 def test_the_schedule_of_burda_et_al():

@@ -72,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.argv = given
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
+            warnings.filterwarnings("ignore", message="Encountered (NaN|[+-]inf)")  # the error of `fit` says more
             answer = args.command(args)
         print(json.dumps(plain(answer.values)) if args.json else answer.text)
     except (Refusal, DivergedError, ValueError, TypeError, OSError, ImportError) as error:

@@ -115,7 +115,7 @@ def posterior_samples(
         num_proposals: draws from the guide, for "importance".
         seed: fixes the noise.
         plate, first_index, kwargs: as in `importance_sampling`.
-        compile: as in `ais`; "importance" draws from the guide, and runs as it is.
+        compile: as in `ais`.
 
     Returns:
         `Posterior`.
@@ -132,9 +132,10 @@ def posterior_samples(
     annealing = Annealing("laplace", num_temperatures, num_chains, num_leapfrog)
     num_proposals = _checks.whole_number("num_proposals", num_proposals)
     num_draws = num_chains * num_samples
+    by_hmc = annealing.work + 2 * num_draws * num_leapfrog
     task = Task.of(
         model, guide, args, kwargs, plate=plate, seed=seed, first_index=first_index, num_posterior_draws=num_draws,
-        compile=compile, evaluations=annealing.work + 2 * num_draws * num_leapfrog,
+        compile=compile, evaluations=by_hmc if method == "hmc" else num_proposals,
     )  # fmt: skip
     if task.program.structure.latents == {UNUSED}:
         raise ValueError(
@@ -251,5 +252,5 @@ def _by_importance(task: Task, num_chains: int, num_proposals: int, guide_latent
         evidence.observed,
         f"importance resampling of {num_proposals:,} draws",
         evidence.num_evaluations,
-        task.settings,
+        {**task.settings, "compiled": task.is_compiled},
     )

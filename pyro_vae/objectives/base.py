@@ -179,17 +179,13 @@ class Objective(ELBO):
         warn_if_nan(loss, "loss")
         return with_gradients(loss, gradients, graph.leaves) if gradients else loss
 
-    def update(self, model: Any, guide: Any, optim: FusedAdam, *args: Any, **kwargs: Any) -> Tensor | None:
-        """Take value, gradient and the optimizer's step in one graph; without one, do nothing and return None."""
-        found = self.updated(model, guide, optim, *args, **kwargs)
-        return None if found is None else found[1]
-
-    def updated(
+    def update(
         self, model: Any, guide: Any, optim: FusedAdam, *args: Any, **kwargs: Any
     ) -> tuple[Callable[..., tuple[Tensor, ...]], Tensor] | None:
-        """Take a step as `update` does; return its graph too, which takes the next one with tensors of these kinds.
+        """Take value, gradient and the optimizer's step in one graph; without one, do nothing and return None.
 
-        Whoever calls the graph knows that nothing of the program has changed since: `update` looks.
+        Returns the graph and the loss. The graph itself takes a step with tensors of the same kinds, for those who know
+        that nothing of the program has changed since: it does not look.
         """
         found = self._run(UPDATE, model, guide, args, kwargs, optim) if torch.is_grad_enabled() else None
         if found is None:

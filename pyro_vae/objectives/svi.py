@@ -44,11 +44,11 @@ class SVI(infer.SVI):
 
     def step(self, *args: Any, **kwargs: Any) -> float:
         """Take a step; return the loss, nats, summed over the data."""
-        loss = None
+        found = None
         if self.objective is not None:
-            loss = self.objective.update(self.model, self.guide, self.optim, *args, **kwargs)
-        if loss is None:
+            found = self.objective.update(self.model, self.guide, self.optim, *args, **kwargs)
+        if found is None:
             return super().step(*args, **kwargs)
-        number = loss.item()
+        number = found[1].item()
         warn_if_nan(number, "loss")
         return number

@@ -38,8 +38,8 @@ __all__ = [
 ]
 
 # How many (datum, draw) pairs are drawn together. It fixes which random numbers a draw is made of, so it is a constant
-# of each device and no option. On a CPU it also keeps the activations in cache (benchmarks/tile_size.py). On a GPU what
-# is done once a tile takes longer than a smaller one (measured on one H200: 2**18, 2**20 and 2**22).
+# of each device and no option. On a CPU it also keeps the activations in cache (benchmarks/tile_size.py). On a GPU it
+# spreads what is done once a tile: on one H200, 2**20 pairs were faster than 2**18 and 2**22.
 TILE_SIZE = {"cpu": 2048, "cuda": 2**20}
 
 Drawn = TypeVar("Drawn")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import traceback
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -100,8 +98,7 @@ class Stepper:
         if loss is None:
             self.check()
             self.taken = [taken]
-            with _without_warnings_of_nan():
-                return float(self.svi.step(*batch))
+            return float(self.svi.step(*batch))
         self.taken = [*self.taken, taken] if self.waiting else [taken]
         self.num_steps += 1
         self.waiting.append(loss)
@@ -170,12 +167,13 @@ class Stepper:
         kinds = tuple(map(kind_of, batch)) if all(isinstance(each, Tensor) for each in batch) else None
         if kinds in self.graphs:
             return self.graphs[kinds](*batch)[0]
-        found = self.objective.updated(self.model, self.guide, self.optim, *batch)
+        found = self.objective.update(self.model, self.guide, self.optim, *batch)
         if found is None:
             return None
+        graph, loss = found
         if kinds is not None:
-            self.graphs[kinds] = found[0]
-        return found[1]
+            self.graphs[kinds] = graph
+        return loss
 
     def look_again(self) -> None:
         """Look at the program before the next step: something else than a step may have changed it."""
@@ -285,14 +283,6 @@ class Stepper:
 
 
 TINY = 1e-30
-
-
-@contextmanager
-def _without_warnings_of_nan() -> Iterator[None]:
-    """Leave out Pyro's warnings of a step that diverges: the error says more."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Encountered (NaN|[+-]inf)")
-        yield
 
 
 def _num_numbers(batch: Batch) -> int:

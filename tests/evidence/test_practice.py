@@ -5,35 +5,23 @@ off, their errors are those that are stated, and errors of different data are in
 mistake, must break a law.
 """
 
-import importlib.util
 import math
 import os
 import pickle
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import cycle, product, repeat
-from pathlib import Path
 
 import pytest
 import torch
+from benchmark import benchmark as loaded
 from practice import PRACTICE
 from pyro.poutine.messenger import Messenger
 
 import pyro_vae as pv
 
-
-def _benchmark():
-    """The benchmark, whose tables hold these numbers; its file has the name of the programs' own module."""
-    path = Path(__file__).resolve().parents[2] / "benchmarks" / "practice.py"
-    spec = importlib.util.spec_from_file_location("benchmark_of_practice", path)
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-benchmark = _benchmark()
+benchmark = loaded("practice")
 Data, made = benchmark.Data, benchmark.made
 
 NUM_DATA = 20

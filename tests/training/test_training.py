@@ -372,7 +372,7 @@ def test_what_a_callback_changes_between_steps_is_seen(interpreted):
 
 def test_steps_between_which_nothing_can_change_are_not_looked_at_again(interpreted, monkeypatch):
     looked = []
-    monkeypatch.setattr(pv.objectives.Objective, "updated", _counting(pv.objectives.Objective.updated, looked))
+    monkeypatch.setattr(pv.objectives.Objective, "update", _counting(pv.objectives.Objective.update, looked))
     options = dict(num_epochs=1, batch_size=2, compile=True, progress=False)
     pv.fit(small_vae(), torch.ones(40, 6), **options)
     assert len(looked) < 6
