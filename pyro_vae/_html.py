@@ -24,7 +24,7 @@ STYLE = """
 .pv-table th, .pv-table td { padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top; font-weight: 400;
   border-bottom: 1px solid rgba(128,128,128,.25); }
 .pv-table thead th { font-weight: 600; }
-.pv-table td + td { overflow-wrap: anywhere; }
+.pv-table td + td:last-child { overflow-wrap: anywhere; }
 .pv-table td.pv-number { text-align: right; white-space: nowrap; }
 .pv-table th.pv-number { text-align: right; }
 """

@@ -82,12 +82,20 @@ def faults(text, *, is_whole=True):
 
 
 PROBE = """<body style="margin:0"><iframe srcdoc="{page}" style="width:{width}px;height:2000px;border:0"></iframe><script>
+const lines = (inside, element) => {{
+  const text = inside.createRange();
+  text.selectNodeContents(element);
+  return text.getClientRects().length;
+}};
 window.onload = () => {{
   const inside = document.querySelector("iframe").contentDocument, images = [...inside.images];
   document.title = JSON.stringify({{
     width: inside.documentElement.clientWidth, needs: inside.documentElement.scrollWidth, images: images.length,
     loaded: images.filter(each => each.complete && each.naturalWidth > 0).length,
     figures: [...inside.querySelectorAll("svg")].filter(each => each.getBoundingClientRect().height > 50).length,
+    broken: [...inside.querySelectorAll("td")].filter(
+      each => /^[a-z]+$/.test(each.textContent) && lines(inside, each) > 1
+    ).map(each => each.textContent),
   }});
 }};
 </script></body>"""

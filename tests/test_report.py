@@ -306,6 +306,16 @@ def test_a_browser_shows_it(page, width, tmp_path):
 
 
 @needs_a_browser
+def test_words_in_a_table_are_not_broken_on_a_phone(tmp_path):
+    run, options = of_a_table(tmp_path / "run")
+    text = pv.write_report(run, **options, progress=False).read_text()
+    layout, *_ = seen(text, 390, tmp_path)
+    assert layout["broken"] == [] and layout["needs"] <= 390
+    bad = text.replace("</style>", ".pv-table td { overflow-wrap: anywhere; }</style>", 1)
+    assert "reconstructed" in seen(bad, 390, tmp_path)[0]["broken"]
+
+
+@needs_a_browser
 def test_a_browser_would_find_faults(page, tmp_path):
     """The twin: a request, a broken picture, a script, and something too wide, without the policy that forbids them."""
     bad = re.sub("<meta http-equiv[^>]*>", "", page).replace(
