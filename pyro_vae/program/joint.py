@@ -30,8 +30,8 @@ PAIRS_AT_A_TIME = {"cpu": 1024, "cuda": 65_536}
 Compile = bool | Literal["auto"]
 
 WORTH_COMPILING = {"cpu": 1e12, "cuda": 1e14}
-"""Evaluations times the parameters they read, which repay compiling from scratch on two CPU cores, just. The figure
-for a GPU is a guess."""
+"""Evaluations times the parameters they read, which about repay compiling from scratch on two CPU cores. The figure for
+a GPU is a guess."""
 FEWEST = 1e4
 """Evaluations of all data, below which nobody need look at the parameters."""
 
