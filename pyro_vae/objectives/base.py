@@ -136,17 +136,24 @@ class Objective(ELBO):
 
     @staticmethod
     def _shared_dims(*traces: poutine.Trace) -> set[int]:
-        """Return the dimensions of plates that all sites share, counted from the right."""
-        plates = [_plates(site) for trace in traces for site in _sample_sites(trace)]
-        return {dim for dim, *_ in set.intersection(*plates)}
+        """Return the dimensions of plates that all sites share, counted from the right; points need not be in them."""
+        sites = [site for trace in traces for site in _sample_sites(trace)]
+        drawn = [site for site in sites if site["is_observed"] or delta_of(site["fn"]) is None]
+        return {dim for dim, *_ in set.intersection(*map(_plates, drawn or sites))}
 
     @staticmethod
     def _log_density(trace: poutine.Trace, shared: set[int]) -> Any:
-        """Sum the log densities of a run's sites over all but these dimensions."""
-        return sum(
-            _summed_to(scale_and_mask(site["unscaled_log_prob"], mask=site["mask"]), shared)
-            for site in _sample_sites(trace)
-        )
+        """Sum the log densities of a run's sites over all but these dimensions.
+
+        A point that is outside of them counts once: each datum gets an equal share.
+        """
+        sites = [*_sample_sites(trace)]
+        sizes = {dim: size for site in sites for dim, _, size in _plates(site)}
+        total: Any = 0.0
+        for site in sites:
+            log_prob = _summed_to(scale_and_mask(site["unscaled_log_prob"], mask=site["mask"]), shared)
+            total = total + log_prob / math.prod(sizes[dim] for dim in shared - {dim for dim, *_ in _plates(site)})
+        return total
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)

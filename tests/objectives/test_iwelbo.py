@@ -266,3 +266,27 @@ def test_renyi_by_hand(trained):
 def test_impossible_options(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("vectorize_particles", [True, False])
+def test_a_point_outside_of_the_plate_leaves_the_data_apart(vectorize_particles):
+    """The bound is that of each datum; a point's density counts once, however many data there are."""
+
+    def guide(x, has_point):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 3, 1.0))
+
+    def model(x, has_point):
+        if has_point:
+            pyro.sample("point", dist.Delta(torch.tensor(1.0), log_density=0.25))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    x = torch.tensor([0.5, -1.0, 2.0])
+    objective = pv.objectives.IWELBO(7, vectorize_particles=vectorize_particles, max_plate_nesting=1)
+    losses = []
+    for has_point in (False, True):
+        torch.manual_seed(0)
+        losses.append(objective.loss(model, guide, x, has_point))
+    assert losses[1] == pytest.approx(losses[0] - 0.25, abs=1e-9)
