@@ -2,6 +2,7 @@
 
 from pyro_vae import (
     data,
+    distributed,
     distributions,
     evidence,
     export,
@@ -61,6 +62,7 @@ __all__ = [
     "check_program",
     "compare",
     "data",
+    "distributed",
     "distributions",
     "evidence",
     "export",

@@ -13,11 +13,12 @@ from torch import Tensor
 from pyro_vae import _checks
 from pyro_vae._options import refusing_unknown_options
 from pyro_vae._random import seed_for
+from pyro_vae.distributed import shared
 from pyro_vae.program.core import Program
 from pyro_vae.program.inspect import program_of
 from pyro_vae.program.masks import elements_of
 from pyro_vae.program.runs import Latents
-from pyro_vae.program.tiles import block_width, blocks, noise, tiles
+from pyro_vae.program.tiles import Block, block_width, blocks, noise, tiles_of_guide
 
 __all__ = ["LatentUse", "RateDistortion", "latent_use", "rate_distortion", "terms_of"]
 
@@ -77,12 +78,15 @@ def rate_distortion(
 
 def terms_of(program: Program, num_samples: int = 1, seed: int = 0) -> RateDistortion:
     """Return rate and distortion of a pair that was inspected before; its parameters may have changed since."""
-    rate, distortion = torch.zeros(2, program.num_data, dtype=torch.float64)
-    for block, tile in tiles(program, num_samples, seed):
-        prior, likelihood, log_q = (each.sum(0).cpu() / num_samples for each in tile.densities)
-        rate[block.rows] += log_q - prior
-        distortion[block.rows] -= likelihood
-    return RateDistortion(rate, distortion)
+
+    def of_block(block: Block) -> Tensor:
+        terms = torch.zeros(2, len(block.rows), dtype=torch.float64)
+        for tile in tiles_of_guide(block, num_samples, seed):
+            prior, likelihood, log_q = (each.sum(0).cpu() / num_samples for each in tile.densities)
+            terms += torch.stack([log_q - prior, -likelihood])
+        return terms
+
+    return RateDistortion(*torch.cat(shared(blocks(program, block_width(program, num_samples)), of_block), -1))
 
 
 @dataclass(frozen=True)

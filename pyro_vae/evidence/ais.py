@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from os import PathLike
 from typing import Any, NamedTuple
 
 import torch
@@ -12,8 +13,6 @@ from torch import Tensor
 from pyro_vae._options import refusing_unknown_options
 from pyro_vae.evidence.annealing import (
     Annealing,
-    Prepared,
-    Trajectory,
     anneal,
     annealed,
     block_size,
@@ -51,6 +50,7 @@ def ais(
     num_posterior_draws: int = 16,
     chunk_size: int | None = None,
     compile: Compile = "auto",
+    partial: str | PathLike[str] | None = None,
     progress: bool = False,
 ) -> Evidence:
     r"""Estimate log p(x) of each datum by annealed importance sampling.
@@ -80,7 +80,8 @@ def ais(
         seed: fixes the noise.
         compile: as in `importance_sampling`. Rounding differs, and after many steps so do the chains: with one seed,
             compiled and eager results differ, and are equally good.
-        joint, plate, first_index, num_posterior_draws, chunk_size, progress, kwargs: as in `importance_sampling`.
+        joint, plate, first_index, num_posterior_draws, chunk_size, partial, progress, kwargs: as in
+            `importance_sampling`.
 
     Returns:
         `Evidence`. Its `diagnostics` are `acceptance` `(N,)`, `step_size` `(N,)` at the last temperature, and
@@ -113,16 +114,21 @@ def ais(
     task = Task.of(
         model, guide, args, kwargs, plate=plate, seed=seed, first_index=first_index,
         num_posterior_draws=num_posterior_draws, joint=joint, chunk_size=chunk_size, compile=compile,
-        evaluations=estimator.annealing.work, progress=progress,
+        evaluations=estimator.annealing.work, partial=partial, progress=progress,
     )  # fmt: skip
     return evaluate(estimator, task)
 
 
 class _Part(NamedTuple):
-    """A measured run of one block, with its preparation."""
+    """A measured run of one block."""
 
-    prepared: Prepared
-    trajectory: Trajectory
+    log_weights: Tensor
+    acceptance: Tensor
+    step_size: Tensor
+    """At the last temperature."""
+    seen: Elsewhere
+    converged: Tensor
+    num_evaluations: Tensor
     draws: Draws | None
 
 
@@ -149,19 +155,22 @@ class AIS(Estimator[_Part]):
             trajectory = anneal(prepared.path, prepared.noise, prepared.settings)
             draws = end_draws(prepared.path.view, trajectory, prepared.noise, task.num_posterior_draws)
         refuse_nan(trajectory.log_weights, block.rows)
-        return _Part(prepared, trajectory, draws)
+        return _Part(
+            trajectory.log_weights, trajectory.acceptance, prepared.settings.step_sizes[-1], prepared.seen,
+            prepared.converged, prepared.num_evaluations, draws,
+        )  # fmt: skip
 
     def found(self, parts: list[_Part], task: Task) -> Found:
-        def joined(of_part: Callable[[_Part], Tensor]) -> Tensor:
-            return torch.cat([of_part(part).cpu() for part in parts], dim=-1)
+        def joined(name: str) -> Tensor:
+            return torch.cat([getattr(part, name).cpu() for part in parts], dim=-1)
 
         num_chains = self.annealing.num_chains
-        log_weights = joined(lambda part: part.trajectory.log_weights)
+        log_weights = joined("log_weights")
         estimate = annealed(log_weights)
-        contradicted = Elsewhere.joined([part.prepared.seen for part in parts]).contradicts(estimate)
+        contradicted = Elsewhere.joined([part.seen for part in parts]).contradicts(estimate)
         estimate = estimate._replace(reliable=estimate.reliable & ~contradicted)
         draws = Draws.joined([part.draws for part in parts])
-        spent = joined(lambda part: part.prepared.num_evaluations)
+        spent = joined("num_evaluations")
         return Found(
             estimate,
             spent + (0 if draws is None else len(draws.log_prior)),
@@ -169,10 +178,10 @@ class AIS(Estimator[_Part]):
             draws,
             bounds={num_chains: Bound(num_chains, estimate.log_evidence, estimate.std_error)},
             diagnostics={
-                "acceptance": joined(lambda part: part.trajectory.acceptance),
-                "step_size": joined(lambda part: part.prepared.settings.step_sizes[-1]),
+                "acceptance": joined("acceptance"),
+                "step_size": joined("step_size"),
                 "log_weights": log_weights,
                 "contradicted": contradicted,
-                "converged": joined(lambda part: part.prepared.converged),
+                "converged": joined("converged"),
             },
         )

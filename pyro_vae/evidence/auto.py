@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from os import PathLike
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -45,6 +46,7 @@ def log_evidence(
     first_index: int = 0,
     num_posterior_draws: int = 16,
     compile: Compile = "auto",
+    partial: str | PathLike[str] | None = None,
     progress: bool = False,
     plan: bool = False,
 ) -> Evidence | Any:
@@ -85,7 +87,7 @@ def log_evidence(
             is finished, with 128 draws after it, and can take a datum beyond a small budget: `num_evaluations` says so.
         seed: fixes the noise.
         compile: as in `ais`; the search for Laplace's Gaussian is never compiled, for it needs second derivatives.
-        joint, plate, first_index, num_posterior_draws, progress, kwargs: as in `importance_sampling`.
+        joint, plate, first_index, num_posterior_draws, partial, progress, kwargs: as in `importance_sampling`.
         plan: True to evaluate a twentieth of the data, the first, and return a `Plan`: how long all would take.
 
     Returns:
@@ -115,15 +117,22 @@ def log_evidence(
     task = Task.of(
         model, guide, args, kwargs, plate=plate, seed=seed, first_index=first_index,
         num_posterior_draws=num_posterior_draws, joint=joint, compile=compile,
-        evaluations=max_evaluations, progress=progress,
+        evaluations=max_evaluations, partial=partial, progress=progress,
     )  # fmt: skip
     if tolerance_of == "mean":
         estimator = estimator.for_mean_of(task.program.num_data)
     return planned(estimator, task) if plan else evaluate(estimator, task)
 
 
+class _Part(NamedTuple):
+    """What was found for the data of one block, in any order, and the guide's ELBO."""
+
+    results: list[Result]
+    terms: GuideTerms
+
+
 @dataclass(frozen=True)
-class Auto(Estimator[Cascade]):
+class Auto(Estimator[_Part]):
     """The cheapest estimator that is accurate enough for a datum, as an estimator."""
 
     tolerance: float = 0.05
@@ -156,16 +165,16 @@ class Auto(Estimator[Cascade]):
     def block_size(self, program: Program) -> int:
         return block_size(program, NUM_CHAINS)
 
-    def measure(self, block: Block, region: Any, task: Task) -> Cascade:
+    def measure(self, block: Block, region: Any, task: Task) -> _Part:
         amortized = task.program.structure.amortized
         budget = Budget(
             self.tolerance, self.max_evaluations, task.num_posterior_draws, amortized, self.always_seeks_modes
         )
         cascade = Cascade(block, region, budget, task.seed)
         cascade.run()
-        return cascade
+        return _Part(cascade.results, cascade.terms)
 
-    def found(self, parts: list[Cascade], task: Task) -> Found:
+    def found(self, parts: list[_Part], task: Task) -> Found:
         """Put the results in the order of the data."""
         order = [torch.cat([result.columns for result in part.results]).argsort() for part in parts]
 

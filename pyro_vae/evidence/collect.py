@@ -9,11 +9,22 @@ import torch
 from torch import Tensor
 
 from pyro_vae._random import seed_for
+from pyro_vae.distributed import shared
 from pyro_vae.evidence.bounds import Bound, Groups
 from pyro_vae.evidence.draws import Reservoir
 from pyro_vae.evidence.weights import Totals
 from pyro_vae.program.core import LogDensities, Program
-from pyro_vae.program.tiles import Block, Evaluate, Noise, Tile, noise, tiles, tiles_of
+from pyro_vae.program.tiles import (
+    Block,
+    Evaluate,
+    Noise,
+    Tile,
+    block_width,
+    blocks,
+    noise,
+    tiles_of,
+    tiles_of_guide,
+)
 
 __all__ = ["NUM_ELBO_SAMPLES", "Collected", "GuideTerms", "Terms", "collected", "guide_terms"]
 
@@ -56,10 +67,15 @@ class Terms(NamedTuple):
 
 def guide_terms(program: Program, num_samples: int, seed: int, first_index: int = 0) -> Terms:
     """Estimate the ELBO from separate draws."""
-    parts: dict[int, GuideTerms] = {}
-    for block, tile in tiles(program, num_samples, seed_for(seed, "ELBO"), first_index):
-        parts.setdefault(block.place, GuideTerms()).add(tile.densities)
-    return GuideTerms.joined(list(parts.values()))
+
+    def of_block(block: Block) -> GuideTerms:
+        terms = GuideTerms()
+        for tile in tiles_of_guide(block, num_samples, seed_for(seed, "ELBO")):
+            terms.add(tile.densities)
+        return terms
+
+    width = block_width(program, num_samples)
+    return GuideTerms.joined(shared(blocks(program, width, first_index), of_block))
 
 
 class Collected(NamedTuple):

@@ -6,29 +6,36 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from os import PathLike
 from typing import Any, Generic, TypeVar
 
+import pyro
+import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_vae import _checks
+from pyro_vae import _checks, distributed
 from pyro_vae.evidence.bounds import Bound
 from pyro_vae.evidence.collect import NUM_ELBO_SAMPLES, Terms, guide_terms
 from pyro_vae.evidence.draws import Draws
 from pyro_vae.evidence.observed import Observed
+from pyro_vae.evidence.parts import Parts
 from pyro_vae.evidence.region import region_of
 from pyro_vae.evidence.result import Evidence
 from pyro_vae.evidence.weights import Estimate
 from pyro_vae.program.core import Program
 from pyro_vae.program.inspect import program_of
 from pyro_vae.program.joint import Compile, CompiledJoint, Joint, as_it_is, joint_of, pays_to_compile
-from pyro_vae.program.tiles import Block, blocks
+from pyro_vae.program.tiles import Block, blocks, tiles_of_guide
 from pyro_vae.program.unconstrained import Unconstrained
 from pyro_vae.program.whole import Pair, as_one_datum
 
 __all__ = ["Estimator", "Found", "Task", "evaluate", "run"]
 
 Part = TypeVar("Part")
+
+NUM_PROBED = 8
+"""Data, and draws of each, by whose weights an evaluation that goes on knows its program."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,8 @@ class Task:
     densities: Joint = as_it_is
     """Evaluates log p(z) and log p(x|z)."""
     progress: bool = False
+    partial: str | PathLike[str] | None = None
+    """A folder for what was measured of each block, if it is to be kept."""
 
     @classmethod
     def of(
@@ -60,6 +69,7 @@ class Task:
         compile: Compile = False,
         evaluations: float = 0.0,
         progress: bool = False,
+        partial: str | PathLike[str] | None = None,
     ) -> Task:
         """Check the options that all estimators share, and inspect the pair, once for each call.
 
@@ -74,7 +84,7 @@ class Task:
         program = program_of(*(as_one_datum(pair) if joint else pair))
         if pays_to_compile(compile, program, evaluations):
             densities = joint_of(chunk_size, compile=True)
-        return cls(program, seed, first_index, num_posterior_draws, densities, progress)
+        return cls(program, seed, first_index, num_posterior_draws, densities, progress, partial)
 
     @cached_property
     def view(self) -> Unconstrained | None:
@@ -105,10 +115,13 @@ class Task:
         because = ("listed_because", "not_amortized_because", "undivided_because", "not_compared_because")
         return how | {name: reason for name in because if (reason := getattr(structure, name))}
 
-    def blocks(self, width: int) -> Iterator[tuple[Block, Any]]:
-        """Yield the data in blocks, each with the region of the latents that were asked for."""
-        for block in blocks(self.program, width, self.first_index):
-            yield block, region_of(self.view, block, block.asked_for, self.densities)
+    def blocks(self, width: int) -> Iterator[Block]:
+        """Yield the data in blocks."""
+        return blocks(self.program, width, self.first_index)
+
+    def region(self, block: Block) -> Any:
+        """Return the region of the latents of a block's data that were asked for."""
+        return region_of(self.view, block, block.asked_for, self.densities)
 
 
 @dataclass(frozen=True)
@@ -170,15 +183,43 @@ class Estimator(ABC, Generic[Part]):
 
 
 def run(estimator: Estimator[Part], task: Task) -> Found:
-    """Measure all data, block by block."""
+    """Measure all data, block by block; the processes that torchrun started take turns, and all get what was found."""
     if estimator.needs_view:
         task.require_view()
-    parts = []
-    with tqdm(total=task.program.num_data, disable=None if task.progress else True, unit="datum") as bar:
-        for block, region in task.blocks(estimator.block_size(task.program)):
-            parts.append(estimator.measure(block, region, task))
-            bar.update(len(block.rows))
+    kept = None if task.partial is None else Parts(task.partial, *_identity(estimator, task))
+    team, size = distributed.team(), task.program.num_data
+    is_shown = task.progress and (team is None or team.is_first)
+    with tqdm(total=size, disable=None if is_shown else True, unit="datum") as bar:
+
+        def measured(block: Block) -> Part:
+            def measure() -> Part:
+                return estimator.measure(block, task.region(block), task)
+
+            part = measure() if kept is None else kept.of_block(block.place, measure)
+            bar.update(min(len(block.rows) * (1 if team is None else team.size), size - bar.n))
+            return part
+
+        parts = distributed.shared(task.blocks(estimator.block_size(task.program)), measured)
     return estimator.found(parts, task)
+
+
+def _identity(estimator: Estimator[Any], task: Task) -> tuple[dict[str, Any], Tensor]:
+    """Return what decides the numbers of an evaluation, and the weights of a few draws, which depend on the program."""
+    block = next(task.blocks(estimator.block_size(task.program)))
+    few = block.part(block.asked_for[:NUM_PROBED])._replace(place=0)
+    (tile,) = tiles_of_guide(few, NUM_PROBED, 0)
+    settings = {
+        "estimator": type(estimator).__name__,
+        "settings": {name: str(value) for name, value in estimator.settings.items()},
+        "seed": task.seed,
+        "first_index": task.first_index,
+        "num_posterior_draws": task.num_posterior_draws,
+        "data": Observed.of(task.program).fingerprint,
+        "block_size": estimator.block_size(task.program),
+        "compiled": task.is_to_be_compiled,
+        "versions": {"torch": torch.__version__, "pyro": pyro.__version__},
+    }
+    return settings, tile.densities.weight.cpu()
 
 
 def _refuse_missing_data(estimator: Estimator[Any], found: Found, num_data: int) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from pyro_vae import _checks
 from pyro_vae._options import refusing_unknown_options
 from pyro_vae._random import seed_for
+from pyro_vae.distributed import shared
 from pyro_vae.evidence.annealing import block_size
 from pyro_vae.evidence.auto import Auto
 from pyro_vae.evidence.bounds import Bound, std_error_of_mean
@@ -21,7 +22,7 @@ from pyro_vae.evidence.observed import Observed
 from pyro_vae.evidence.result import Evidence
 from pyro_vae.evidence.summary import Row, Table, plus_minus
 from pyro_vae.program.joint import Compile
-from pyro_vae.program.tiles import Block, DrawSome, blocks, evaluating, in_strips, kept, noise, tiles_of
+from pyro_vae.program.tiles import Block, DrawSome, evaluating, in_strips, kept, noise, tiles_of
 
 __all__ = ["InferenceGap", "inference_gap"]
 
@@ -141,14 +142,19 @@ def inference_gap(
     )  # fmt: skip
     if evidence is not None and evidence.observed.fingerprint != Observed.of(task.program).fingerprint:
         raise ValueError("evidence: expected that of the same data; got another's; leave it out, or evaluate these.")
-    guides, best = [], []
-    for block in blocks(task.program, block_size(task.program, num_particles), task.first_index):
+
+    def refined(block: Block) -> tuple[GuideTerms, GuideTerms]:
         with noise(block.program, seed_for(task.seed, "refinement"), block.place):
-            refined = refine(block.program, num_steps, num_particles, block.asked_for)
-        guides.append(_terms(block, block.program.draw, num_samples, seed_for(task.seed, "guide")))
-        best.append(_terms(block, refined.draw, num_samples, seed_for(task.seed, "best")))
+            best = refine(block.program, num_steps, num_particles, block.asked_for)
+        return (
+            _terms(block, best.draw, num_samples, seed_for(task.seed, "best")),
+            _terms(block, block.program.draw, num_samples, seed_for(task.seed, "guide")),
+        )
+
+    pairs = shared(task.blocks(block_size(task.program, num_particles)), refined)
+    best, guides = (GuideTerms.joined([*terms]) for terms in zip(*pairs, strict=True))
     evidence = evaluate(Auto(), task) if evidence is None else evidence
-    return InferenceGap(evidence, GuideTerms.joined(best).elbo, GuideTerms.joined(guides).elbo)
+    return InferenceGap(evidence, best.elbo, guides.elbo)
 
 
 def _terms(block: Block, draw: DrawSome, num_samples: int, seed: int) -> GuideTerms:

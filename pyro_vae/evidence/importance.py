@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from os import PathLike
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from pyro_vae import _checks
 from pyro_vae._options import refusing_unknown_options
 from pyro_vae._random import seed_for
+from pyro_vae.distributed import shared
 from pyro_vae.evidence import proposals
 from pyro_vae.evidence.bounds import Bound
 from pyro_vae.evidence.collect import Collected, GuideTerms, collected
@@ -49,6 +51,7 @@ def importance_sampling(
     num_posterior_draws: int = 16,
     chunk_size: int | None = None,
     compile: Compile = "auto",
+    partial: str | PathLike[str] | None = None,
     progress: bool = False,
 ) -> Evidence:
     r"""Estimate log p(x) of each datum by $\log \frac{1}{K} \sum_k w_k$ with $w_k = p(x, z_k) / q(z_k)$, $z_k \sim q$.
@@ -85,6 +88,8 @@ def importance_sampling(
             so for large jobs, where data, draws and parameters together repay the seconds that it takes; the same call
             always decides alike. Draws are the same, and densities agree to float32 rounding. A model that cannot be
             compiled runs eagerly, with a warning.
+        partial: a folder to keep what was measured in, block by block: the same call, killed and made again, goes on
+            from there, with the same numbers. It may be removed afterwards.
         progress: show a bar.
         kwargs: keyword arguments of both, by name.
         joint: whether to treat all data as one datum: log p(x) of the whole data set. The model may then have latents
@@ -119,7 +124,7 @@ def importance_sampling(
     task = Task.of(
         model, guide, args, kwargs, plate=plate, seed=seed, first_index=first_index,
         num_posterior_draws=num_posterior_draws, joint=joint, chunk_size=chunk_size, compile=compile,
-        evaluations=num_samples, progress=progress,
+        evaluations=num_samples, partial=partial, progress=progress,
     )  # fmt: skip
     if estimator.is_of_guide and task.is_to_be_compiled:
         task = replace(task, densities=joint_of(chunk_size))
@@ -269,10 +274,9 @@ def _seen(block: Block, region: Any, fitted: Fitted, seed: int) -> list[Elsewher
 def _seen_of_guide(task: Task) -> Elsewhere:
     """Judge the guide in the same way, on more data at a time than a tile of its draws has."""
     guide, width = proposals.FromGuide(), block_width(task.program, NUM_POINTS)
-    return Elsewhere.joined(
-        [
-            seen
-            for block, region in task.blocks(width)
-            for seen in _seen(block, region, guide.fit(block, region), task.seed)
-        ]
-    )
+
+    def seen(block: Block) -> list[Elsewhere]:
+        region = task.region(block)
+        return _seen(block, region, guide.fit(block, region), task.seed)
+
+    return Elsewhere.joined([each for some in shared(task.blocks(width), seen) for each in some])

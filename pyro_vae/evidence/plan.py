@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from pyro_vae import distributed
 from pyro_vae.evidence.estimator import Estimator, Task, run
 
 __all__ = ["Plan", "planned"]
@@ -56,12 +57,21 @@ def planned(estimator: Estimator[Any], task: Task) -> Plan:
         )
     number = min(program.num_data, estimator.block_size(program), max(FEWEST, math.ceil(program.num_data / SHARE)))
     some = replace(task, program=program.at(torch.arange(number, device=program.device)), progress=False)
-    if task.is_to_be_compiled:
+    team = distributed.team()
+    if team is not None:
+        return team.by_the_first(lambda: _timed(estimator, some, program.num_data, team.size))
+    return _timed(estimator, some, program.num_data)
+
+
+def _timed(estimator: Estimator[Any], some: Task, num_data: int, num_processes: int = 1) -> Plan:
+    """Take the time of some data, in one process; a graph is compiled before."""
+    if some.is_to_be_compiled:
         run(estimator, some)
     started = time.perf_counter()
     found = run(estimator, some)
-    seconds = (time.perf_counter() - started) * program.num_data / number
-    return Plan(seconds, found.num_evaluations.double().mean().item(), program.num_data, number)
+    number = some.program.num_data
+    seconds = (time.perf_counter() - started) * num_data / number / num_processes
+    return Plan(seconds, found.num_evaluations.double().mean().item(), num_data, number)
 
 
 def _in_words(seconds: float) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_vae import _checks
 from pyro_vae._options import refusing_unknown_options
 from pyro_vae._random import seed_for
+from pyro_vae.distributed import shared
 from pyro_vae.evidence import hmc, storage
 from pyro_vae.evidence.annealing import Annealing, anneal, block_size, end_positions
 from pyro_vae.evidence.draws import Draws, draws_of
@@ -21,7 +22,7 @@ from pyro_vae.evidence.importance import ImportanceSampling
 from pyro_vae.evidence.observed import Observed
 from pyro_vae.evidence.region import Region
 from pyro_vae.program.joint import Compile
-from pyro_vae.program.tiles import Block, blocks, noise, refuse_nan
+from pyro_vae.program.tiles import Block, noise, refuse_nan
 from pyro_vae.program.whole import UNUSED
 
 __all__ = ["Posterior", "chain_diagnostics", "chains", "posterior_samples"]
@@ -153,13 +154,11 @@ def _by_hmc(task: Task, annealing: Annealing, num_samples: int, guide_latents: d
     """Run chains of HMC, started by AIS."""
     num_chains = annealing.num_chains
     task.require_view()
-    parts, us, acceptances, spent = zip(
-        *(
-            chains(block, region, annealing, num_samples, task.seed)
-            for block, region in task.blocks(block_size(task.program, num_chains))
-        ),
-        strict=True,
+    runs = shared(
+        task.blocks(block_size(task.program, num_chains)),
+        lambda block: chains(block, task.region(block), annealing, num_samples, task.seed),
     )
+    parts, us, acceptances, spent = zip(*runs, strict=True)
     draws = Draws.joined(parts)
     assert draws is not None
     rhat, ess = chain_diagnostics(torch.cat(us, dim=2))
@@ -225,14 +224,13 @@ def _normal_scores(u: Tensor) -> Tensor:
 
 
 def _guide_latents(task: Task, num_samples: int) -> dict[str, Tensor]:
-    parts, columns = [], []
-    for block in blocks(task.program, block_size(task.program, 16), task.first_index):
+    def of_block(block: Block) -> tuple[Draws, slice]:
         with noise(block.program, seed_for(task.seed, "guide draws"), block.place):
             latents, log_q = block.program.draw(num_samples)
         values = {name: block.program.draws_first(latents[name]) for name in block.program.latents_of(latents)}
-        parts.append(Draws(values, log_q, log_q))
-        columns.append(block.columns)
-    joined = Draws.joined(parts, columns)
+        return Draws(values, log_q, log_q), block.columns
+
+    joined = Draws.joined(*zip(*shared(task.blocks(block_size(task.program, 16)), of_block), strict=True))
     assert joined is not None
     return joined.latents
 

@@ -34,6 +34,7 @@ __all__ = [
     "tile_size",
     "tiles",
     "tiles_of",
+    "tiles_of_guide",
     "with_noise",
 ]
 
@@ -112,12 +113,17 @@ class Tile(NamedTuple):
 def tiles(program: Program, num_samples: int, seed: int, first_index: int = 0) -> Iterator[tuple[Block, Tile]]:
     """Yield the log densities of `num_samples` draws from the guide for each datum, tile by tile."""
     for block in blocks(program, block_width(program, num_samples), first_index):
-        part = block.part(block.asked_for)
-        evaluate = evaluating(
-            part.program, in_strips(part.program, kept(block.program, block.program.draw, block.asked_for))
-        )
-        for tile in tiles_of(part, evaluate, num_samples, seed, block.program.num_data):
-            yield part, tile
+        for tile in tiles_of_guide(block, num_samples, seed):
+            yield block, tile
+
+
+def tiles_of_guide(block: Block, num_samples: int, seed: int) -> Iterator[Tile]:
+    """Yield the same for the data of one block that were asked for."""
+    part = block.part(block.asked_for)
+    evaluate = evaluating(
+        part.program, in_strips(part.program, kept(block.program, block.program.draw, block.asked_for))
+    )
+    return tiles_of(part, evaluate, num_samples, seed, block.program.num_data)
 
 
 Draw = Callable[[Sequence[Strip]], tuple[Latents, Tensor]]

@@ -1,0 +1,190 @@
+"""The processes that torchrun started, working as one: who does what, and what they tell each other."""
+
+from __future__ import annotations
+
+import atexit
+import io
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from datetime import timedelta
+from itertools import islice
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+from torch.distributed import rendezvous
+
+__all__ = ["Team", "alone", "is_first", "shared", "team"]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+TIME_LIMIT = timedelta(minutes=30)
+"""How long a process waits for the others. One that ends is noticed at once, as its connections close."""
+MEETING = timedelta(minutes=5)
+"""How long they wait for the first process to answer, and for the last to come."""
+FAREWELL = timedelta(seconds=10)
+"""How long the others wait for the one that says what is wrong."""
+NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+_is_alone: ContextVar[bool] = ContextVar("is_alone", default=False)
+
+
+class Team:
+    """Several processes of one program. Each calls the same methods in the same order."""
+
+    def __init__(self) -> None:
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes and prints."""
+        return self.rank == 0
+
+    def gathered(self, value: Any) -> list[Any]:
+        """Return the values of all processes, by rank, with tensors on this process's devices."""
+        content = io.BytesIO()
+        torch.save(value, content)
+        contents: list[Any] = [None] * self.size
+        dist.all_gather_object(contents, content.getvalue())
+        return [torch.load(io.BytesIO(each), map_location=_here, weights_only=False) for each in contents]
+
+    def sum(self, tensor: Tensor) -> None:
+        """Sum a tensor over all processes, in place, to the same bits in each."""
+        dist.all_reduce(tensor)
+
+    def told(self, value: Any) -> Any:
+        """Return the value of the first process."""
+        return self.by_the_first(lambda: value)
+
+    def by_the_first(self, do: Callable[[], Result]) -> Result:
+        """Have the first process do something, and tell the others what came of it. An error of its ends all."""
+        found, error = (None, None) if not self.is_first else _tried(do)
+        contents: list[Any] = [found, error is not None]
+        dist.broadcast_object_list(contents, src=0)
+        found, has_failed = contents
+        if has_failed:
+            self.leave_the_word_to(0, error)
+        return found
+
+    def together(self, do: Callable[[], Result]) -> list[Result]:
+        """Have each process do something, and return what came of it, by rank. An error of one ends all."""
+        found, error = _tried(do)
+        results = self.gathered((found, error is not None))
+        failed = [rank for rank, (_, has_failed) in enumerate(results) if has_failed]
+        if failed:
+            self.leave_the_word_to(failed[0], error)
+        return [result for result, _ in results]
+
+    def refuse_others(self, what: str, mine: dict[str, Any], remedy: str) -> None:
+        """Raise an error, in the first process, where one of the others has other values than it."""
+        for rank, theirs in enumerate(self.gathered(mine)):
+            first = self.told(mine)
+            names = [name for name in first if first[name] != theirs.get(name)]
+            if names:
+                message = f"{what}: expected the same in each process; got another {', '.join(names)} in that of rank "
+                self.leave_the_word_to(0, ValueError(f"{message}{rank} than in that of rank 0; {remedy}."))
+
+    def leave_the_word_to(self, rank: int, error: BaseException | None) -> None:
+        """Raise an error that all processes know of, in one of them; the others end quietly, a moment later."""
+        if self.rank == rank and error is not None:
+            raise error
+        with suppress(RuntimeError):  # as soon as its connections close
+            dist.barrier(async_op=True).wait(FAREWELL)
+        sys.exit(1)
+
+
+def team() -> Team | None:
+    """Return the processes that work together here; None for one alone.
+
+    Processes that torchrun started meet at the first call, unless `init_process_group` was called before: on a CPU by
+    gloo, on GPUs by nccl.
+
+    Raises:
+        ValueError: where the others cannot be reached.
+    """
+    if _is_alone.get() or not dist.is_available():
+        return None
+    if not dist.is_initialized():
+        if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "RANK" not in os.environ:
+            return None
+        _meet()
+    return Team() if dist.get_world_size() > 1 else None
+
+
+def is_first() -> bool:
+    """Tell whether this process is the only one, or the first: the one to write files and print."""
+    found = team()
+    return found is None or found.is_first
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Work alone here, without the other processes that torchrun started: they need not do the same.
+
+    Examples:
+        >>> import pyro_vae as pv
+        >>> if pv.distributed.is_first():
+        ...     with pv.distributed.alone():
+        ...         pass  # evaluate here what only the first process needs
+    """
+    token = _is_alone.set(True)
+    try:
+        yield
+    finally:
+        _is_alone.reset(token)
+
+
+def shared(items: Iterable[Item], do: Callable[[Item], Result]) -> list[Result]:
+    """Do something with each item, in turns among the processes; return all results in the order of the items."""
+    found = team()
+    if found is None:
+        return [do(item) for item in items]
+    with_others = found.together(lambda: [do(item) for item in islice(items, found.rank, None, found.size)])
+    longest = max(map(len, with_others))
+    return [results[i] for i in range(longest) for results in with_others if i < len(results)]
+
+
+def _tried(do: Callable[[], Any]) -> tuple[Any, Exception | None]:
+    """Do what one process does by itself."""
+    with alone():
+        try:
+            return do(), None
+        except Exception as error:  # raised again, once the others know
+            return None, error
+
+
+def _here(storage: Any, location: str) -> Any:
+    """Put what was on some GPU on this process's own."""
+    return storage.cuda() if location.startswith("cuda") else storage
+
+
+def _meet() -> None:
+    missing = [name for name in NEEDED if not os.environ.get(name)]
+    if missing:
+        raise ValueError(
+            f"{missing[0]}: expected where the first process is, beside WORLD_SIZE={os.environ['WORLD_SIZE']}; got "
+            "nothing; start by torchrun, which sets it, or unset WORLD_SIZE."
+        )
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    try:
+        store, rank, size = next(rendezvous("env://", timeout=MEETING))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIME_LIMIT)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"MASTER_ADDR: expected a first process that answers at {place}; got {str(error).splitlines()[0]!r}; check "
+            "the address, the port and the network between."
+        ) from error
+    atexit.register(_part)
+
+
+def _part() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
