@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
 from dataclasses import asdict, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from pyro_vae.data.dataset import Dataset
 from pyro_vae.training.trainee import Trainee
 from pyro_vae.vae import file
 
-__all__ = ["config_of"]
+__all__ = ["code_of", "config_of"]
 
 
 def config_of(trainee: Trainee, data: Any, validation: Any, settings: dict[str, Any]) -> dict[str, Any]:
@@ -33,6 +35,26 @@ def config_of(trainee: Trainee, data: Any, validation: Any, settings: dict[str, 
         **{name: _described(value) for name, value in settings.items()},
         "versions": {"torch": torch.__version__, "pyro": pyro.__version__},
     }
+
+
+def code_of(*programs: Any) -> str:
+    """Identify the code of this package, and of the files that programs are written in."""
+    own = sorted(Path(__file__).parents[1].rglob("*.py"))
+    files = [*own, *filter(None, map(_file_of, programs))]
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _file_of(program: Any) -> Path | None:
+    """Find the file of a function or of a module's class; None for what was typed in."""
+    written = inspect.unwrap(program) if inspect.isroutine(program) else type(program)
+    try:
+        found = inspect.getsourcefile(written)
+    except TypeError:
+        return None
+    return Path(found) if found is not None and Path(found).is_file() else None
 
 
 def _described(value: Any) -> Any:

@@ -9,16 +9,17 @@ from typing import Any, Literal, NamedTuple
 from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 
-from pyro_vae import _checks
+from pyro_vae import _checks, distributed
 from pyro_vae._options import refusing_unknown_options
 from pyro_vae._private import BatchNorm
 from pyro_vae._random import forked_generator
+from pyro_vae.distributed import Team
 from pyro_vae.objectives.base import Objective, as_it_is
 from pyro_vae.objectives.compiled import CompiledTrace_ELBO, CompiledTraceMeanField_ELBO
 from pyro_vae.program.automatic import refuse_automatic_points
 from pyro_vae.training.batches import Batches, batches_of
 from pyro_vae.training.callbacks import Callback, ProgressBar
-from pyro_vae.training.config import config_of
+from pyro_vae.training.config import code_of, config_of
 from pyro_vae.training.doctor import add_note_of_bad_data
 from pyro_vae.training.early_stopping import EarlyStopping
 from pyro_vae.training.history import History
@@ -27,6 +28,7 @@ from pyro_vae.training.loop import Loop
 from pyro_vae.training.optimizers import Schedule, as_pyro, clipping, learning_rate
 from pyro_vae.training.precision import Precision
 from pyro_vae.training.run import Run
+from pyro_vae.training.shares import Shares
 from pyro_vae.training.stepper import Stepper
 from pyro_vae.training.trainee import Trainee
 from pyro_vae.vae import VAE
@@ -53,6 +55,7 @@ def fit(
     num_epochs: int = 20,
     batch_size: int = 100,
     drop_last: bool = False,
+    accumulate: int = 1,
     seed: int = 0,
     validation: Any = None,
     early_stopping: EarlyStopping | int | None = None,
@@ -90,6 +93,8 @@ def fit(
         precision: "bfloat16" to train with the linear and convolutional layers in bfloat16. Parameters, gradients and
             densities remain float32, and so does all that is evaluated: validation, `rate` and `distortion`.
         num_epochs, batch_size: whole numbers.
+        accumulate: into how many shares to cut a batch, one after the other, for less memory. Their gradients are added
+            before the step, which is that of the whole batch, noise included.
         drop_last: leave out the last batch of an epoch where it is smaller.
         seed: fixes the order, the binarization and the draws of z.
         validation: data of the same kind, on which the ELBO is evaluated after each epoch.
@@ -135,6 +140,7 @@ def fit(
     trainee = Trainee.of(program)
     num_epochs = _checks.whole_number("num_epochs", num_epochs)
     batch_size = _checks.whole_number("batch_size", batch_size)
+    accumulate = _checks.whole_number("accumulate", accumulate)
     seed = _checks.seed(seed)
     objective = _objective(objective, trainee)
     optim = as_pyro(optim)
@@ -151,19 +157,63 @@ def fit(
     weight = _kl_weight(kl_warmup, train, device)
     history = History()
     bars = [ProgressBar()] if progress else []
+    team = distributed.team()
+    is_first = team is None or team.is_first
     with forked_generator(device), clipping(optim, clip_grad_norm) as clip_apart:
         _rehearse(trainee, execution.objective, train, batch_size)
-        stepper = Stepper(trainee, execution.objective, optim, history, train, clip_apart, weight, rates, precision)
         settings = dict(
             objective=objective, optim=optim, schedule=schedule, num_epochs=num_epochs, batch_size=batch_size,
             drop_last=drop_last, seed=seed, kl_warmup=kl_warmup, clip_grad_norm=clip_grad_norm, precision=precision,
             early_stopping=early_stopping, compile=compile,
         )  # fmt: skip
-        folder = None if run is None else Run(run, config_of(trainee, data, validation, settings), resume)
-        loop = Loop(trainee, stepper, train, held_out, num_epochs, early_stopping, folder, [*callbacks, *bars])
+        shares = _shares(trainee, team, accumulate, execution.objective, train, batch_size)
+        stepper = Stepper(
+            trainee, execution.objective, optim, history, train, clip_apart, weight, rates, precision, shares
+        )
+        folder = _folder(run, lambda: config_of(trainee, data, validation, settings), resume, team, trainee)
+        loop = Loop(
+            trainee, stepper, train, held_out, num_epochs, early_stopping, folder,
+            [*callbacks, *bars] if is_first else [], run is not None,
+        )  # fmt: skip
         loop.run(seed)
     history.execution = execution.how(stepper)
     return history
+
+
+def _folder(
+    run: Any, config_of_run: Callable[[], dict[str, Any]], resume: Any, team: Team | None, trainee: Trainee
+) -> Run | None:
+    """Open the run's folder, in the first of several processes, which agree on what they do."""
+    if team is None:
+        return None if run is None else Run(run, config_of_run(), resume)
+    config, opened = config_of_run(), []
+    remedy = "start all processes with the same code, data and settings"
+    team.refuse_others("program", {**config, "code": code_of(trainee.model, trainee.guide)}, remedy)
+    if run is not None:
+        team.by_the_first(lambda: opened.append(Run(run, config, resume)))
+    return opened[0] if opened else None
+
+
+def _shares(
+    trainee: Trainee, team: Team | None, accumulate: int, objective: ELBO, train: Batches, batch_size: int
+) -> Shares | None:
+    """Share batches among processes, if there are several, that begin with the parameters of the first."""
+    if team is None and accumulate == 1:
+        return None
+    number = accumulate * (1 if team is None else team.size)
+    if number > min(batch_size, train.num_data):
+        error = ValueError(
+            f"batch_size: expected a row for each of {number} shares, of {number // accumulate} processes and "
+            f"accumulate={accumulate}; got {batch_size} of {train.num_data} data; take larger batches, or fewer shares."
+        )
+        if team is not None:
+            team.leave_the_word_to(0, error)
+        raise error
+    if team is not None:
+        trainee.load(team.told({name: tensor.detach().cpu() for name, tensor in trainee.tensors().items()}), "program")
+    shares = Shares(trainee, team, accumulate)
+    shares.check(objective, train.first())
+    return shares
 
 
 def _objective(objective: Any, trainee: Trainee) -> ELBO:
@@ -197,9 +247,11 @@ class _Execution(NamedTuple):
 
     def how(self, stepper: Stepper) -> str:
         """Say how the steps ran."""
+        shares, pair = stepper.shares, (stepper.model, stepper.guide)
+        together = "" if shares is None or shares.team is None else f"; {shares.team.size} processes"
         if self.why_as_it_is or not isinstance(self.objective, Objective):
-            return f"as it is: {self.why_as_it_is}"
-        return self.objective.execution(stepper.model, stepper.guide)
+            return f"as it is: {self.why_as_it_is}{together}"
+        return self.objective.execution(*(pair if shares is None else shares.pair(*pair))) + together
 
 
 def _execution(compile: bool | Literal["auto"], objective: ELBO, num_steps: int) -> _Execution:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import signal
 import threading
 import time
@@ -18,6 +19,7 @@ from pyro_vae import _checks
 from pyro_vae._random import generators, seeded, set_generators
 from pyro_vae.compile.steps import announcing
 from pyro_vae.diagnostics import terms_of
+from pyro_vae.distributed import Team
 from pyro_vae.program.core import Program
 from pyro_vae.program.inspect import program_of
 from pyro_vae.training import optimizers
@@ -64,10 +66,13 @@ class Loop:
         early_stopping: EarlyStopping | None,
         run: Run | None,
         callbacks: Sequence[Callback],
+        is_kept: bool,
     ) -> None:
         self.trainee, self.stepper, self.train, self.validation = trainee, stepper, train, validation
         self.num_epochs, self.early_stopping = num_epochs, early_stopping
-        self.folder, self.callbacks = run, callbacks
+        self.folder, self.callbacks, self.is_kept = run, callbacks, is_kept
+        self.team = None if stepper.shares is None else stepper.shares.team
+        """Processes that train together, of which the first alone has the folder and the callbacks."""
         self.history = stepper.history
         self.is_open = not isinstance(train, Rows) or any(map(_acts_at_steps, callbacks))
         """Whether other people's code runs between two steps, which may change the program."""
@@ -85,10 +90,11 @@ class Loop:
         """Train until the last epoch."""
         torch.manual_seed(seed)
         try:
-            before = None if self.folder is None else self._state()
+            before = self._state() if self.is_kept else None
             with self._as_before_if_it_fails(before):
                 checkpoint = self._resume()
-            with announcing(self._compiling), _stopping_by_signals(self.folder is not None) as asked:
+            with announcing(self._compiling), _stopping_by_signals(self.is_kept) as heard:
+                asked = self._agreed_on(heard)
                 self._tell(lambda callback: callback.on_start(self.progress))
                 try:
                     with self._as_before_if_it_fails(before):
@@ -146,10 +152,38 @@ class Loop:
         self.place.loss = _sum(losses, self.place.loss)
         self.place.seconds += time.perf_counter() - started
         self._save()
+        if self.team is not None:
+            self.team.told(None)  # the others wait until it is saved
         _leave(asked)
 
+    def _agreed_on(self, heard: dict[str, int]) -> dict[str, int]:
+        """Return what says that a signal came: among several processes, once all know, after the same step."""
+        if self.team is None:
+            return heard
+        assert self.stepper.shares is not None
+        self.stepper.shares.heard = heard
+        return self.stepper.shares.asked
+
     def _evaluate(self) -> None:
-        """Add the epoch to the history."""
+        """Add the epoch to the history: the same numbers in all processes."""
+        values = self._values()
+        if self.team is not None:
+            values = self.team.told(values)
+            self._refuse_other_parameters(self.team)
+        self.history.add(**values)
+        elbos = self.history.validation_elbo
+        keeper = self.early_stopping or EarlyStopping()
+        if elbos and keeper.best_of(elbos) == len(elbos) - 1:
+            self.best = {name: tensor.detach().clone() for name, tensor in self.trainee.tensors().items()}
+
+    def _refuse_other_parameters(self, team: Team) -> None:
+        """Refuse to go on where processes have drifted apart."""
+        remedy = "a layer that changes with the rows it sees, or noise that is none of torch's, trains in one process"
+        digests = {name: sha256_of(tensor) for name, tensor in self.trainee.tensors().items()}
+        states = dict(zip(GENERATORS, map(sha256_of, generators(self.trainee.device)), strict=False))
+        team.refuse_others("program", digests | states, remedy)
+
+    def _values(self) -> dict[str, float]:
         place, values = self.place, {}
         terms = None if self.evaluated is None else self._terms(self.evaluated)
         if terms is not None:
@@ -161,11 +195,7 @@ class Loop:
         weight = self.stepper.weight
         if weight is not None and self.progress.num_steps - self.train.num_batches < weight.num_steps:
             train_elbo = -sum(values[name] for name in ("rate", "distortion")) if terms is not None else train_elbo
-        self.history.add(train_elbo=train_elbo, seconds=place.seconds, **values)
-        elbos = self.history.validation_elbo
-        keeper = self.early_stopping or EarlyStopping()
-        if elbos and keeper.best_of(elbos) == len(elbos) - 1:
-            self.best = {name: tensor.detach().clone() for name, tensor in self.trainee.tensors().items()}
+        return {"train_elbo": train_elbo, "seconds": place.seconds, **values}
 
     def _terms(self, batch: Batch) -> Any:
         """Return rate and distortion; None for a pair that has no ELBO for each datum."""
@@ -198,8 +228,7 @@ class Loop:
 
     def _end(self) -> None:
         """Write the last checkpoint, and go back to the best parameters if that was asked for."""
-        if self.folder is not None:
-            self._save()
+        self._save()
         if self.early_stopping is not None and self.best is not None:
             self.trainee.load(self.best, "early_stopping")
 
@@ -208,9 +237,8 @@ class Loop:
         return names[id(param)]
 
     def _save(self) -> None:
-        assert self.folder is not None
         place = self.place.epoch, self.progress.num_steps
-        if self.saved == place:
+        if self.folder is None or self.saved == place:
             return
         checkpoint = Checkpoint(self.trainee.tensors(), self._training(), self.best)
         try:
@@ -241,7 +269,7 @@ class Loop:
 
     def _resume(self) -> Checkpoint | None:
         """Go back to the last checkpoint, if there is one."""
-        checkpoint = None if self.folder is None else self.folder.last()
+        checkpoint = self._last() if self.team is None else self.team.by_the_first(self._last)
         if checkpoint is None:
             return None
         training = checkpoint.training
@@ -255,6 +283,9 @@ class Loop:
         elif self._is_over():
             self._say_that_nothing_is_left("early_stopping", "more patience", self.early_stopping)
         return checkpoint
+
+    def _last(self) -> Checkpoint | None:
+        return None if self.folder is None else self.folder.last()
 
     def _say_that_nothing_is_left(self, name: str, expected: str, found: Any) -> None:
         _checks.warn(
@@ -317,6 +348,11 @@ class Loop:
 
 def _acts_at_steps(callback: Callback) -> bool:
     return not (getattr(callback.on_step, "__module__", None) or "").startswith("pyro_vae.")
+
+
+def sha256_of(tensor: Tensor) -> str:
+    """Identify a tensor's bits."""
+    return hashlib.sha256(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def _sum(losses: list[Any], start: float) -> float:

@@ -26,6 +26,7 @@ from pyro_vae.training.history import DivergedError, History
 from pyro_vae.training.kl_weight import KLWeight
 from pyro_vae.training.optimizers import Schedule
 from pyro_vae.training.precision import Precision, in_bfloat16
+from pyro_vae.training.shares import Shares
 from pyro_vae.training.trainee import Trainee
 
 __all__ = ["Stepper"]
@@ -70,11 +71,13 @@ class Stepper:
         weight: KLWeight | None = None,
         schedule: Schedule | None = None,
         precision: Precision = "float32",
+        shares: Shares | None = None,
     ) -> None:
         self.trainee, self.objective, self.optim, self.history = trainee, objective, optim, history
         self.batches, self.clip_grad_norm, self.weight, self.schedule = batches, clip_grad_norm, weight, schedule
         self.model, self.guide = (self._as_trained(each, precision) for each in (trainee.model, trainee.guide))
         self.svi = SVI(self.model, self.guide, optim, loss=objective.loss, loss_and_grads=self._loss_and_grads)
+        self.shares = shares
         self.num_steps = 0
         self.waiting: list[Tensor] = []
         """Losses of compiled steps that are not checked yet."""
@@ -158,7 +161,9 @@ class Stepper:
 
     @property
     def _may_compile(self) -> bool:
-        return isinstance(self.objective, Objective) and self.objective.compile and type(self.optim) is FusedAdam
+        is_whole = self.shares is None  # between shares' gradients and the update, the others' are added
+        may = isinstance(self.objective, Objective) and self.objective.compile and type(self.optim) is FusedAdam
+        return is_whole and may
 
     def _compiled_step(self, batch: Batch) -> Tensor | None:
         if not self._may_compile:
@@ -181,16 +186,30 @@ class Stepper:
 
     def _loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any) -> float:
         self.num_steps += 1
-        loss: float = self.guarded(lambda: self.objective.loss_and_grads(model, guide, *args))
+        whole, shares = self.objective.loss_and_grads, self.shares
+        loss: float = self.guarded(
+            lambda: (
+                whole(model, guide, *args)
+                if shares is None
+                else shares.loss_and_grads(self.objective, model, guide, *args)
+            )
+        )
         if not math.isfinite(loss):
-            raise self._stopped(f"a loss of {loss}")
+            raise self._said_once(self._stopped(f"a loss of {loss}"))
         self._copy(self.state, self.last_good)
         trained = [tensor for tensor in self.state if tensor.grad is not None]
         if not math.isfinite(sum(tensor.grad.sum() for tensor in trained if tensor.grad is not None)):
-            raise self._stopped("a gradient of NaN or infinity")
+            raise self._said_once(self._stopped("a gradient of NaN or infinity"))
         if self.clip_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(trained, self.clip_grad_norm)
         return loss
+
+    def _said_once(self, error: DivergedError) -> DivergedError:
+        """Return an error that all processes met, in the first; the others end."""
+        team = None if self.shares is None else self.shares.team
+        if team is not None:
+            team.leave_the_word_to(0, error)
+        return error
 
     def _stopped_in_between(self, found: str, kept: str) -> DivergedError:
         """Go back to before the compiled step that diverged, look into it, and undo all since the last check."""
