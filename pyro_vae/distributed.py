@@ -18,7 +18,7 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.distributed import rendezvous
 
-__all__ = ["Team", "alone", "is_first", "shared", "team"]
+__all__ = ["Team", "alike", "alone", "is_first", "shared", "team"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -137,6 +137,16 @@ def alone() -> Iterator[None]:
         yield
     finally:
         _is_alone.reset(token)
+
+
+def alike(do: Callable[[], Result]) -> Result:
+    """Do something that has to succeed in all processes: an error of one ends all."""
+    found = team()
+    if found is None:
+        return do()
+    results: list[Result] = []
+    found.together(lambda: results.append(do()))
+    return results[0]
 
 
 def shared(items: Iterable[Item], do: Callable[[Item], Result]) -> list[Result]:

@@ -7,6 +7,7 @@ import inspect
 import os
 import platform
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae import evidence as estimators
+from pyro_vae._files import as_json, sha256_of
 from pyro_vae.cli.answer import Answer, add_command, add_which, shows_progress
 from pyro_vae.cli.arguments import add_option
 from pyro_vae.cli.failure import refuse
@@ -23,6 +25,7 @@ from pyro_vae.cli.folder import EVALUATION, EVIDENCE, OpenRun, write_signed
 from pyro_vae.cli.kinds import FLAG, SEED, Kind, choice, number, several, whole
 from pyro_vae.cli.settings import flag_of
 from pyro_vae.data import Dataset
+from pyro_vae.distributed import alike, is_first
 from pyro_vae.evidence.path import STARTS
 from pyro_vae.evidence.proposals import PROPOSALS
 from pyro_vae.evidence.summary import remarks_of, table_of
@@ -31,7 +34,8 @@ __all__ = ["add_evaluate"]
 
 ABOUT = """Estimate log p(x) of test data, with its error and a certified bound.
 
-The estimate is kept in the run's folder: evidence.npz (read it by pv.Evidence.load) and evaluation.json."""
+The estimate is kept in the run's folder: evidence.npz (read it by pv.Evidence.load) and evaluation.json. If it is
+interrupted, the same command goes on with what is done."""
 
 EXAMPLES = """examples:
   pyro-vae evaluate runs/digits
@@ -74,6 +78,8 @@ OPTIONS: dict[str, tuple[str, Kind, str]] = {
 }  # fmt: skip
 """Options by the name of their flag: what estimators call them, what they take, and help. `--start` is torchrun's."""
 
+PARTIAL = ".partial-"
+"""What the folder of an evaluation that is not finished is called, before its own name."""
 MOST_BY_DEFAULT = {"bdmc": 100, "inference_gap": 100}
 
 
@@ -112,19 +118,35 @@ def _estimators_with(name: str) -> list[str]:
 def evaluate(args: argparse.Namespace) -> Answer:
     """Evaluate, and keep the result in the run's folder."""
     options = _options(args)
-    run = OpenRun(args.run, args.which)
-    vae = run.vae
-    test = run.test_data(getattr(args, "num_test", None), MOST_BY_DEFAULT.get(args.estimator, 1000))
+    run, vae, test = alike(lambda: _opened(args))
     estimate = ESTIMATORS[args.estimator]
     if "progress" in inspect.signature(estimate).parameters:
         options["progress"] = shows_progress()
+    partial = run.folder / f"{PARTIAL}{_name_of(args, run)}"
+    if "partial" in inspect.signature(estimate).parameters:
+        options["partial"] = partial
     result = estimate(vae.model, vae.guide, *_arguments(args.estimator, run, test, options), **options)
     less = _less_in_own_unit(args.estimator, run, test)
     record = _record(args, run, test, result, less)
-    _keep(run.folder, args.estimator, result, record)
+    if is_first():
+        _keep(run.folder, args.estimator, result, record)
+        for begun in run.folder.glob(f"{PARTIAL}*"):
+            shutil.rmtree(begun, ignore_errors=True)
     warnings = _warnings(result)
     lines = [_table(result), *_own_unit(result, less), *(f"warning: {warning}" for warning in warnings)]
     return Answer("\n".join(lines), {**record, "warnings": warnings})
+
+
+def _opened(args: argparse.Namespace) -> tuple[OpenRun, pv.VAE, Dataset]:
+    run = OpenRun(args.run, args.which)
+    vae = run.vae
+    return run, vae, run.test_data(getattr(args, "num_test", None), MOST_BY_DEFAULT.get(args.estimator, 1000))
+
+
+def _name_of(args: argparse.Namespace, run: OpenRun) -> str:
+    """Name an evaluation: the same command, of the same checkpoint, goes on with what is there."""
+    asked_for = {name: str(getattr(args, name, None)) for name in (*OPTIONS, "estimator", "which", "num_test", "seed")}
+    return sha256_of(as_json({**asked_for, "checkpoint": str(run.checkpoint)}))[:12]
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
+import io
 import json
+import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from typing import Any
 
-from pyro_vae import DivergedError, __version__
+from pyro_vae import DivergedError, __version__, distributed
+from pyro_vae.cli.answer import Answer
 from pyro_vae.cli.arguments import Parser
 from pyro_vae.cli.compare import add_compare
 from pyro_vae.cli.data import add_data
-from pyro_vae.cli.evaluate import add_evaluate
+from pyro_vae.cli.evaluate import add_evaluate, evaluate
 from pyro_vae.cli.failure import BAD_INPUT, DIVERGED, DONE, INTERRUPTED, Refusal, one_line
 from pyro_vae.cli.folder import plain
 from pyro_vae.cli.impute import add_impute
@@ -21,7 +26,7 @@ from pyro_vae.cli.reconstruct import add_reconstruct
 from pyro_vae.cli.report import add_report
 from pyro_vae.cli.sample import add_sample
 from pyro_vae.cli.settings import flag_of
-from pyro_vae.cli.train import add_train
+from pyro_vae.cli.train import add_train, train
 
 __all__ = ["main", "parser"]
 
@@ -49,6 +54,8 @@ exit codes:
 COMMANDS = (
     add_train, add_evaluate, add_report, add_sample, add_reconstruct, add_impute, add_compare, add_info, add_data,
 )  # fmt: skip
+TOGETHER = (train, evaluate)
+"""Commands that several processes run together."""
 OPTIONAL = {"PIL": "pillow", "matplotlib": "matplotlib", "torchvision": "torchvision", "mlxtend": "mlxtend"}
 
 
@@ -67,13 +74,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     flags: set[str] = set()
     try:
-        args = parser().parse_args(given)
+        args = _parsed(given)
         flags = {flag for action in args.parser._actions for flag in action.option_strings}
         args.argv = given
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             warnings.filterwarnings("ignore", message="Encountered (NaN|[+-]inf)")  # the error of `fit` says more
-            answer = args.command(args)
+            answer = _answer(args)
+        if answer is None:
+            return DONE
         print(json.dumps(plain(answer.values)) if args.json else answer.text)
     except (Refusal, DivergedError, ValueError, TypeError, OSError, ImportError) as error:
         return _failed(error, flags)
@@ -83,6 +92,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else DONE
     return DONE
+
+
+def _parsed(given: list[str]) -> argparse.Namespace:
+    """Parse the arguments; among several processes, which get the same, the first alone says what is wrong."""
+    if os.environ.get("RANK", "0") == "0":
+        return parser().parse_args(given)
+    with redirect_stdout(io.StringIO()):
+        try:
+            return parser().parse_args(given)
+        except Refusal:
+            raise SystemExit(BAD_INPUT) from None
+
+
+def _answer(args: argparse.Namespace) -> Answer | None:
+    """Run a command: in all processes that torchrun started, or in the first alone, which alone answers."""
+    if args.command in TOGETHER or distributed.team() is None:
+        answer = args.command(args)
+        return answer if distributed.is_first() else None
+    with distributed.alone():
+        return args.command(args) if os.environ["RANK"] == "0" else None
 
 
 def _failed(error: Exception, flags: set[str]) -> int:
@@ -111,4 +140,5 @@ def _message(error: Exception, flags: set[str]) -> str | None:
 
 
 def _show_warning(message: Any, *_: Any, **__: Any) -> None:
-    print(f"warning: {one_line(str(message))}", file=sys.stderr)
+    if distributed.is_first():
+        print(f"warning: {one_line(str(message))}", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from pyro_vae.cli.folder import HISTORY, SETTINGS, KeepSettings, saved_settings
 from pyro_vae.cli.model import make_vae, settled
 from pyro_vae.cli.rundata import RunData, read_data
 from pyro_vae.cli.settings import KINDS, PATHS, Settings, read_toml
+from pyro_vae.distributed import alike, team
 from pyro_vae.training import JSONLines
 
 __all__ = ["add_train"]
@@ -71,14 +73,30 @@ def train(args: argparse.Namespace) -> Answer:
     folder = Path(args.run)
     given = {**({} if args.config is None else read_toml(args.config)), **_flags(args)}
     resume: bool | Literal["auto"] = {None: False, "yes": True, "auto": "auto"}[args.resume]  # type: ignore[assignment]
+    settings = _first_to_look(lambda: _of_folder(folder, given, resume))
+    settings, data, vae = alike(lambda: _made(settings))
+    history = _fit(vae, data, settings, folder, resume)
+    return _answer(folder, settings, data, history)
+
+
+def _first_to_look(look: Callable[[], Settings]) -> Settings:
+    """Have the first of several processes look into the folder, which it will write to."""
+    found = team()
+    return look() if found is None else found.by_the_first(look)
+
+
+def _of_folder(folder: Path, given: dict[str, Any], resume: bool | Literal["auto"]) -> Settings:
     _refuse_folder(folder, resume)
-    settings = _settings(folder, given, bool(resume))
+    return _settings(folder, given, bool(resume))
+
+
+def _made(settings: Settings) -> tuple[Settings, RunData, pv.VAE]:
+    """Read the data, settle what they decide, and make the VAE."""
     _refuse_device(settings.device)
     data = read_data(settings)
     settings = settled(settings, data)
     vae = make_vae(settings, data.shape, data.num_labels, lambda: data.train).to(settings.device)
-    history = _fit(vae, data, settings, folder, resume)
-    return _answer(folder, settings, data, history)
+    return settings, data, vae
 
 
 def _flags(args: argparse.Namespace) -> dict[str, Any]:

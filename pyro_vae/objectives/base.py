@@ -80,6 +80,9 @@ class Objective(ELBO):
 
     compile = True
 
+    sums_over_rows = True
+    """Whether the value is a sum over the data of a batch, which can then be taken in shares."""
+
     def __init__(self, *args: Any, **options: Any) -> None:
         known = {*inspect.signature(ELBO.__init__).parameters, *inspect.signature(type(self).__init__).parameters}
         for name in options.keys() - known:

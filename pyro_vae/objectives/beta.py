@@ -60,6 +60,11 @@ class BetaELBO(Objective):
         self.beta = _checks.not_negative("beta", beta)
         self.free_bits = _checks.not_negative("free_bits", free_bits)
 
+    @property
+    def sums_over_rows(self) -> bool:  # type: ignore[override]
+        """Free bits are those of a batch's mean."""
+        return not self.free_bits
+
     def value_and_surrogate(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Return minus the weighted ELBO, twice."""
         runs = [self._run_loss(*traces) for traces in self._get_traces(model, guide, args, kwargs)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from pyro.infer import ELBO
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from pyro_vae._random import forked_generator, generators, set_generators
+from pyro_vae._random import generators, seeded, set_generators
 from pyro_vae.distributed import Team
 from pyro_vae.objectives.base import as_it_is
 from pyro_vae.program.sites import plates_of
@@ -109,18 +109,23 @@ class Shares:
             ValueError: for a program whose loss is not the sum of its rows': with BatchNorm, say, or without a plate.
         """
 
+        if not getattr(objective, "sums_over_rows", True):
+            self._refuse(f"{type(objective).__name__}, whose value depends on the batch as a whole")
+
         def own() -> tuple[float, float]:
             return self._compared(as_it_is(objective), batch)
 
         found = [own()] if self.team is None else self.team.together(own)
         whole, in_shares = found[0][0], sum(share for _, share in found)
-        if abs(in_shares - whole) <= LARGEST_DIFFERENCE * max(1.0, abs(whole)):
-            return
+        if abs(in_shares - whole) > LARGEST_DIFFERENCE * max(1.0, abs(whole)):
+            self._refuse(f"{whole:.6g} of {_num_rows(batch)} rows together, and {in_shares:.6g} of their shares")
+
+    def _refuse(self, found: str) -> NoReturn:
+        """Refuse a loss that cannot be taken in shares."""
         error = ValueError(
-            f"program: expected a loss that is the sum of its rows', to be taken in shares; got {whole:.6g} of "
-            f"{_num_rows(batch)} rows together, and {in_shares:.6g} of their shares; put the rows in a pyro.plate, "
-            "replace BatchNorm, which sees other rows, by GroupNorm or LayerNorm, or train in one process with "
-            "accumulate=1."
+            f"program: expected a loss that is the sum of its rows', to be taken in shares; got {found}; put the rows "
+            "in a pyro.plate, replace BatchNorm, which sees other rows, by GroupNorm or LayerNorm, leave out free "
+            "bits, or train in one process with accumulate=1."
         )
         if self.team is not None:
             self.team.leave_the_word_to(0, error)
@@ -133,7 +138,7 @@ class Shares:
         values = {name: tensor.detach().clone() for name, tensor in trainee.tensors().items()}
         trainee.train()
         try:
-            with forked_generator(trainee.device):
+            with seeded(trainee.device, 0):
                 before = generators(trainee.device)
                 whole = float(objective.loss(*pair, *batch))
                 for rows in self._rows(_num_rows(batch)):
