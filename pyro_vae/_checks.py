@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 IMAGE_CHANNELS = (1, 3, 4)
@@ -92,7 +93,9 @@ def shape(name: str, value: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def warn(message: str) -> None:
-    """Warn, at the line outside the package that called it."""
+    """Warn, at the line outside the package that called it; of several processes, in the first."""
+    if dist.is_available() and dist.is_initialized() and dist.get_rank() > 0:
+        return
     frames = (frame.filename for frame in reversed(traceback.extract_stack()[:-1]))
     level = next((i for i, name in enumerate(frames, start=2) if not name.startswith(PACKAGE)), 2)
     warnings.warn(message, stacklevel=level)
@@ -138,7 +141,9 @@ def tensor(name: str, value: Any) -> Tensor:
 
 def _from_numpy(name: str, array: np.ndarray) -> Tensor:
     try:
-        return torch.as_tensor(array)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*not writable")  # nothing here writes to data
+            return torch.as_tensor(array)
     except TypeError as error:
         raise TypeError(
             f"{name}: expected an array of numbers; got dtype {array.dtype}; convert it to float32."

@@ -50,6 +50,9 @@ NAMES = {
     "tree_unflatten": "torch.utils._pytree.tree_unflatten",
     "foreach_add_": "torch._foreach_add_",
     "inductor_compile": "torch._inductor.compile",
+    "sample_dirichlet": "torch._sample_dirichlet",
+    "standard_gamma": "torch._standard_gamma",
+    "end_with_parent": "torch.multiprocessing._prctl_pr_set_pdeathsig",
     "PYRO_STACK": "pyro.poutine.runtime._PYRO_STACK",
 }
 """Each by the name that the package uses."""

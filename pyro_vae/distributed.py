@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +18,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 from torch.distributed import rendezvous
+
+from pyro_vae._private import end_with_parent
 
 __all__ = ["Team", "alike", "alone", "is_first", "shared", "team"]
 
@@ -50,12 +53,14 @@ class Team:
         content = io.BytesIO()
         torch.save(value, content)
         contents: list[Any] = [None] * self.size
-        dist.all_gather_object(contents, content.getvalue())
+        with _expecting_all():
+            dist.all_gather_object(contents, content.getvalue())
         return [torch.load(io.BytesIO(each), map_location=_here, weights_only=False) for each in contents]
 
     def sum(self, tensor: Tensor) -> None:
         """Sum a tensor over all processes, in place, to the same bits in each."""
-        dist.all_reduce(tensor)
+        with _expecting_all():
+            dist.all_reduce(tensor)
 
     def told(self, value: Any) -> Any:
         """Return the value of the first process."""
@@ -65,7 +70,8 @@ class Team:
         """Have the first process do something, and tell the others what came of it. An error of its ends all."""
         found, error = (None, None) if not self.is_first else _tried(do)
         contents: list[Any] = [found, error is not None]
-        dist.broadcast_object_list(contents, src=0)
+        with _expecting_all():
+            dist.broadcast_object_list(contents, src=0)
         found, has_failed = contents
         if has_failed:
             self.leave_the_word_to(0, error)
@@ -159,6 +165,18 @@ def shared(items: Iterable[Item], do: Callable[[Item], Result]) -> list[Result]:
     return [results[i] for i in range(longest) for results in with_others if i < len(results)]
 
 
+@contextmanager
+def _expecting_all() -> Iterator[None]:
+    """Say in plain words that another process is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ConnectionError(
+            f"torchrun: expected all processes to go on; got no answer from one ({str(error).splitlines()[0][:200]}); "
+            "see what that one said, or what ended it. A run's last checkpoint is as it was."
+        ) from None
+
+
 def _tried(do: Callable[[], Any]) -> tuple[Any, Exception | None]:
     """Do what one process does by itself."""
     with alone():
@@ -183,9 +201,13 @@ def _meet() -> None:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    if sys.platform == "linux":  # a launcher that is killed leaves no process behind
+        end_with_parent(signal.SIGTERM)
     place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     try:
         store, rank, size = next(rendezvous("env://", timeout=MEETING))
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # the store outlasts those before, who are gone
+        store = dist.PrefixStore(f"pyro_vae, attempt {attempt}", store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIME_LIMIT)
     except (RuntimeError, ValueError) as error:
         raise ValueError(

@@ -8,6 +8,7 @@ from pyro_vae.data.fashion_mnist import fashion_mnist
 from pyro_vae.data.frey_faces import frey_faces
 from pyro_vae.data.kmnist import kmnist
 from pyro_vae.data.load import NAMES, load, names_of_columns, train_and_test
+from pyro_vae.data.memory_mapped import MemoryMapped
 from pyro_vae.data.mnist import mnist
 from pyro_vae.data.omniglot import omniglot
 from pyro_vae.data.pbmc68k import pbmc68k
@@ -19,6 +20,7 @@ from pyro_vae.data.svhn import svhn
 __all__ = [
     "NAMES",
     "Dataset",
+    "MemoryMapped",
     "Provenance",
     "breast_cancer",
     "celeba",

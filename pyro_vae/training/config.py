@@ -17,6 +17,7 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 
 from pyro_vae.data.dataset import Dataset
+from pyro_vae.data.memory_mapped import MemoryMapped
 from pyro_vae.training.trainee import Trainee
 from pyro_vae.vae import file
 
@@ -67,10 +68,15 @@ def _described(value: Any) -> Any:
         return value.provenance.as_dict()
     if isinstance(value, (Tensor, np.ndarray)):
         tensor = torch.as_tensor(value).detach().cpu().contiguous()
-        return {"shape": list(tensor.shape), "sha256": hashlib.sha256(tensor.numpy().tobytes()).hexdigest()}
+        return {"shape": list(tensor.shape), "sha256": hashlib.sha256(_bytes_of(tensor)).hexdigest()}
     if isinstance(value, (tuple, list)):
         return [_described(each) for each in value]
     return _described_by_kind(value)
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """Look at a tensor's bytes without copying them, for it may be mapped from a file."""
+    return tensor.flatten().view(torch.uint8).numpy().data
 
 
 def _described_by_kind(value: Any) -> dict[str, Any]:
@@ -80,7 +86,10 @@ def _described_by_kind(value: Any) -> dict[str, Any]:
         return {"objective": type(value).__name__, "num_particles": value.num_particles}
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
-    return {"type": type(value).__name__, "length": len(value) if hasattr(value, "__len__") else None}
+    data = getattr(value, "dataset", value)  # of a DataLoader
+    fingerprint = {"sha256": data.fingerprint} if isinstance(data, MemoryMapped) else {}
+    length = len(value) if hasattr(value, "__len__") else None
+    return {"type": type(value).__name__, "length": length, **fingerprint}
 
 
 def _options(options: Any) -> Any:

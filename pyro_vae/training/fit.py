@@ -166,11 +166,13 @@ def fit(
             drop_last=drop_last, seed=seed, kl_warmup=kl_warmup, clip_grad_norm=clip_grad_norm, precision=precision,
             early_stopping=early_stopping, compile=compile,
         )  # fmt: skip
+        config = None if run is None and team is None else config_of(trainee, data, validation, settings)
+        _agree(team, config, trainee)
         shares = _shares(trainee, team, accumulate, execution.objective, train, batch_size)
         stepper = Stepper(
             trainee, execution.objective, optim, history, train, clip_apart, weight, rates, precision, shares
         )
-        folder = _folder(run, lambda: config_of(trainee, data, validation, settings), resume, team, trainee)
+        folder = None if run is None or config is None else _folder(run, config, resume, team)
         loop = Loop(
             trainee, stepper, train, held_out, num_epochs, early_stopping, folder,
             [*callbacks, *bars] if is_first else [], run is not None,
@@ -180,17 +182,19 @@ def fit(
     return history
 
 
-def _folder(
-    run: Any, config_of_run: Callable[[], dict[str, Any]], resume: Any, team: Team | None, trainee: Trainee
-) -> Run | None:
-    """Open the run's folder, in the first of several processes, which agree on what they do."""
+def _agree(team: Team | None, config: dict[str, Any] | None, trainee: Trainee) -> None:
+    """Refuse to train in processes that would do different things."""
+    if team is not None and config is not None:
+        code = {"code": code_of(trainee.model, trainee.guide)}
+        team.refuse_others("program", config | code, "start all processes with the same code, data and settings")
+
+
+def _folder(run: Any, config: dict[str, Any], resume: Any, team: Team | None) -> Run | None:
+    """Open the run's folder, in the first of several processes."""
     if team is None:
-        return None if run is None else Run(run, config_of_run(), resume)
-    config, opened = config_of_run(), []
-    remedy = "start all processes with the same code, data and settings"
-    team.refuse_others("program", {**config, "code": code_of(trainee.model, trainee.guide)}, remedy)
-    if run is not None:
-        team.by_the_first(lambda: opened.append(Run(run, config, resume)))
+        return Run(run, config, resume)
+    opened: list[Run] = []
+    team.by_the_first(lambda: opened.append(Run(run, config, resume)))
     return opened[0] if opened else None
 
 

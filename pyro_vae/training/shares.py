@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from pyro_vae._private import sample_dirichlet, standard_gamma
 from pyro_vae._random import generators, seeded, set_generators
 from pyro_vae.distributed import Team
 from pyro_vae.objectives.base import as_it_is
@@ -33,11 +34,7 @@ OF_INPUT = {
     functional.alpha_dropout, functional.feature_alpha_dropout,
 }  # fmt: skip
 """Functions of a tensor with rows, which take as many random numbers for each row."""
-VARYING = {
-    getattr(torch, name)
-    for name in ("_standard_gamma", "_sample_dirichlet", "poisson", "binomial", "multinomial")
-    if hasattr(torch, name)
-} | {torch.distributions.dirichlet._Dirichlet.apply}
+VARYING = {standard_gamma, sample_dirichlet, torch.poisson, torch.binomial, torch.multinomial}
 """Functions that take as many random numbers as their values need: another share would get other noise."""
 REJECTING = ("VonMises", "SineBivariateVonMises", "SineSkewed", "ProjectedNormal")
 """Distributions that draw until they accept."""
