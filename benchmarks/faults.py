@@ -1,11 +1,14 @@
 """Do to runs on disk what happens to them, again and again, and count what is left.
 
     python benchmarks/faults.py --num-kills 200 --disk --damage --mutations 10000
+    python benchmarks/faults.py --processes 50
 
 Kills (SIGKILL) at a random moment of training, or at a random operation on files of a start or a save, where a write is
 cut in half; disks that fail at each operation, or have room for a part; damaged files; files changed at random. After
 each, the run has to be what was saved last, to the bit, or to be refused by the name of the file, and the next process
-goes on from it. `tests/` has the same as tests: `faulty_disk.py`, `damage.py`, `fuzz.py`.
+goes on from it. Of two or three processes that train together under torchrun, one, all, or their launcher are killed;
+the others have to end, and any number of processes goes on. `tests/` has the same as tests: `faulty_disk.py`,
+`damage.py`, `fuzz.py`, `lost_processes.py`.
 """
 
 import argparse
@@ -32,6 +35,7 @@ import torch
 # The faults are those of the tests.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
+import lost_processes
 from damage import CASES, make_runs, refusals
 from faulty_disk import Failing, Full, Operations, assert_saved_whole, operations_of, rooms_of, saved
 from fuzz import FILES, as_plain, fuzzed, trained
@@ -283,6 +287,15 @@ def mutated(folder: Path, num_mutations: int) -> Iterator[tuple[str, Counter[str
         yield name, fuzzed(name, folder / str(i), num_mutations, seed=1)
 
 
+def killed_together(folder: Path, num_kills: int) -> Iterator[tuple[str, Counter[str]]]:
+    """Kill some of the processes that train together; yield what was found, by victim."""
+    counts: dict[str, Counter[str]] = {}
+    for victim, outcome in lost_processes.killed(folder, num_kills):
+        counts.setdefault(victim, Counter())[outcome] += 1
+        print(f"{victim}: {outcome}", file=sys.stderr, flush=True)
+    yield from counts.items()
+
+
 def show(title: str, rows: Iterator[tuple[str, Counter[str]]]) -> None:
     """Print a table, line by line."""
     print(f"\n{title}\n\n| | number | outcome |\n|---|---|---|", flush=True)
@@ -295,6 +308,7 @@ def show(title: str, rows: Iterator[tuple[str, Counter[str]]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num-kills", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=0, help="kills among processes that train together")
     parser.add_argument("--disk", action="store_true")
     parser.add_argument("--damage", action="store_true")
     parser.add_argument("--mutations", type=int, default=0, help="of each kind of file")
@@ -303,11 +317,13 @@ def main() -> None:
     warnings.simplefilter("ignore")
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
-        folders = [Path(name) / part for part in ("kills", "disks", "small", "damage", "mutations")]
+        folders = [Path(name) / part for part in ("kills", "disks", "small", "damage", "mutations", "processes")]
         for folder in folders:
             folder.mkdir()
         if options.num_kills:
             show("Processes killed in", killed(options.num_kills, folders[0]))
+        if options.processes:
+            show("Processes that train together, killed", killed_together(folders[5], options.processes))
         if options.disk:
             show("Disks that fail while a checkpoint is saved", failing_disks(folders[1]))
             show("Small disks", small_disk(folders[2]))

@@ -80,10 +80,11 @@ def terms_of(program: Program, num_samples: int = 1, seed: int = 0) -> RateDisto
     """Return rate and distortion of a pair that was inspected before; its parameters may have changed since."""
 
     def of_block(block: Block) -> Tensor:
-        terms = torch.zeros(2, len(block.rows), dtype=torch.float64)
+        rate, distortion = terms = torch.zeros(2, len(block.rows), dtype=torch.float64)
         for tile in tiles_of_guide(block, num_samples, seed):
             prior, likelihood, log_q = (each.sum(0).cpu() / num_samples for each in tile.densities)
-            terms += torch.stack([log_q - prior, -likelihood])
+            rate += log_q - prior
+            distortion -= likelihood
         return terms
 
     return RateDistortion(*torch.cat(shared(blocks(program, block_width(program, num_samples)), of_block), -1))

@@ -18,6 +18,7 @@ from torch.utils import data as torch_data
 
 import pyro_vae as pv
 from pyro_vae.evidence.importance import ImportanceSampling
+from pyro_vae.training import run as run_module
 
 NUM_DATA, NUM_PIXELS = 63, 12
 
@@ -208,6 +209,14 @@ class Killed(nn.Linear):
 def dies_once(folder):
     torch.manual_seed(0)
     trained((vae(Killed(NUM_PIXELS, 6)), {}), num_epochs=12, run=folder, resume="auto")
+
+
+def saves_often(folder):
+    """Train, with a checkpoint after each epoch; go on where others were killed."""
+    run_module.SHARE_OF_TIME = 1e9
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    trained((vae(), {}), num_epochs=300, run=folder, resume="auto")
 
 
 def other_data(folder):

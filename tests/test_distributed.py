@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import lost_processes
 import processes
 import pytest
 import torch
@@ -143,3 +144,9 @@ def test_a_first_process_that_does_not_answer_is_named(monkeypatch):
     monkeypatch.setattr(distributed, "end_with_parent", lambda signal: None)
     with pytest.raises(ValueError, match=r"expected a first process that answers at 127\.0\.0\.1:1; got"):
         distributed.team()
+
+
+@pytest.mark.slow
+def test_nothing_is_lost_whoever_is_killed(tmp_path):
+    outcomes = {outcome for _, outcome in lost_processes.killed(tmp_path, 4)}
+    assert outcomes <= {"nothing lost", "equal to float32 rounding"}
