@@ -3,6 +3,7 @@
     python benchmarks/literature.py vae-static --budget minutes --data-dir data
     python benchmarks/literature.py iwae-50 --budget hours --device cuda
     python benchmarks/literature.py miwae                 # imputation of half a table
+    python benchmarks/literature.py gaps wu --budget hours  # of the run of iwae-1, what the encoder and draws lose
     python benchmarks/literature.py --table               # of all results so far, as in docs/literature.md
 
 A row trains with the settings of its source, as long as the budget says, and goes on where it was interrupted: the run
@@ -211,6 +212,85 @@ def impute(args: argparse.Namespace) -> None:
     print(imputed(result))
 
 
+CREMER = {
+    "title": "what the encoder loses",
+    "source": "Cremer, Li and Duvenaud (2018), a factorised Gaussian on MNIST (from memory)",
+    "published": {"approximation": 1.43, "amortization": 1.34},
+}
+WU = {
+    "title": "importance sampling from the encoder beside annealing",
+    "source": "Wu, Burda, Salakhutdinov and Grosse (2017), an IWAE on MNIST (from memory)",
+    "published": {"10,000 draws": -86.90, "100,000 draws": -86.46, "AIS": -85.62},
+}
+
+
+def of_the_run(args: argparse.Namespace) -> tuple[pv.VAE, Tensor, dict[str, Any]]:
+    """Return the VAE that `iwae-1` trained, some test images, and how it was made."""
+    row, run = ROWS["iwae-1"], args.runs / f"iwae-1-{args.budget}"
+    vae = pv.load(run, which="last").to(args.device)
+    _, _, test = data_of(row, args)
+    x = test.x[:: max(1, len(test) // args.num_test)].to(args.device)
+    return (
+        vae,
+        x,
+        {"num_images": len(x), "num_epochs": row.num_epochs[args.budget], "sha256_of_weights": sha256_of(vae)},
+    )
+
+
+def gaps(args: argparse.Namespace) -> None:
+    """Part the gap between log p(x) and the ELBO into what the family and what the encoder loses."""
+    vae, x, how = of_the_run(args)
+    evidence = pv.log_evidence(vae.model, vae.guide, x, tolerance=0.1, compile=True, seed=args.seed)
+    found = pv.inference_gap(vae.model, vae.guide, x, evidence=evidence, seed=args.seed)
+    ours = {"approximation": found.approximation, "amortization": found.amortization}
+    result = {
+        "examined": "gaps", **CREMER, **how,
+        "log_evidence": evidence.mean,
+        "elbo": evidence.elbo.mean().item(),
+        "ours": {name: {"mean": gap.mean().item(), "error": gap.std().item() / len(x) ** 0.5} for name, gap in ours.items()},
+        **made_by("gaps", args),
+    }  # fmt: skip
+    write(result, args.output_dir / f"gaps-{args.budget}.json")
+    print(examined(result))
+
+
+def wu(args: argparse.Namespace) -> None:
+    """Evaluate the same images by more and more draws from the encoder, by annealing, and both ways on simulated data."""
+    vae, x, how = of_the_run(args)
+    pair, options = (vae.model, vae.guide), {"compile": True, "seed": args.seed}
+    found = {
+        "5,000 draws": pv.importance_sampling(*pair, x, num_samples=5_000, **options),
+        "10,000 draws": pv.importance_sampling(*pair, x, num_samples=10_000, **options),
+        "100,000 draws": pv.importance_sampling(*pair, x, num_samples=100_000, **options),
+        "AIS": pv.ais(*pair, x, num_temperatures=1000, num_chains=16, start="guide", **options),
+        "log_evidence": pv.log_evidence(*pair, x, tolerance=0.1, **options),
+    }
+    sandwich = pv.bdmc(*pair, num_data=len(x), num_temperatures=1000, num_chains=16, start="guide", **options)
+    result = {
+        "examined": "wu", **WU, **how,
+        "ours": {name: {"mean": each.mean, "error": each.mean_std_error} for name, each in found.items()},
+        "bdmc_gap": {"mean": sandwich.mean_gap, "error": sandwich.mean_gap_std_error},
+        **made_by("wu", args),
+    }  # fmt: skip
+    write(result, args.output_dir / f"wu-{args.budget}.json")
+    print(examined(result))
+
+
+def examined(result: dict[str, Any]) -> str:
+    """The line of docs/literature.md."""
+    ours = "; ".join(
+        f"{name} {each['mean']:.2f} +- {each['error']:.2f}"
+        + (f" ({result['published'][name]:.2f})" if name in result["published"] else "")
+        for name, each in result["ours"].items()
+    )
+    sandwich = result.get("bdmc_gap")
+    both_ways = f"; BDMC's gap {sandwich['mean']:.3f} +- {sandwich['error']:.3f}" if sandwich else ""
+    return (
+        f"{result['title']}, IWAE of k = 1 after {result['num_epochs']:,} epochs, {result['num_images']:,} images "
+        f"(published, of another model): {ours}{both_ways}"
+    )
+
+
 def imputed(result: dict[str, Any]) -> str:
     """The line of docs/literature.md."""
     errors = torch.tensor(result["errors"])
@@ -363,13 +443,17 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+OTHERS: dict[str, Callable[[argparse.Namespace], None]] = {"miwae": impute, "gaps": gaps, "wu": wu}
+"""Rows that are no table of log p(x)."""
+
+
 def main() -> None:
     args = parse_args()
     if args.table:
         return print_table(args.output_dir)
     for name in args.names:
         pyro.clear_param_store()
-        impute(args) if name == "miwae" else reproduce(name, args)
+        OTHERS[name](args) if name in OTHERS else reproduce(name, args)
 
 
 def print_table(folder: Path) -> None:
@@ -378,13 +462,13 @@ def print_table(folder: Path) -> None:
     print(table(sorted(rows, key=lambda result: list(ROWS).index(result["row"]))))
     for result in found:
         if "row" not in result:
-            print(f"\n{imputed(result)}")
+            print(f"\n{examined(result) if 'examined' in result else imputed(result)}")
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "names", nargs="*", choices=[*ROWS, "miwae", []], metavar="NAME", help=", ".join([*ROWS, "miwae"])
+        "names", nargs="*", choices=[*ROWS, *OTHERS, []], metavar="NAME", help=", ".join([*ROWS, *OTHERS])
     )
     parser.add_argument("--budget", choices=["full", "hours", "minutes"], default="full")
     parser.add_argument("--num-epochs", type=int, help="instead of the budget's")
