@@ -230,11 +230,8 @@ def of_the_run(args: argparse.Namespace) -> tuple[pv.VAE, Tensor, dict[str, Any]
     vae = pv.load(run, which="last").to(args.device)
     _, _, test = data_of(row, args)
     x = test.x[:: max(1, len(test) // args.num_test)].to(args.device)
-    return (
-        vae,
-        x,
-        {"num_images": len(x), "num_epochs": row.num_epochs[args.budget], "sha256_of_weights": sha256_of(vae)},
-    )
+    num_epochs = row.num_epochs[args.budget]
+    return vae, x, {"num_images": len(x), "num_epochs": num_epochs, "sha256_of_weights": sha256_of(vae)}
 
 
 def gaps(args: argparse.Namespace) -> None:
@@ -242,12 +239,13 @@ def gaps(args: argparse.Namespace) -> None:
     vae, x, how = of_the_run(args)
     evidence = pv.log_evidence(vae.model, vae.guide, x, tolerance=0.1, compile=True, seed=args.seed)
     found = pv.inference_gap(vae.model, vae.guide, x, evidence=evidence, seed=args.seed)
-    ours = {"approximation": found.approximation, "amortization": found.amortization}
+    parts = {"approximation": found.approximation, "amortization": found.amortization}
+    ours = {name: {"mean": gap.mean().item(), "error": gap.std().item() / len(x) ** 0.5} for name, gap in parts.items()}
     result = {
         "examined": "gaps", **CREMER, **how,
         "log_evidence": evidence.mean,
         "elbo": evidence.elbo.mean().item(),
-        "ours": {name: {"mean": gap.mean().item(), "error": gap.std().item() / len(x) ** 0.5} for name, gap in ours.items()},
+        "ours": ours,
         **made_by("gaps", args),
     }  # fmt: skip
     write(result, args.output_dir / f"gaps-{args.budget}.json")
@@ -255,7 +253,7 @@ def gaps(args: argparse.Namespace) -> None:
 
 
 def wu(args: argparse.Namespace) -> None:
-    """Evaluate the same images by more and more draws from the encoder, by annealing, and both ways on simulated data."""
+    """Evaluate the same images by more and more draws from the encoder, and by annealing; simulated ones both ways."""
     vae, x, how = of_the_run(args)
     pair, options = (vae.model, vae.guide), {"compile": True, "seed": args.seed}
     found = {

@@ -44,10 +44,10 @@ def workers_of(folder):
 
 
 def num_steps(folder):
-    """Say how many steps are saved."""
-    if not (folder / "last.json").exists() or json.loads((folder / "last.json").read_text())["checkpoint"] is None:
-        return 0
-    return last_checkpoint(folder).training["num_steps"]
+    """Say how many steps are saved: by the name of the checkpoint alone, which may be replaced meanwhile."""
+    path = folder / "last.json"
+    name = json.loads(path.read_text())["checkpoint"] if path.exists() else None
+    return 0 if name is None else int(name.split("-")[1])
 
 
 def until(is_so, seconds):
@@ -79,7 +79,7 @@ def disturbed(folder, num_processes, victim, seconds, rng):
         return "HANGS"
     if not until(lambda: not workers_of(folder), 30.0):
         return "ORPHANS"
-    return "LOST" if num_steps(folder) < saved else "nothing lost"
+    return "LOST" if last_checkpoint(folder).training["num_steps"] < saved else "nothing lost"
 
 
 def killed(folder, num_kills, seed=0):
