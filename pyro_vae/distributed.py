@@ -57,6 +57,20 @@ class Team:
             dist.all_gather_object(contents, content.getvalue())
         return [torch.load(io.BytesIO(each), map_location=_here, weights_only=False) for each in contents]
 
+    def require(self, device: torch.device) -> None:
+        """Raise an error where tensors of a device cannot be sent."""
+        try:
+            dist.all_reduce(torch.zeros(1, device=device))
+        except RuntimeError as error:
+            message = (
+                f"backend: expected one for tensors on {device.type}; got {dist.get_backend_config()} "
+                f'({str(error).splitlines()[0][:100]}); call init_process_group("cpu:gloo,cuda:nccl"), or leave that '
+                "to pyro_vae."
+            )
+            if self.is_first:
+                raise ValueError(message) from error
+            sys.exit(1)
+
     def sum(self, tensor: Tensor) -> None:
         """Sum a tensor over all processes, in place, to the same bits in each."""
         with _expecting_all():

@@ -223,6 +223,12 @@ def other_data(folder):
     pv.fit(vae(), data() + 0 if os.environ["RANK"] == "0" else 1 - data(), num_epochs=1, progress=False)
 
 
+def other_backend(folder):
+    """Of a device that is not there."""
+    torch.distributed.init_process_group("cuda:gloo")
+    pv.fit(vae(), data(), num_epochs=1, progress=False)
+
+
 def fails_in_one(folder):
     """The second process alone meets an error, in the middle of training."""
 

@@ -93,6 +93,9 @@ def test_what_cannot_be_taken_in_shares_is_refused(make, message):
         ("other_data", "ValueError: program: expected the same in each process; got another data in that of rank 1", 0),
         ("fails_in_one", "ValueError: x: the fault of one process", 1),
         ("evaluation_fails_in_one", "ValueError: x: the fault of one process", 1),
+        pytest.param(
+            "other_backend", "ValueError: backend: expected one for tensors on cpu", 0, marks=pytest.mark.slow
+        ),
         pytest.param("diverges", "DivergedError: objective: expected finite numbers", 0, marks=pytest.mark.slow),
         pytest.param("too_few_rows", "expected a row for each of 2 shares", 0, marks=pytest.mark.slow),
         pytest.param("batch_norm", "expected a loss that is the sum of its rows", 0, marks=pytest.mark.slow),

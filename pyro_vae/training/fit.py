@@ -185,6 +185,7 @@ def fit(
 def _agree(team: Team | None, config: dict[str, Any] | None, trainee: Trainee) -> None:
     """Refuse to train in processes that would do different things."""
     if team is not None and config is not None:
+        team.require(trainee.device)
         code = {"code": code_of(trainee.model, trainee.guide)}
         team.refuse_others("program", config | code, "start all processes with the same code, data and settings")
 
