@@ -15,6 +15,7 @@ from pyro_vae._options import refusing_unknown_options
 from pyro_vae._random import seed_for
 from pyro_vae.distributed import shared
 from pyro_vae.program.core import Program
+from pyro_vae.program.identity import agree
 from pyro_vae.program.inspect import program_of
 from pyro_vae.program.masks import elements_of
 from pyro_vae.program.runs import Latents
@@ -73,7 +74,9 @@ def rate_distortion(
         tensor([0., 0.], dtype=torch.float64)
     """
     num_samples, seed = _checks.whole_number("num_samples", num_samples), _checks.seed(seed)
-    return terms_of(program_of(model, guide, args, kwargs, plate), num_samples, seed)
+    program = program_of(model, guide, args, kwargs, plate)
+    agree(program, num_samples=num_samples, seed=seed)
+    return terms_of(program, num_samples, seed)
 
 
 def terms_of(program: Program, num_samples: int = 1, seed: int = 0) -> RateDistortion:

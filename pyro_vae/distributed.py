@@ -21,17 +21,21 @@ from torch.distributed import rendezvous
 
 from pyro_vae._private import end_with_parent
 
-__all__ = ["Team", "alike", "alone", "is_first", "shared", "team"]
+__all__ = ["Team", "alike", "alone", "ends_all", "is_first", "shared", "team"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 TIME_LIMIT = timedelta(minutes=30)
-"""How long a process waits for the others. One that ends is noticed at once, as its connections close."""
+"""How long a process waits for the others in a step. One that ends is noticed at once, as its connections close."""
+PATIENCE = timedelta(hours=12)
+"""How long it waits where others may have more to do, or the first alone has."""
 MEETING = timedelta(minutes=5)
 """How long they wait for the first process to answer, and for the last to come."""
 FAREWELL = timedelta(seconds=10)
 """How long the others wait for the one that says what is wrong."""
+GONE = ("Connection", "connection", "Timed out", "timed out", "Read error", "Write error", "remote process")
+"""What torch says of a process that does not answer."""
 NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 _is_alone: ContextVar[bool] = ContextVar("is_alone", default=False)
@@ -42,6 +46,7 @@ class Team:
 
     def __init__(self) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.patient = _patient_group()
 
     @property
     def is_first(self) -> bool:
@@ -54,11 +59,17 @@ class Team:
         torch.save(value, content)
         contents: list[Any] = [None] * self.size
         with _expecting_all():
-            dist.all_gather_object(contents, content.getvalue())
+            dist.all_gather_object(contents, content.getvalue(), group=self.patient)
         return [torch.load(io.BytesIO(each), map_location=_here, weights_only=False) for each in contents]
 
     def require(self, device: torch.device) -> None:
-        """Raise an error where tensors of a device cannot be sent."""
+        """Raise an error where tensors of a device cannot be sent, or two processes would use one GPU."""
+        if device.type == "cuda" and device.index not in (None, torch.cuda.current_device()):
+            raise ValueError(
+                f"program: expected a program on this process's own GPU, cuda:{torch.cuda.current_device()}; got it on "
+                f"{device}; call pv.distributed.is_first() before anything is moved to a GPU, and move it to "
+                '"cuda".'
+            )
         try:
             dist.all_reduce(torch.zeros(1, device=device))
         except RuntimeError as error:
@@ -85,7 +96,7 @@ class Team:
         found, error = (None, None) if not self.is_first else _tried(do)
         contents: list[Any] = [found, error is not None]
         with _expecting_all():
-            dist.broadcast_object_list(contents, src=0)
+            dist.broadcast_object_list(contents, src=0, group=self.patient)
         found, has_failed = contents
         if has_failed:
             self.leave_the_word_to(0, error)
@@ -102,8 +113,8 @@ class Team:
 
     def refuse_others(self, what: str, mine: dict[str, Any], remedy: str) -> None:
         """Raise an error, in the first process, where one of the others has other values than it."""
-        for rank, theirs in enumerate(self.gathered(mine)):
-            first = self.told(mine)
+        first, *others = self.gathered(mine)
+        for rank, theirs in enumerate(others, start=1):
             names = [name for name in first if first[name] != theirs.get(name)]
             if names:
                 message = f"{what}: expected the same in each process; got another {', '.join(names)} in that of rank "
@@ -112,10 +123,13 @@ class Team:
     def leave_the_word_to(self, rank: int, error: BaseException | None) -> None:
         """Raise an error that all processes know of, in one of them; the others end quietly, a moment later."""
         if self.rank == rank and error is not None:
+            error.ends_all = True  # type: ignore[attr-defined]
             raise error
         with suppress(RuntimeError):  # as soon as its connections close
-            dist.barrier(async_op=True).wait(FAREWELL)
-        sys.exit(1)
+            dist.barrier(group=self.patient, async_op=True).wait(FAREWELL)
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(1)  # an orderly end would wait for the one that raises
 
 
 def team() -> Team | None:
@@ -185,6 +199,8 @@ def _expecting_all() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if not any(word in str(error) for word in GONE):
+            raise
         raise ConnectionError(
             f"torchrun: expected all processes to go on; got no answer from one ({str(error).splitlines()[0][:200]}); "
             "see what that one said, or what ended it. A run's last checkpoint is as it was."
@@ -198,6 +214,21 @@ def _tried(do: Callable[[], Any]) -> tuple[Any, Exception | None]:
             return do(), None
         except Exception as error:  # raised again, once the others know
             return None, error
+
+
+def ends_all(error: BaseException) -> bool:
+    """Tell whether the other processes end because of an error."""
+    return getattr(error, "ends_all", False)
+
+
+_patient: list[Any] = []
+
+
+def _patient_group() -> Any:
+    """Make a group for objects, which waits longer; all processes do so at their first call."""
+    if not _patient:
+        _patient.append(dist.new_group(backend="gloo", timeout=PATIENCE))
+    return _patient[0]
 
 
 def _here(storage: Any, location: str) -> Any:
@@ -214,7 +245,7 @@ def _meet() -> None:
         )
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        _take_gpu(int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count())
     if sys.platform == "linux":  # a launcher that is killed leaves no process behind
         end_with_parent(signal.SIGTERM)
     place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
@@ -229,6 +260,16 @@ def _meet() -> None:
             "the address, the port and the network between."
         ) from error
     atexit.register(_part)
+
+
+def _take_gpu(place: int, number: int) -> None:
+    """Take a GPU of this process's own."""
+    if place >= number:
+        raise ValueError(
+            f"--nproc-per-node: expected at most a process for each of {number} GPUs; got {place + 1}; start fewer, or "
+            'hide the GPUs by CUDA_VISIBLE_DEVICES="".'
+        )
+    torch.cuda.set_device(place)
 
 
 def _part() -> None:

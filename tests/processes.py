@@ -127,6 +127,58 @@ def mapped(folder):
     return pv.data.MemoryMapped(paths)
 
 
+class Looks(pv.training.Callback):
+    """Evaluates and draws in between, as callbacks do: in the first process, which waits for nobody."""
+
+    def __init__(self, program):
+        self.program = program
+
+    def on_epoch(self, progress):
+        torch.randn(3)
+        pv.rate_distortion(self.program.model, self.program.guide, data())
+
+
+def with_a_callback():
+    program = vae()
+    return program, {"callbacks": [Looks(program)]}
+
+
+def with_nested_plates(num_dims):
+    """Of as many numbers as a share has rows, the last or any, if you like; beside a latent of all data in a plate."""
+    encoder, decoder = nn.Linear(NUM_PIXELS, num_dims), nn.Linear(num_dims, NUM_PIXELS)
+
+    def topics():
+        return pyro.plate("topics", num_dims, dim=-1)
+
+    def model(x):
+        pyro.module("decoder", decoder)
+        with topics():
+            weights = pyro.sample("weights", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x), dim=-2):
+            with pyro.plate("dims", num_dims, dim=-1):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            with pyro.plate("pixels", NUM_PIXELS, dim=-1):
+                pyro.sample("x", dist.Bernoulli(logits=decoder(z * weights)), obs=x)
+
+    def guide(x):
+        pyro.module("encoder", encoder)
+        loc = pyro.param("loc", torch.randn(num_dims))
+        with topics():
+            pyro.sample("weights", dist.Normal(loc, 0.5))
+        with pyro.plate("data", len(x), dim=-2), pyro.plate("dims", num_dims, dim=-1):
+            pyro.sample("z", dist.Normal(encoder(x), 0.5))
+
+    return model, guide
+
+
+def with_a_mixture():
+    return pv.VAE(
+        pv.priors.StandardNormal(3),
+        pv.likelihoods.Bernoulli(pv.nn.MLP(3, [10], NUM_PIXELS)),
+        pv.posteriors.NormalMixture(pv.nn.MLP(NUM_PIXELS, [10], 2 * (2 * 3 + 1)), 3, 2),
+    )
+
+
 PARTICLES = {"num_particles": 5, "vectorize_particles": True, "max_plate_nesting": 1}
 
 TRAININGS = {
@@ -141,6 +193,10 @@ TRAININGS = {
     "subsampled": lambda: (with_weights_of_all_data(True), {}),
     "shared latent": lambda: (with_weights_of_all_data(False), {}),
     "coins": lambda: (with_coins(), {}),
+    "callback": with_a_callback,
+    "plates of a share's size": lambda: (with_nested_plates(10), {}),
+    "plates of the last share's size": lambda: (with_nested_plates(2), {"data": data()[:44]}),
+    "mixture": lambda: (with_a_mixture(), {}),
     "fewer rows than processes": lambda: (vae(), {"data": data()[:41]}),
     "loader": lambda: (vae(), {"data": torch_data.DataLoader(torch_data.TensorDataset(data()), 20, shuffle=True)}),
     "stream": lambda: (vae(), {"data": torch_data.DataLoader(Stream(data()), 20, num_workers=2)}),
@@ -223,6 +279,13 @@ def other_data(folder):
     pv.fit(vae(), data() + 0 if os.environ["RANK"] == "0" else 1 - data(), num_epochs=1, progress=False)
 
 
+def evaluates_other_data(folder):
+    """Each process a part, as if nobody shared the work."""
+    torch.manual_seed(0)
+    program = vae()
+    pv.importance_sampling(program.model, program.guide, data()[int(os.environ["RANK"]) :: 2])
+
+
 def other_backend(folder):
     """Of a device that is not there."""
     torch.distributed.init_process_group("cuda:gloo")
@@ -264,6 +327,7 @@ def evaluation_fails_in_one(folder):
     def measure(*args):
         raise ValueError("x: the fault of one process")
 
+    torch.manual_seed(0)
     program = vae()
     if os.environ["RANK"] == "1":
         ImportanceSampling.measure = measure

@@ -58,7 +58,20 @@ def test_evaluation_in_two_processes_is_that_in_one_to_the_bit(numbers):
                 assert torch.equal(one.nan_to_num(), other.nan_to_num()), name
 
 
-@pytest.mark.parametrize("name", ["mean field", "dreg", "dropout", "shared latent", "subsampled", "coins"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mean field",
+        "dreg",
+        "dropout",
+        "shared latent",
+        "subsampled",
+        "coins",
+        "plates of a share's size",
+        "plates of the last share's size",
+        "mixture",
+    ],
+)
 def test_a_batch_in_shares_is_the_whole_batch(name):
     whole, in_shares = processes.trained(name, accumulate=1), processes.trained(name, accumulate=3)
     torch.testing.assert_close(in_shares["parameters"], whole["parameters"], rtol=1e-4, atol=1e-6)
@@ -67,16 +80,16 @@ def test_a_batch_in_shares_is_the_whole_batch(name):
 
 def test_shares_with_noise_of_their_own_would_be_found_out(monkeypatch):
     """The twin of the test before."""
-    monkeypatch.setattr(pv.training.shares._NoiseOfAll, "_axis", lambda noise, shape: None)
-    with pytest.raises(ValueError, match="expected a loss that is the sum of its rows"):
+    monkeypatch.setattr(pv.training.noise, "_axis_of", lambda *_: None)
+    with pytest.raises(ValueError, match=r"normal_\.default of shape .* for a share and normal_\.default of shape"):
         processes.trained("mean field", accumulate=3)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: (processes.with_batch_norm(), {}), r"got [\d.]+ of 20 rows together, and [\d.]+ of their shares"),
-        (lambda: (processes.with_gammas(), {}), "fixed number of random numbers.*got _standard_gamma"),
+        (lambda: (processes.with_batch_norm(), {}), r"got [\d.]+ of some rows together, and [\d.]+ of their"),
+        (lambda: (processes.with_gammas(), {}), "noise that can be drawn for a whole batch.*got standard_gamma"),
         (lambda: (processes.vae(), {"objective": pv.objectives.BetaELBO(1.0, 0.5)}), "BetaELBO, whose value depends"),
         (lambda: (processes.vae(), {"batch_size": 2}), "expected a row for each of 3 shares.*got 2 of 63 data"),
     ],
@@ -91,6 +104,7 @@ def test_what_cannot_be_taken_in_shares_is_refused(make, message):
     ("task", "message", "rank"),
     [
         ("other_data", "ValueError: program: expected the same in each process; got another data in that of rank 1", 0),
+        ("evaluates_other_data", "ValueError: program: expected the same in each process; got another data", 0),
         ("fails_in_one", "ValueError: x: the fault of one process", 1),
         ("evaluation_fails_in_one", "ValueError: x: the fault of one process", 1),
         pytest.param(
@@ -99,7 +113,7 @@ def test_what_cannot_be_taken_in_shares_is_refused(make, message):
         pytest.param("diverges", "DivergedError: objective: expected finite numbers", 0, marks=pytest.mark.slow),
         pytest.param("too_few_rows", "expected a row for each of 2 shares", 0, marks=pytest.mark.slow),
         pytest.param("batch_norm", "expected a loss that is the sum of its rows", 0, marks=pytest.mark.slow),
-        pytest.param("gammas", "expected draws of a fixed number", 0, marks=pytest.mark.slow),
+        pytest.param("gammas", "expected noise that can be drawn for a whole batch", 0, marks=pytest.mark.slow),
     ],
 )
 def test_one_process_says_what_is_wrong_and_all_end(tmp_path, task, message, rank):

@@ -130,8 +130,7 @@ def evaluate(args: argparse.Namespace) -> Answer:
     record = _record(args, run, test, result, less)
     if is_first():
         _keep(run.folder, args.estimator, result, record)
-        for begun in run.folder.glob(f"{PARTIAL}*"):
-            shutil.rmtree(begun, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
     warnings = _warnings(result)
     lines = [_table(result), *_own_unit(result, less), *(f"warning: {warning}" for warning in warnings)]
     return Answer("\n".join(lines), {**record, "warnings": warnings})
@@ -146,7 +145,9 @@ def _opened(args: argparse.Namespace) -> tuple[OpenRun, pv.VAE, Dataset]:
 def _name_of(args: argparse.Namespace, run: OpenRun) -> str:
     """Name an evaluation: the same command, of the same checkpoint, goes on with what is there."""
     asked_for = {name: str(getattr(args, name, None)) for name in (*OPTIONS, "estimator", "which", "num_test", "seed")}
-    return sha256_of(as_json({**asked_for, "checkpoint": str(run.checkpoint)}))[:12]
+    versions = {"torch": torch.__version__, "pyro": pyro.__version__, "pyro_vae": pv.__version__}
+    how = {"checkpoint": str(run.checkpoint), "device": run.settings.device, **versions}
+    return sha256_of(as_json({**asked_for, **how}))[:12]
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:

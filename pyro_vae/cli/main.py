@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parsed(given: list[str]) -> argparse.Namespace:
     """Parse the arguments; among several processes, which get the same, the first alone says what is wrong."""
-    if os.environ.get("RANK", "0") == "0":
+    if os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1":
         return parser().parse_args(given)
     with redirect_stdout(io.StringIO()):
         try:

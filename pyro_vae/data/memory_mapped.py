@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ class MemoryMapped(torch_data.Dataset[Tensor]):
         self.paths, self.scale = [Path(path) for path in paths], _checks.positive("scale", scale)
         if not self.paths:
             raise ValueError("paths: expected .npy files; got none; name one.")
-        self.arrays = [_mapped(path) for path in self.paths]
+        self.arrays = self._map()
         first = self.arrays[0]
         for path, array in zip(self.paths, self.arrays, strict=True):
             if array.shape[1:] != first.shape[1:]:
@@ -55,6 +56,17 @@ class MemoryMapped(torch_data.Dataset[Tensor]):
                     f"{array.shape[1:]} in {str(path)!r}; leave it out."
                 )
         self.ends = np.array([*accumulate(map(len, self.arrays))])
+
+    def _map(self) -> list[np.ndarray]:
+        return [_mapped(path) for path in self.paths]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the arrays out: a worker that is started anew maps the files itself."""
+        return {name: value for name, value in self.__dict__.items() if name != "arrays"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.arrays = self._map()
 
     @property
     def fingerprint(self) -> str:

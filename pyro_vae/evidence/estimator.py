@@ -24,6 +24,7 @@ from pyro_vae.evidence.region import region_of
 from pyro_vae.evidence.result import Evidence
 from pyro_vae.evidence.weights import Estimate
 from pyro_vae.program.core import Program
+from pyro_vae.program.identity import agree, identity_of
 from pyro_vae.program.inspect import program_of
 from pyro_vae.program.joint import Compile, CompiledJoint, Joint, as_it_is, joint_of, pays_to_compile
 from pyro_vae.program.tiles import Block, blocks, tiles_of_guide
@@ -82,6 +83,7 @@ class Task:
         densities = joint_of(chunk_size)
         _checks.choice("compile", compile, (True, False, "auto"))
         program = program_of(*(as_one_datum(pair) if joint else pair))
+        agree(program, seed=seed, first_index=first_index)
         if pays_to_compile(compile, program, evaluations):
             densities = joint_of(chunk_size, compile=True)
         return cls(program, seed, first_index, num_posterior_draws, densities, progress, partial)
@@ -214,7 +216,7 @@ def _identity(estimator: Estimator[Any], task: Task) -> tuple[dict[str, Any], Te
         "seed": task.seed,
         "first_index": task.first_index,
         "num_posterior_draws": task.num_posterior_draws,
-        "data": Observed.of(task.program).fingerprint,
+        **identity_of(task.program),
         "block_size": estimator.block_size(task.program),
         "compiled": task.is_to_be_compiled,
         "versions": {"torch": torch.__version__, "pyro": pyro.__version__},

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +12,16 @@ import torch
 from torch import Tensor
 
 from pyro_vae import _checks, distributed
-from pyro_vae._files import as_json, as_safetensors, from_json, from_safetensors, read_json, replace_file, sha256_of
+from pyro_vae._files import (
+    as_json,
+    as_safetensors,
+    from_json,
+    from_safetensors,
+    read_json,
+    read_own_file,
+    replace_file,
+    sha256_of,
+)
 
 __all__ = ["Parts"]
 
@@ -21,8 +29,10 @@ Part = TypeVar("Part")
 
 FORMAT = 1
 EVALUATION, RECORD = "evaluation.json", "record"
+LARGEST = 1 << 32
+"""Bytes of a file; a larger one is none of ours."""
 PACKAGE = "pyro_vae."
-LARGEST_DIFFERENCE = 1e-3
+LARGEST_DIFFERENCE = 1e-5
 """Nats, relative, by which log weights of the same draws may differ: other machines round otherwise."""
 
 
@@ -42,7 +52,7 @@ class Parts:
 
     def __init__(self, folder: str | os.PathLike[str], evaluation: dict[str, Any], log_weights: Tensor) -> None:
         self.folder = Path(folder)
-        mine = {"format": FORMAT, **evaluation, "log_weights": log_weights.flatten().tolist()}
+        mine = {"format": FORMAT, **evaluation, "log_weights": [repr(each) for each in log_weights.flatten().tolist()]}
         team = distributed.team()
         if team is None:
             self._open(mine)
@@ -60,12 +70,12 @@ class Parts:
                     "again."
                 )
                 path.unlink(missing_ok=True)
-        part = measure()
         tensors: dict[str, Tensor] = {}
-        record = as_json({"part": _packed(part, tensors)})
+        packed = _packed(measure(), tensors)
+        record = as_json({"part": packed})
         content = as_safetensors({**tensors, RECORD: torch.frombuffer(bytearray(record), dtype=torch.uint8)})
         replace_file(self.folder / f"block-{place:012d}-{sha256_of(content)[:16]}.safetensors", content)
-        return part
+        return _unpacked(packed, tensors)  # on the CPU, as it will be read
 
     def _open(self, mine: dict[str, Any]) -> None:
         path = self.folder / EVALUATION
@@ -94,7 +104,7 @@ class Parts:
             )
 
     def _read(self, path: Path) -> Any:
-        content = path.read_bytes()
+        content = read_own_file(path, LARGEST)
         if not path.stem.endswith(sha256_of(content)[:16]):
             raise ValueError("another sha256")
         tensors = from_safetensors(path, content)
@@ -102,17 +112,20 @@ class Parts:
         return _unpacked(record["part"], tensors)
 
 
-def _are_close(mine: list[float], found: Any) -> bool:
+def _are_close(mine: list[str], found: Any) -> bool:
     if not isinstance(found, list) or len(found) != len(mine):
         return False
-    one, other = torch.tensor(mine), torch.tensor(found)
+    try:
+        one, other = (torch.tensor([*map(float, each)]) for each in (mine, found))
+    except (TypeError, ValueError):
+        return False
     return torch.allclose(one, other, rtol=LARGEST_DIFFERENCE, atol=LARGEST_DIFFERENCE, equal_nan=True)
 
 
 def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:
     """Write a value as JSON, with its tensors aside; an object of this package as its class and its fields."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
+    if value is None or isinstance(value, (bool, int, str, float)):
+        return {"$float": repr(value)} if isinstance(value, float) else value
     if isinstance(value, Tensor):
         name = f"{len(tensors)}"
         tensors[name] = value.detach().cpu().contiguous().clone()
@@ -123,13 +136,12 @@ def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:
         packed = [_packed(each, tensors) for each in value]
         return packed if type(value) is list else {"$tuple": packed}
     if type(value) is dict:
-        return {name: _packed(each, tensors) for name, each in value.items()}
+        return {"$pairs": [[_packed(each, tensors) for each in pair] for pair in value.items()]}
     kind: Any = type(value)
     fields = dict(zip(kind._fields, value, strict=True)) if isinstance(value, tuple) else vars(value)
     if not kind.__module__.startswith(PACKAGE):
         raise TypeError(f"partial: expected numbers, tensors and objects of this package; got a {kind.__name__}.")
-    packed_fields = {name: _packed(each, tensors) for name, each in fields.items()}
-    return {"$object": [kind.__module__, kind.__qualname__, packed_fields]}
+    return {"$object": [kind.__module__, kind.__qualname__, _packed(dict(fields), tensors)]}
 
 
 def _unpacked(value: Any, tensors: dict[str, Tensor]) -> Any:
@@ -137,13 +149,13 @@ def _unpacked(value: Any, tensors: dict[str, Tensor]) -> Any:
         return [_unpacked(each, tensors) for each in value]
     if not isinstance(value, dict):
         return value
-    if len(value) == 1 and value.keys() <= READERS.keys():
-        ((tag, content),) = value.items()
-        return READERS[tag](content, tensors)
-    return {name: _unpacked(each, tensors) for name, each in value.items()}
+    ((tag, content),) = value.items()
+    return READERS[tag](content, tensors)
 
 
 READERS: dict[str, Callable[[Any, dict[str, Tensor]], Any]] = {
+    "$float": lambda text, _: float(text),
+    "$pairs": lambda pairs, tensors: dict(_unpacked(pairs, tensors)),
     "$tensor": lambda name, tensors: tensors[name],
     "$slice": lambda ends, _: slice(*ends),
     "$tuple": lambda values, tensors: tuple(_unpacked(values, tensors)),
@@ -152,10 +164,10 @@ READERS: dict[str, Callable[[Any, dict[str, Tensor]], Any]] = {
 
 
 def _made(module: str, name: str, fields: dict[str, Any]) -> Any:
-    """Make an object of this package from its fields, without calling code of the file's choice."""
-    if re.fullmatch(r"pyro_vae(\.\w+)+", module) is None or not name.isidentifier():
+    """Make an object of this package from its fields, of a class that holds nothing else; no code of its own runs."""
+    kind = getattr(sys.modules.get(module), name, None) if module.startswith(PACKAGE) else None
+    if not isinstance(kind, type) or kind.__module__ != module or not name.isidentifier():
         raise ValueError(f"an object of {module}.{name}")
-    kind = getattr(importlib.import_module(module), name)
     if issubclass(kind, tuple):
         return kind(**fields)
     made = object.__new__(kind)

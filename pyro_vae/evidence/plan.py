@@ -56,7 +56,7 @@ def planned(estimator: Estimator[Any], task: Task) -> Plan:
             "plan out, or pass fewer data."
         )
     number = min(program.num_data, estimator.block_size(program), max(FEWEST, math.ceil(program.num_data / SHARE)))
-    some = replace(task, program=program.at(torch.arange(number, device=program.device)), progress=False)
+    some = replace(task, program=program.at(torch.arange(number, device=program.device)), progress=False, partial=None)
     team = distributed.team()
     if team is not None:
         return team.by_the_first(lambda: _timed(estimator, some, program.num_data, team.size))

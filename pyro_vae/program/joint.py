@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
-import pyro
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from pyro_vae import _checks
-from pyro_vae._random import seeded
 from pyro_vae.compile.graph import compiled, with_gradients
 from pyro_vae.program.core import Program
+from pyro_vae.program.identity import parameters_of
 from pyro_vae.program.runs import Latents
 
 __all__ = ["Compile", "CompiledJoint", "Joint", "as_it_is", "joint_of", "pays_to_compile"]
@@ -55,12 +52,7 @@ def _runs_on_any_pairs(program: Program) -> bool:
 
 def _num_parameters(program: Program) -> int:
     """Count the numbers that an evaluation of one datum reads."""
-    one = program.at(torch.zeros(1, dtype=torch.long, device=program.device))
-    seen = poutine.trace(one.model, param_only=True)
-    with torch.no_grad(), seeded(program.device, 0), pyro.validation_enabled(False):
-        latents, _ = one.draw(1)
-        replace(one, model=seen).log_joint(latents)
-    return sum(site["value"].numel() for site in seen.trace.nodes.values())
+    return sum(parameter.numel() for parameter in parameters_of(program))
 
 
 def joint_of(chunk_size: int | None = None, compile: bool = False) -> Joint:

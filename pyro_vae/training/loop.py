@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from pyro_vae import _checks
-from pyro_vae._random import generators, seeded, set_generators
+from pyro_vae._random import forked_generator, generators, seeded, set_generators
 from pyro_vae.compile.steps import announcing
 from pyro_vae.diagnostics import terms_of
-from pyro_vae.distributed import Team
+from pyro_vae.distributed import Team, alone, ends_all
 from pyro_vae.program.core import Program
 from pyro_vae.program.inspect import program_of
 from pyro_vae.training import optimizers
@@ -133,8 +133,7 @@ class Loop:
         self.place = _Place(epoch=place.epoch + 1)
         if isinstance(self.stepper.optim, pyro.optim.PyroLRScheduler) or hasattr(self.stepper.optim, "schedulers"):
             self.stepper.optim.step()
-        if self.folder is not None and (asked or self.folder.is_due):
-            self._save()
+        self._first_saves(lambda: bool(asked) or (self.folder is not None and self.folder.is_due))
         self._tell(lambda callback: callback.on_epoch(self.progress))
         _leave(asked)
 
@@ -151,10 +150,17 @@ class Loop:
         self.stepper.check()
         self.place.loss = _sum(losses, self.place.loss)
         self.place.seconds += time.perf_counter() - started
-        self._save()
-        if self.team is not None:
-            self.team.told(None)  # the others wait until it is saved
+        self._first_saves()
         _leave(asked)
+
+    def _first_saves(self, is_due: Callable[[], bool] = lambda: True) -> None:
+        """Write a checkpoint if one is due; of several processes in the first, while the others wait."""
+
+        def save() -> None:
+            if is_due():
+                self._save()
+
+        save() if self.team is None else self.team.by_the_first(save)
 
     def _agreed_on(self, heard: dict[str, int]) -> dict[str, int]:
         """Return what says that a signal came: among several processes, once all know, after the same step."""
@@ -203,7 +209,9 @@ class Loop:
             return self.stepper.guarded(lambda: terms_of(self._inspected(batch)))
         try:
             return terms_of(self._inspected(batch))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError) as error:
+            if ends_all(error):
+                raise
             self.evaluated = None
             _checks.warn(
                 "program: expected a pair with an ELBO for each datum; got one without; rate and distortion are left "
@@ -228,7 +236,7 @@ class Loop:
 
     def _end(self) -> None:
         """Write the last checkpoint, and go back to the best parameters if that was asked for."""
-        self._save()
+        self._first_saves()
         if self.early_stopping is not None and self.best is not None:
             self.trainee.load(self.best, "early_stopping")
 
@@ -342,8 +350,13 @@ class Loop:
             yield from ((num_batches - 1, batch) for batch in self.train.epoch(epoch, num_batches - 1))
 
     def _tell(self, moment: Callable[[Callback], None]) -> None:
-        for callback in self.callbacks:
-            moment(callback)
+        if self.team is None:
+            for callback in self.callbacks:
+                moment(callback)
+        elif self.callbacks:  # in the first process, which alone draws what they draw
+            with alone(), forked_generator(self.trainee.device):
+                for callback in self.callbacks:
+                    moment(callback)
 
 
 def _acts_at_steps(callback: Callback) -> bool:
