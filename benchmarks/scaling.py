@@ -25,7 +25,7 @@ import pyro_vae as pv
 from pyro_vae import distributed
 from pyro_vae.training import Callback
 
-NUM_BATCHES, NUM_EPOCHS = 20, 8
+NUM_DATA, NUM_EPOCHS = 40_000, 8
 COUNTED = 3
 """Epochs at the end, by which a step is timed; those before compile."""
 
@@ -104,7 +104,8 @@ def step_of(batch_size: int) -> dict[str, float]:
     """Train on random images; return the seconds of a step, and those of its parts."""
     torch.manual_seed(0)
     vae = build(20, [400])
-    x = torch.bernoulli(torch.full((NUM_BATCHES * batch_size, 784), 0.2))
+    num_batches = max(5, min(20, NUM_DATA // batch_size))
+    x = torch.bernoulli(torch.full((num_batches * batch_size, 784), 0.2))
     timed, optim, total = Timed(), pv.FusedAdam({"lr": 1e-3}), distributed.Team.sum
     optim.__class__ = type("Timed", (pv.FusedAdam,), {}) if distributed.team() is not None else pv.FusedAdam
     if distributed.team() is not None:
@@ -115,8 +116,8 @@ def step_of(batch_size: int) -> dict[str, float]:
         progress=False,
     )  # fmt: skip
     distributed.Team.sum = total  # type: ignore[method-assign]
-    num_steps = COUNTED * NUM_BATCHES
-    step = min(history.seconds[-COUNTED:]) / NUM_BATCHES
+    num_steps = COUNTED * num_batches
+    step = min(history.seconds[-COUNTED:]) / num_batches
     if distributed.team() is None:
         return {"seconds": step}
     parts = {name: seconds / num_steps for name, seconds in timed.spent.items()}
@@ -130,7 +131,7 @@ def evaluations(num_images: int) -> dict[str, dict[str, float]]:
     x = torch.bernoulli(torch.full((num_images, 784), 0.2))
     found = {}
     for name, estimate in {
-        "importance_sampling": lambda: pv.importance_sampling(vae.model, vae.guide, x, num_samples=2000, compile=True),
+        "importance_sampling": lambda: pv.importance_sampling(vae.model, vae.guide, x, num_samples=5000, compile=True),
         "log_evidence": lambda: pv.log_evidence(vae.model, vae.guide, x, max_evaluations=3000, compile=False),
     }.items():
         estimate()
@@ -189,7 +190,7 @@ def limits() -> str:
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[100, 500, 2000])
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[100, 1000, 8000])
     parser.add_argument("--num-images", type=int, default=256)
     parser.add_argument("--num-repetitions", type=int, default=5)
     parser.add_argument("--limits", action="store_true", help="print what would limit many GPUs")

@@ -256,7 +256,9 @@ class _Execution(NamedTuple):
         together = "" if shares is None or shares.team is None else f"; {shares.team.size} processes"
         if self.why_as_it_is or not isinstance(self.objective, Objective):
             return f"as it is: {self.why_as_it_is}{together}"
-        return self.objective.execution(*(pair if shares is None else shares.pair(*pair))) + together
+        pairs = [pair] if shares is None else [*shares.pairs()]
+        said = [self.objective.execution(*each) for each in pairs]
+        return next((each for each in said if each.startswith("compiled")), said[0]) + together
 
 
 def _execution(compile: bool | Literal["auto"], objective: ELBO, num_steps: int) -> _Execution:

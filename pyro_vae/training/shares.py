@@ -61,10 +61,11 @@ class Shares:
             error = failure
         return self._summed(self.team, loss, error)
 
-    def pair(self, model: Any, guide: Any) -> tuple[Any, Any]:
-        """Return the pair of this process's first share, as it was trained."""
-        first = {role: program for (role, *_), program in reversed(self.programs.items())}
-        return first.get("model", model), first.get("guide", guide)
+    def pairs(self) -> Iterator[tuple[Any, Any]]:
+        """Yield the pairs that stand for the program, one for each size of a share."""
+        for (role, *size), model in self.programs.items():
+            if role == "model":
+                yield model, self.programs["guide", size[0], size[1]]
 
     def check(self, objective: ELBO, batch: Batch) -> None:
         """Find out where the rows are in a program's noise, and compare the loss of some rows in shares with the whole.
