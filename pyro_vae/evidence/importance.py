@@ -128,7 +128,8 @@ def importance_sampling(
     )  # fmt: skip
     if estimator.is_of_guide and task.is_to_be_compiled:
         task = replace(task, densities=joint_of(chunk_size))
-        estimator = replace(estimator, graph=GuideAndModel() if chunk_size is None else None)
+        num_blocks = task.program.num_data // estimator.block_size(task.program)
+        estimator = replace(estimator, graph=GuideAndModel(num_blocks) if chunk_size is None else None)
     return evaluate(estimator, task)
 
 
