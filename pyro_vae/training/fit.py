@@ -13,13 +13,12 @@ from pyro_vae import _checks, distributed
 from pyro_vae._options import refusing_unknown_options
 from pyro_vae._private import BatchNorm
 from pyro_vae._random import forked_generator
-from pyro_vae.distributed import Team
 from pyro_vae.objectives.base import Objective, as_it_is
 from pyro_vae.objectives.compiled import CompiledTrace_ELBO, CompiledTraceMeanField_ELBO
 from pyro_vae.program.automatic import refuse_automatic_points
 from pyro_vae.training.batches import Batches, batches_of
 from pyro_vae.training.callbacks import Callback, ProgressBar
-from pyro_vae.training.config import code_of, config_of
+from pyro_vae.training.config import config_of
 from pyro_vae.training.doctor import add_note_of_bad_data
 from pyro_vae.training.early_stopping import EarlyStopping
 from pyro_vae.training.history import History
@@ -27,9 +26,8 @@ from pyro_vae.training.kl_weight import KLWeight
 from pyro_vae.training.loop import Loop
 from pyro_vae.training.optimizers import Schedule, as_pyro, clipping, learning_rate
 from pyro_vae.training.precision import Precision
-from pyro_vae.training.run import Run
-from pyro_vae.training.shares import Shares
 from pyro_vae.training.stepper import Stepper
+from pyro_vae.training.together import agree, folder_of, shares_of
 from pyro_vae.training.trainee import Trainee
 from pyro_vae.vae import VAE
 
@@ -167,12 +165,12 @@ def fit(
             early_stopping=early_stopping, compile=compile,
         )  # fmt: skip
         config = None if run is None and team is None else config_of(trainee, data, validation, settings)
-        _agree(team, config, trainee)
-        shares = _shares(trainee, team, accumulate, execution.objective, train, batch_size)
+        agree(team, config, trainee, accumulate)
+        shares = shares_of(trainee, team, accumulate, execution.objective, train, batch_size)
         stepper = Stepper(
             trainee, execution.objective, optim, history, train, clip_apart, weight, rates, precision, shares
         )
-        folder = None if run is None or config is None else _folder(run, config, resume, team)
+        folder = None if run is None or config is None else folder_of(run, config, resume, team)
         loop = Loop(
             trainee, stepper, train, held_out, num_epochs, early_stopping, folder,
             [*callbacks, *bars] if is_first else [], run is not None,
@@ -180,45 +178,6 @@ def fit(
         loop.run(seed)
     history.execution = execution.how(stepper)
     return history
-
-
-def _agree(team: Team | None, config: dict[str, Any] | None, trainee: Trainee) -> None:
-    """Refuse to train in processes that would do different things."""
-    if team is not None and config is not None:
-        team.require(trainee.device)
-        code = {"code": code_of(trainee.model, trainee.guide)}
-        team.refuse_others("program", config | code, "start all processes with the same code, data and settings")
-
-
-def _folder(run: Any, config: dict[str, Any], resume: Any, team: Team | None) -> Run | None:
-    """Open the run's folder, in the first of several processes."""
-    if team is None:
-        return Run(run, config, resume)
-    opened: list[Run] = []
-    team.by_the_first(lambda: opened.append(Run(run, config, resume)))
-    return opened[0] if opened else None
-
-
-def _shares(
-    trainee: Trainee, team: Team | None, accumulate: int, objective: ELBO, train: Batches, batch_size: int
-) -> Shares | None:
-    """Share batches among processes, if there are several, that begin with the parameters of the first."""
-    if team is None and accumulate == 1:
-        return None
-    number = accumulate * (1 if team is None else team.size)
-    if number > min(batch_size, train.num_data):
-        error = ValueError(
-            f"batch_size: expected a row for each of {number} shares, of {number // accumulate} processes and "
-            f"accumulate={accumulate}; got {batch_size} of {train.num_data} data; take larger batches, or fewer shares."
-        )
-        if team is not None:
-            team.leave_the_word_to(0, error)
-        raise error
-    if team is not None:
-        trainee.load(team.told({name: tensor.detach().cpu() for name, tensor in trainee.tensors().items()}), "program")
-    shares = Shares(trainee, team, accumulate)
-    shares.check(objective, train.first())
-    return shares
 
 
 def _objective(objective: Any, trainee: Trainee) -> ELBO:
