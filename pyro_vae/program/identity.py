@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import pyro
@@ -25,15 +26,16 @@ REMEDY = (
 )
 
 
-def parameters_of(program: Program) -> list[Tensor]:
-    """Return the parameters that model and guide ask Pyro's store for, in this order."""
+def parameters_of(program: Program) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the parameters that the model asks Pyro's store for, and those that the guide does."""
     one = program.at(torch.zeros(1, dtype=torch.long, device=program.device))
     model, guide = (poutine.trace(each, param_only=True) for each in (one.model, one.guide))
     with torch.no_grad(), seeded(program.device, 0), pyro.validation_enabled(False):
         watched = replace(one, model=model, guide=guide)
         latents, _ = watched.draw(1)
         watched.log_joint(latents)
-    return [site["value"] for trace in (model.trace, guide.trace) for site in trace.nodes.values()]
+    of_model, of_guide = ([site["value"] for site in each.trace.nodes.values()] for each in (model, guide))
+    return of_model, of_guide
 
 
 def identity_of(program: Program) -> dict[str, str]:
@@ -41,7 +43,7 @@ def identity_of(program: Program) -> dict[str, str]:
     leaves = tree_leaves((program.args, program.kwargs))
     plain = [leaf for leaf in leaves if isinstance(leaf, (bool, int, float, str))]
     arguments = _sha256_of(leaf for leaf in leaves if isinstance(leaf, Tensor))
-    return {"data": f"{arguments} {plain}", "parameters": _sha256_of(parameters_of(program))}
+    return {"data": f"{arguments} {plain}", "parameters": _sha256_of(chain(*parameters_of(program)))}
 
 
 def agree(program: Program, **settings: Any) -> None:

@@ -52,7 +52,8 @@ def _runs_on_any_pairs(program: Program) -> bool:
 
 def _num_parameters(program: Program) -> int:
     """Count the numbers that an evaluation of one datum reads."""
-    return sum(parameter.numel() for parameter in parameters_of(program))
+    of_model, _ = parameters_of(program)
+    return sum(parameter.numel() for parameter in of_model)
 
 
 def joint_of(chunk_size: int | None = None, compile: bool = False) -> Joint:

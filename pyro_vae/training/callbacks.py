@@ -37,7 +37,8 @@ class Progress:
 class Callback:
     """The moments of training at which something else can be done; each does nothing by itself.
 
-    They come after the state is safe: what a callback raises ends training, and loses nothing.
+    They come after the state is safe: what a callback raises ends training, and loses nothing. What it draws leaves
+    training as it is. Of several processes (`docs/distributed.md`) the first alone calls them.
     """
 
     def on_start(self, progress: Progress) -> None:

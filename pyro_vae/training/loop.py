@@ -74,6 +74,7 @@ class Loop:
         self.team = None if stepper.shares is None else stepper.shares.team
         """Processes that train together, of which the first alone has the folder and the callbacks."""
         self.history = stepper.history
+        self.has_others = not all(type(callback).__module__.startswith("pyro_vae.") for callback in callbacks)
         self.is_open = not isinstance(train, Rows) or any(map(_acts_at_steps, callbacks))
         """Whether other people's code runs between two steps, which may change the program."""
         self.place = _Place()
@@ -350,13 +351,14 @@ class Loop:
             yield from ((num_batches - 1, batch) for batch in self.train.epoch(epoch, num_batches - 1))
 
     def _tell(self, moment: Callable[[Callback], None]) -> None:
-        if self.team is None:
+        """Call all callbacks; what other people's evaluate and draw there concerns neither training nor others."""
+        if not self.has_others:
             for callback in self.callbacks:
                 moment(callback)
-        elif self.callbacks:  # in the first process, which alone draws what they draw
-            with alone(), forked_generator(self.trainee.device):
-                for callback in self.callbacks:
-                    moment(callback)
+            return
+        with alone(), forked_generator(self.trainee.device):
+            for callback in self.callbacks:
+                moment(callback)
 
 
 def _acts_at_steps(callback: Callback) -> bool:
