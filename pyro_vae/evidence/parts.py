@@ -58,6 +58,7 @@ class Parts:
             self._open(mine)
         else:
             team.by_the_first(lambda: self._open(mine))
+            self.folder.mkdir(parents=True, exist_ok=True)  # on a disk of its own, if the first one's is elsewhere
 
     def of_block(self, place: int, measure: Callable[[], Part]) -> Part:
         """Return what is there of a block, or measure it and write it."""
