@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -24,6 +25,7 @@ __all__ = [
     "RESTORE",
     "as_json",
     "as_safetensors",
+    "bytes_of",
     "from_json",
     "from_safetensors",
     "make_folder",
@@ -126,7 +128,12 @@ def from_safetensors(path: Path, content: bytes, remedy: str = RESTORE) -> dict[
         refuse(path, "safetensors", str(error), remedy, error)
 
 
-def sha256_of(content: bytes) -> str:
+def bytes_of(tensor: Tensor) -> memoryview:
+    """Look at a tensor's bytes, without copying those that are on the CPU already: they may be mapped from a file."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+
+
+def sha256_of(content: bytes | memoryview) -> str:
     """Return what tells contents apart."""
     return hashlib.sha256(content).hexdigest()
 

@@ -292,6 +292,14 @@ def other_backend(folder):
     pv.fit(vae(), data(), num_epochs=1, progress=False)
 
 
+def other_order(folder):
+    """A loader whose order depends on the process, after a first batch that is the same."""
+    rows = list(range(NUM_DATA))
+    rows[20:] = rows[20:] if os.environ["RANK"] == "0" else rows[:19:-1]
+    loader = torch_data.DataLoader(torch_data.Subset(torch_data.TensorDataset(data()), rows), 20)
+    pv.fit(vae(), loader, num_epochs=3, progress=False)
+
+
 def fails_in_one(folder):
     """The second process alone meets an error, in the middle of training."""
 

@@ -105,6 +105,7 @@ def test_what_cannot_be_taken_in_shares_is_refused(make, message):
     [
         ("other_data", "ValueError: program: expected the same in each process; got another data in that of rank 1", 0),
         ("evaluates_other_data", "ValueError: program: expected the same in each process; got another data", 0),
+        ("other_order", "ValueError: program: expected the same in each process; got another batches", 0),
         ("fails_in_one", "ValueError: x: the fault of one process", 1),
         ("evaluation_fails_in_one", "ValueError: x: the fault of one process", 1),
         pytest.param(

@@ -14,6 +14,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vae import distributed
+from pyro_vae._files import bytes_of
 from pyro_vae._private import tree_leaves
 from pyro_vae._random import seeded
 from pyro_vae.program.core import Program
@@ -56,8 +57,6 @@ def agree(program: Program, **settings: Any) -> None:
 def _sha256_of(tensors: Iterable[Tensor]) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
-        numbers = tensor.detach().cpu().contiguous()
-        digest.update(f"{tuple(numbers.shape)} {numbers.dtype}".encode())
-        if numbers.numel():
-            digest.update(numbers.flatten().view(torch.uint8).numpy().data)
+        digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(bytes_of(tensor))
     return digest.hexdigest()

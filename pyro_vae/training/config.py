@@ -16,6 +16,7 @@ from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor
 
+from pyro_vae._files import bytes_of, sha256_of
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.memory_mapped import MemoryMapped
 from pyro_vae.training.trainee import Trainee
@@ -68,15 +69,10 @@ def _described(value: Any) -> Any:
         return value.provenance.as_dict()
     if isinstance(value, (Tensor, np.ndarray)):
         tensor = torch.as_tensor(value).detach().cpu().contiguous()
-        return {"shape": list(tensor.shape), "sha256": hashlib.sha256(_bytes_of(tensor)).hexdigest()}
+        return {"shape": list(tensor.shape), "sha256": sha256_of(bytes_of(tensor))}
     if isinstance(value, (tuple, list)):
         return [_described(each) for each in value]
     return _described_by_kind(value)
-
-
-def _bytes_of(tensor: Tensor) -> memoryview:
-    """Look at a tensor's bytes without copying them, for it may be mapped from a file."""
-    return tensor.flatten().view(torch.uint8).numpy().data
 
 
 def _described_by_kind(value: Any) -> dict[str, Any]:

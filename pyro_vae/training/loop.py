@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import signal
 import threading
 import time
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae import _checks
+from pyro_vae._files import bytes_of, sha256_of
 from pyro_vae._random import forked_generator, generators, seeded, set_generators
 from pyro_vae.compile.steps import announcing
 from pyro_vae.diagnostics import terms_of
@@ -139,6 +139,9 @@ class Loop:
         _leave(asked)
 
     def _step(self, batch: Batch) -> Any:
+        if self.team is not None and not isinstance(self.train, Rows):  # whose rows the seed decides
+            assert self.stepper.shares is not None
+            self.stepper.shares.note(batch)
         loss = self.stepper.step(batch, (self.place.epoch, self.place.batch))
         self.progress.num_steps += 1
         self._tell(lambda callback: callback.on_step(self.progress, loss))
@@ -185,10 +188,14 @@ class Loop:
 
     def _refuse_other_parameters(self, team: Team) -> None:
         """Refuse to go on where processes have drifted apart."""
-        remedy = "a layer that changes with the rows it sees, or noise that is none of torch's, trains in one process"
-        digests = {name: sha256_of(tensor) for name, tensor in self.trainee.tensors().items()}
-        states = dict(zip(GENERATORS, map(sha256_of, generators(self.trainee.device)), strict=False))
-        team.refuse_others("program", digests | states, remedy)
+        remedy = (
+            "train in one process what changes with the rows it sees, and noise or orders of data that torch knows not"
+        )
+        states = dict(zip(GENERATORS, generators(self.trainee.device), strict=False))
+        tensors = self.trainee.tensors() | states
+        digests = {name: sha256_of(bytes_of(tensor)) for name, tensor in tensors.items()}
+        assert self.stepper.shares is not None
+        team.refuse_others("program", digests | {"batches": self.stepper.shares.batches.hexdigest()}, remedy)
 
     def _values(self) -> dict[str, float]:
         place, values = self.place, {}
@@ -363,11 +370,6 @@ class Loop:
 
 def _acts_at_steps(callback: Callback) -> bool:
     return not (getattr(callback.on_step, "__module__", None) or "").startswith("pyro_vae.")
-
-
-def sha256_of(tensor: Tensor) -> str:
-    """Identify a tensor's bits."""
-    return hashlib.sha256(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def _sum(losses: list[Any], start: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, NoReturn
 
@@ -9,6 +10,7 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
+from pyro_vae._files import bytes_of
 from pyro_vae._random import generators, seeded, set_generators
 from pyro_vae.distributed import Team
 from pyro_vae.objectives.base import as_it_is
@@ -45,6 +47,8 @@ class Shares:
         self.drawn: dict[str, Drawn] = {}
         """What `check` found of the model's noise and of the guide's."""
         self.programs: dict[tuple[str, int, int], OfShare] = {}
+        self.batches = hashlib.sha256()
+        """Of those that a loader gave, which have to be the same in all processes."""
         self.heard: dict[str, int] = {}
         """The signal that this process has got, if it has."""
         self.asked: dict[str, int] = {}
@@ -60,6 +64,12 @@ class Shares:
         except Exception as failure:  # raised again, once the others know
             error = failure
         return self._summed(self.team, loss, error)
+
+    def note(self, batch: Batch) -> None:
+        """Note a batch, to be compared with those of the other processes."""
+        for value in batch:
+            if isinstance(value, Tensor):
+                self.batches.update(bytes_of(value))
 
     def pairs(self) -> Iterator[tuple[Any, Any]]:
         """Yield the pairs that stand for the program, one for each size of a share."""
