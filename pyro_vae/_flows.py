@@ -27,6 +27,7 @@ class FlowDistribution(TorchDistribution):
 
     def __init__(self, flow: Any) -> None:
         self.flow = flow
+        self._drawn: tuple[Tensor, Tensor, bool] | None = None
         super().__init__(flow.batch_shape, flow.event_shape, validate_args=False)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> FlowDistribution:
@@ -34,12 +35,19 @@ class FlowDistribution(TorchDistribution):
         return type(self)(self.flow.expand(torch.Size(batch_shape)))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return log p(value), nats."""
-        return self.flow.log_prob(value)
+        """Return log p(value), nats. For the last draw of `rsample`, no transform is inverted."""
+        if self._drawn is not None:
+            drawn, log_prob, has_gradient = self._drawn
+            if value is drawn and has_gradient >= torch.is_grad_enabled():
+                return log_prob
+        shape = torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape)
+        return self.flow.log_prob(value.expand(shape))  # zuko's transforms do not broadcast values over parameters
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draw from the base, and transform."""
-        return self.flow.rsample(torch.Size(sample_shape))
+        value, log_prob = self.flow.rsample_and_log_prob(torch.Size(sample_shape))
+        self._drawn = value, log_prob, torch.is_grad_enabled()
+        return value
 
     @property
     def centre(self) -> Tensor:
@@ -71,7 +79,7 @@ def flow_of(
 
 
 def transformed_normal(loc: Tensor, scale: Tensor, transform: Any) -> FlowDistribution:
-    """Transform a Gaussian with independent dimensions; as zuko has it, the transform leads from values to noise."""
+    """Transform a Gaussian with independent dimensions; as zuko has it, the transform maps values to noise."""
     made = _zuko().distributions
     return FlowDistribution(made.NormalizingFlow(transform, made.DiagNormal(loc, scale)))
 

@@ -67,6 +67,9 @@ POSTERIORS = {
     "Flow, autoregressive": lambda: pv.posteriors.Flow(
         encoder_of(7), LATENT_DIM, 3, num_transforms=2, hidden_dims=[4], autoregressive=True
     ),
+    "Flow, inverse autoregressive": lambda: pv.posteriors.Flow(
+        encoder_of(7), LATENT_DIM, 3, num_transforms=2, hidden_dims=[4], autoregressive="inverse"
+    ),
     "SemiAmortizedNormal": lambda: pv.posteriors.SemiAmortizedNormal(
         pv.posteriors.DiagonalNormal(encoder(2)),
         pv.priors.StandardNormal(LATENT_DIM),

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pyro.distributions as dist
+import torch
 from torch import Tensor, nn
 
 from pyro_vae import _checks
 from pyro_vae.posteriors._base import AmortizedPosterior, bounded_log
 
 __all__ = ["NormalMixture"]
+
+
+class _Mixture(dist.MixtureOfDiagNormals):
+    """Pyro's, which of a batch draws one sample each and refuses to draw more."""
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        shape = torch.Size(sample_shape)
+        return self.expand(shape + self.batch_shape).rsample() if shape else super().rsample()
 
 
 class NormalMixture(AmortizedPosterior):
@@ -57,7 +68,7 @@ class NormalMixture(AmortizedPosterior):
         size = self.num_components * self.latent_dim
         logits, loc, raw = self.outputs(x, *context).split([self.num_components, size, size], -1)
         scale = bounded_log(raw, self.max_log_scale).exp().unflatten(-1, shape)
-        return dist.MixtureOfDiagNormals(loc.unflatten(-1, shape), scale, logits)
+        return _Mixture(loc.unflatten(-1, shape), scale, logits)
 
     def extra_repr(self) -> str:
         return f"latent_dim={self.latent_dim}, num_components={self.num_components}, max_log_scale={self.max_log_scale}"

@@ -1,5 +1,7 @@
 """Laws of posteriors."""
 
+import math
+
 import pytest
 import torch
 from laws import LATENT_DIM, NUM_PIXELS, POSTERIORS, built, rows_are_apart
@@ -25,6 +27,36 @@ def test_draws_carry_a_gradient(make):
     posterior = built(make)
     posterior(torch.randn(3, NUM_PIXELS)).rsample().sum().backward()
     assert all(parameter.grad is not None for parameter in posterior.parameters())
+
+
+def test_a_draw_has_the_density_that_its_copy_has(make):
+    """What a distribution remembers of its own draws changes neither density nor gradient."""
+    z_given_x = built(make)(torch.randn(3, NUM_PIXELS))
+    z = z_given_x.rsample((5,))
+    assert torch.allclose(z_given_x.log_prob(z), z_given_x.log_prob(z.clone()), rtol=1e-9, atol=1e-9)
+
+
+def test_the_density_of_a_draw_without_gradient_has_one(make):
+    """As wake-sleep and score functions need it."""
+    posterior, x = built(make), torch.randn(3, NUM_PIXELS)
+    gradients = []
+    for alone in (False, True):
+        torch.manual_seed(0)
+        z_given_x = posterior(x)
+        with torch.no_grad():
+            z = z_given_x.rsample()
+        log_prob = z_given_x.log_prob(z.clone() if alone else z).sum()
+        gradients.append(torch.autograd.grad(log_prob, [*posterior.parameters()], allow_unused=True))
+    assert any(gradient is not None for gradient in gradients[0])
+    assert all(a is b or torch.allclose(a, b, rtol=1e-9) for a, b in zip(*gradients, strict=True))
+
+
+def test_a_vamp_prior_of_it_is_the_mean_of_its_densities(make):
+    posterior, pseudo_inputs = built(make), torch.randn(6, NUM_PIXELS)
+    prior, z = pv.priors.VampPrior(posterior, pseudo_inputs)(), torch.randn(4, 5, LATENT_DIM)
+    densities = torch.stack([posterior(each).log_prob(z) for each in pseudo_inputs])
+    assert torch.allclose(prior.log_prob(z), densities.logsumexp(0) - math.log(6), rtol=1e-9, atol=1e-9)
+    assert prior.sample((3,)).shape == (3, LATENT_DIM)
 
 
 def test_extreme_networks_have_a_finite_density(make):
