@@ -1,10 +1,12 @@
-"""The time of a step of each objective, and of a flow as posterior, beside the same by hand in compiled PyTorch.
+"""The time of a step of each objective, and of flows as posterior, beside the same by hand and NumPyro's.
 
-    python benchmarks/objectives.py       # most of its time is compiling
+    python benchmarks/objectives.py               # most of its time is compiling
+    python benchmarks/objectives.py --numpyro     # where it is installed
 
 A 784-200-200-50 VAE on random pixels. Ours is `pv.SVI` with `FusedAdam`, one graph. By hand the loss is compiled, and
-`torch.optim.Adam(fused=True)` takes the step. Both take turns, a block of steps each, in each repetition. The table has
-the median and the extremes of the ratio in one repetition: below 1, ours is faster.
+`torch.optim.Adam(fused=True)` takes the step. NumPyro's steps are a loop inside of one compiled function, which is no
+contest for a step that returns to Python. All take turns, a block of steps each, in each repetition. The table has the
+median and the extremes of the ratio in one repetition: below 1, ours is faster.
 """
 
 import argparse
@@ -13,14 +15,21 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
+import pyro
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from training import Dense
 
 import pyro_vae as pv
 
 LATENT_DIM, HIDDEN, CONTEXT_DIM = 50, [200, 200], 50
+
+CONTESTANTS = ["ours", "by hand", "NumPyro"]
+COLUMNS = ["objective", "ours, ms", "by hand, ms", "NumPyro, ms", "ours to by hand", "ours to NumPyro"]
 
 Steps = Callable[[int], None]
 
@@ -54,16 +63,30 @@ class Gaussian(nn.Module):
 class Coupling(nn.Module):
     """A Gaussian and zuko's affine coupling layers by hand, as `posteriors.Flow` has them."""
 
+    autoregressive: bool | Literal["inverse"] = False
+
     def __init__(self) -> None:
         super().__init__()
         self.encoder = mlp(784, 2 * LATENT_DIM + CONTEXT_DIM)
-        self.flow = pv.posteriors.Flow(nn.Identity(), LATENT_DIM, CONTEXT_DIM).flow
+        self.flow: Any = flow(self.autoregressive).flow
 
     def forward(self, x: Tensor, num_particles: int) -> tuple[Tensor, Tensor]:
         loc, log_scale, h = self.encoder(x).split([LATENT_DIM, LATENT_DIM, CONTEXT_DIM], -1)
         base = loc + log_scale.exp() * torch.randn(num_particles, *loc.shape)
-        z, log_slope = self.flow.transform(h).inv.call_and_ladj(base)
+        z, log_slope = self.transformed(base, h)
         return z, log_normal(base, loc, log_scale) - log_slope
+
+    def transformed(self, base: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        return self.flow.transform(h).inv.call_and_ladj(base)
+
+
+class InverseAutoregressive(Coupling):
+    """A Gaussian and zuko's autoregressive layers by hand, from noise to values."""
+
+    autoregressive = "inverse"
+
+    def transformed(self, base: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        return self.flow.transform(h).call_and_ladj(base)
 
 
 def elbo(log_joint: Tensor, log_q: Tensor) -> Tensor:
@@ -82,32 +105,66 @@ def diagonal() -> nn.Module:
     return pv.posteriors.DiagonalNormal(mlp(784, 2 * LATENT_DIM))
 
 
-def flow() -> nn.Module:
-    return pv.posteriors.Flow(mlp(784, 2 * LATENT_DIM + CONTEXT_DIM), LATENT_DIM, CONTEXT_DIM)
+def flow(autoregressive: bool | Literal["inverse"] = False) -> Any:
+    network = mlp(784, 2 * LATENT_DIM + CONTEXT_DIM)
+    return pv.posteriors.Flow(network, LATENT_DIM, CONTEXT_DIM, autoregressive=autoregressive)
+
+
+class Case(NamedTuple):
+    """An objective and a posterior, each in three forms."""
+
+    objective: Callable[..., Any]
+    bound: Callable[[Tensor, Tensor], Tensor]
+    """By hand."""
+    num_particles: int = 1
+    posterior: Callable[[], nn.Module] = diagonal
+    by_hand: Callable[[], nn.Module] = Gaussian
+    numpyro: Callable[[Any], Any] | None = None
+    """Makes the loss from `numpyro.infer`."""
+    num_flows: int = 0
+    """Of NumPyro's posterior."""
 
 
 OBJECTIVES = {
-    "ELBO": (pv.objectives.CompiledTrace_ELBO, diagonal, elbo, Gaussian, 1),
-    "BetaELBO": (pv.objectives.BetaELBO, diagonal, elbo, Gaussian, 1),
-    "IWELBO, 5": (pv.objectives.IWELBO, diagonal, importance_weighted, Gaussian, 5),
-    "IWELBO, 5, DReG beside the standard gradient": (
-        lambda **options: pv.objectives.IWELBO(gradient="dreg", **options),
-        diagonal,
-        importance_weighted,
-        Gaussian,
-        5,
+    "ELBO": Case(pv.objectives.CompiledTrace_ELBO, elbo, numpyro=lambda infer: infer.Trace_ELBO()),
+    "TraceMeanField_ELBO": Case(
+        pv.objectives.CompiledTraceMeanField_ELBO, elbo, numpyro=lambda infer: infer.TraceMeanField_ELBO()
     ),
-    "RenyiBound, 5": (pv.objectives.RenyiBound, diagonal, renyi, Gaussian, 5),
-    "ELBO, Flow": (pv.objectives.CompiledTrace_ELBO, flow, elbo, Coupling, 1),
+    "BetaELBO": Case(pv.objectives.BetaELBO, elbo),
+    "IWELBO, 5": Case(
+        pv.objectives.IWELBO, importance_weighted, 5, numpyro=lambda infer: infer.RenyiELBO(0.0, num_particles=5)
+    ),
+    "IWELBO, 5, STL beside the standard gradient": Case(
+        partial(pv.objectives.IWELBO, gradient="stl"), importance_weighted, 5
+    ),
+    "IWELBO, 5, DReG beside the standard gradient": Case(
+        partial(pv.objectives.IWELBO, gradient="dreg"), importance_weighted, 5
+    ),
+    "IWELBO, 25, guide in 5 groups (PIWAE), beside the standard gradient": Case(
+        partial(pv.objectives.IWELBO, guide_groups=5), importance_weighted, 25
+    ),
+    "RenyiBound, 5": Case(
+        pv.objectives.RenyiBound, renyi, 5, numpyro=lambda infer: infer.RenyiELBO(0.5, num_particles=5)
+    ),
+    "ELBO, coupling flow": Case(pv.objectives.CompiledTrace_ELBO, elbo, 1, flow, Coupling),
+    "ELBO, inverse autoregressive flow": Case(
+        pv.objectives.CompiledTrace_ELBO,
+        elbo,
+        1,
+        partial(flow, "inverse"),
+        InverseAutoregressive,
+        numpyro=lambda infer: infer.Trace_ELBO(),
+        num_flows=4,
+    ),
 }
 
 
-def ours(objective, posterior, num_particles: int, x: Tensor) -> Steps:
+def ours(case: Case, x: Tensor) -> Steps:
+    pyro.clear_param_store()
     torch.manual_seed(0)
-    vae = pv.VAE(
-        pv.priors.StandardNormal(LATENT_DIM), pv.likelihoods.Bernoulli(mlp(LATENT_DIM, 784)), posterior(), name="step"
-    )
-    loss = objective(num_particles=num_particles, vectorize_particles=num_particles > 1)
+    likelihood = pv.likelihoods.Bernoulli(mlp(LATENT_DIM, 784))
+    vae = pv.VAE(pv.priors.StandardNormal(LATENT_DIM), likelihood, case.posterior(), name="step")
+    loss = case.objective(num_particles=case.num_particles, vectorize_particles=case.num_particles > 1)
     svi = pv.SVI(vae.model, vae.guide, pv.FusedAdam({"lr": 1e-3}), loss)
 
     def run(num_steps: int) -> None:
@@ -117,21 +174,78 @@ def ours(objective, posterior, num_particles: int, x: Tensor) -> Steps:
     return run
 
 
-def by_hand(bound, posterior, num_particles: int, x: Tensor) -> Steps:
+def by_hand(case: Case, x: Tensor) -> Steps:
     torch.manual_seed(0)
-    q, decoder = posterior(), mlp(LATENT_DIM, 784)
+    q, decoder = case.by_hand(), mlp(LATENT_DIM, 784)
     adam = torch.optim.Adam([*q.parameters(), *decoder.parameters()], lr=1e-3, fused=True)
 
     @torch.compile
     def loss_of(x: Tensor) -> Tensor:
-        z, log_q = q(x, num_particles)
-        return -bound(log_normal(z, 0.0, 0.0) + log_bernoulli(decoder(z), x), log_q)
+        z, log_q = q(x, case.num_particles)
+        return -case.bound(log_normal(z, 0.0, 0.0) + log_bernoulli(decoder(z), x), log_q)
 
     def run(num_steps: int) -> None:
         for _ in range(num_steps):
             adam.zero_grad()
             loss_of(x).backward()
             adam.step()
+
+    return run
+
+
+def by_numpyro(case: Case, x: Tensor) -> Steps:
+    import jax
+    import numpyro
+    import numpyro.distributions as dist
+    from jax import numpy as jnp
+    from jax.example_libraries import stax
+    from numpyro import infer
+    from numpyro.distributions.flows import InverseAutoregressiveTransform
+    from numpyro.nn import AutoregressiveNN
+
+    assert case.numpyro is not None
+    encoder, decoder = Dense(HIDDEN, LATENT_DIM).jax_layers(stax)
+    data = jnp.asarray(x.numpy())
+
+    def model(x):
+        net = numpyro.module("decoder", decoder, (len(x), LATENT_DIM))
+        with numpyro.plate("data", len(x)):
+            z = numpyro.sample("z", dist.Normal(jnp.zeros(LATENT_DIM), 1.0).to_event(1))
+            numpyro.sample("x", dist.Bernoulli(logits=net(z)).to_event(1), obs=x)
+
+    def guide(x):
+        net = numpyro.module("encoder", encoder, x.shape)
+        loc, log_scale = jnp.split(net(x), 2, axis=-1)
+        q = dist.Normal(loc, jnp.exp(log_scale)).to_event(1)
+        layers = [
+            InverseAutoregressiveTransform(
+                numpyro.module(
+                    f"flow {i}",
+                    AutoregressiveNN(
+                        LATENT_DIM,
+                        [64, 64],
+                        permutation=jnp.arange(LATENT_DIM)[:: (-1) ** i],
+                        skip_connections=False,
+                        nonlinearity=stax.Relu,
+                    ),
+                    (LATENT_DIM,),
+                )
+            )
+            for i in range(case.num_flows)
+        ]
+        with numpyro.plate("data", len(x)):
+            numpyro.sample("z", dist.TransformedDistribution(q, layers) if layers else q)
+
+    svi = infer.SVI(model, guide, numpyro.optim.Adam(1e-3), case.numpyro(infer))
+    state = svi.init(jax.random.PRNGKey(0), data)
+
+    @jax.jit
+    def loop(state, data, num_steps):
+        return jax.lax.fori_loop(0, num_steps, lambda _, state: svi.update(state, data)[0], state)
+
+    def run(num_steps: int) -> None:
+        nonlocal state
+        state = jax.block_until_ready(loop(state, data, num_steps))
 
     return run
 
@@ -144,26 +258,33 @@ def timed(run: Steps, num_steps: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--numpyro", action="store_true")
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--num-repetitions", type=int, default=10)
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     x = torch.bernoulli(torch.full((args.batch_size, 784), 0.2))
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, batches of {args.batch_size}")
-    print("| objective | ours, ms | by hand, ms | ratio | least | largest |\n|---|---|---|---|---|---|")
-    for name, (objective, posterior, bound, q, num_particles) in OBJECTIVES.items():
-        runs = [ours(objective, posterior, num_particles, x), by_hand(bound, q, num_particles, x)]
-        for run in runs:
+    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
+    for name, case in OBJECTIVES.items():
+        runs = {"ours": ours(case, x), "by hand": by_hand(case, x)}
+        if args.numpyro and case.numpyro is not None:
+            runs["NumPyro"] = by_numpyro(case, x)
+        for run in runs.values():
             run(5)
-        num_steps = max(2, int(0.3 / timed(runs[1], 5)))
-        pairs = [tuple(timed(run, num_steps) for run in runs) for _ in range(args.num_repetitions)]
-        ratios = [one / other for one, other in pairs]
-        medians = [1e3 * statistics.median(each) for each in zip(*pairs, strict=True)]
-        print(
-            f"| {name} | {medians[0]:.2f} | {medians[1]:.2f} | {statistics.median(ratios):.2f} | {min(ratios):.2f} | "
-            f"{max(ratios):.2f} |",
-            flush=True,
-        )
+        num_steps = max(2, int(0.3 / timed(runs["by hand"], 5)))
+        seconds: dict[str, list[float]] = {each: [] for each in runs}
+        for _ in range(args.num_repetitions):
+            for each, run in runs.items():
+                seconds[each].append(timed(run, num_steps))
+        times = [f"{1e3 * statistics.median(seconds[each]):.2f}" if each in runs else "" for each in CONTESTANTS]
+        ratios = [ratio(seconds["ours"], seconds[each]) if each in runs else "" for each in CONTESTANTS[1:]]
+        print(f"| {name} | {' | '.join([*times, *ratios])} |", flush=True)
+
+
+def ratio(ones: list[float], others: list[float]) -> str:
+    each = [one / other for one, other in zip(ones, others, strict=True)]
+    return f"{statistics.median(each):.2f} ({min(each):.2f} to {max(each):.2f})"
 
 
 if __name__ == "__main__":
