@@ -326,14 +326,16 @@ def update(param, gradient, mean, square):
     param.sub_(1e-3 * mean / (square.sqrt() + 1e-8))
 
 
-def by_numpyro(architecture, x):
+def by_numpyro(architecture, x, elbo=None, num_flows=0):
+    """With `TraceMeanField_ELBO`, or what `elbo` makes of `numpyro.infer`; so many inverse autoregressive flows."""
     import jax
     import numpyro
     import numpyro.distributions as dist
     from jax import numpy as jnp
     from jax.example_libraries import stax
-    from numpyro.infer import SVI as NumPyroSVI
-    from numpyro.infer import TraceMeanField_ELBO as NumPyroELBO
+    from numpyro import infer
+    from numpyro.distributions.flows import InverseAutoregressiveTransform
+    from numpyro.nn import AutoregressiveNN
 
     encoder, decoder = architecture.jax_layers(stax)
     latent_dim = architecture.latent_dim
@@ -349,10 +351,18 @@ def by_numpyro(architecture, x):
     def guide(x):
         net = numpyro.module("encoder", encoder, (batch_size, *event_shape))
         loc, raw_scale = jnp.split(net(x), 2, axis=-1)
+        z_given_x = dist.Normal(loc, jax.nn.softplus(raw_scale)).to_event(1)
         with numpyro.plate("data", batch_size):
-            numpyro.sample("z", dist.Normal(loc, jax.nn.softplus(raw_scale)).to_event(1))
+            flows = [flow(number) for number in range(num_flows)]
+            numpyro.sample("z", dist.TransformedDistribution(z_given_x, flows) if flows else z_given_x)
 
-    one = NumPyroSVI(model, guide, numpyro.optim.Adam(1e-3), NumPyroELBO(num_particles=architecture.num_particles))
+    def flow(number):
+        order = jnp.arange(latent_dim)[:: (-1) ** number]
+        net = AutoregressiveNN(latent_dim, [64, 64], permutation=order, skip_connections=False, nonlinearity=stax.Relu)
+        return InverseAutoregressiveTransform(numpyro.module(f"flow {number}", net, (latent_dim,)))
+
+    loss = infer.TraceMeanField_ELBO(num_particles=architecture.num_particles) if elbo is None else elbo(infer)
+    one = infer.SVI(model, guide, numpyro.optim.Adam(1e-3), loss)
     state = one.init(jax.random.PRNGKey(0), data)
 
     @jax.jit

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
@@ -11,11 +11,29 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_vae import _checks
-from pyro_vae._private import keeping_validation
+from pyro_vae._private import keeping_validation, num_changes
 
 __all__ = ["FlowDistribution", "Kind", "flow_of", "transformed_normal"]
 
 Kind = Literal["affine", "spline"]
+
+
+class _Drawn(NamedTuple):
+    """A draw and its log density."""
+
+    value: Tensor
+    log_prob: Tensor
+    has_gradient: bool
+    num_changes: int
+
+    @classmethod
+    def now(cls, value: Tensor, log_prob: Tensor) -> _Drawn:
+        return cls(value, log_prob, torch.is_grad_enabled(), num_changes(value))
+
+    def serves(self, value: Tensor) -> bool:
+        """Whether `value` is this draw, unchanged, and the density has a gradient if one is wanted."""
+        is_unchanged = value is self.value and num_changes(value) == self.num_changes
+        return is_unchanged and self.has_gradient >= torch.is_grad_enabled()
 
 
 class FlowDistribution(TorchDistribution):
@@ -27,7 +45,7 @@ class FlowDistribution(TorchDistribution):
 
     def __init__(self, flow: Any) -> None:
         self.flow = flow
-        self._drawn: tuple[Tensor, Tensor, bool] | None = None
+        self._drawn: _Drawn | None = None
         super().__init__(flow.batch_shape, flow.event_shape, validate_args=False)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> FlowDistribution:
@@ -36,17 +54,15 @@ class FlowDistribution(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p(value), nats. For the last draw of `rsample`, no transform is inverted."""
-        if self._drawn is not None:
-            drawn, log_prob, has_gradient = self._drawn
-            if value is drawn and has_gradient >= torch.is_grad_enabled():
-                return log_prob
+        if self._drawn is not None and self._drawn.serves(value):
+            return self._drawn.log_prob
         shape = torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape)
         return self.flow.log_prob(value.expand(shape))  # zuko's transforms do not broadcast values over parameters
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draw from the base, and transform."""
         value, log_prob = self.flow.rsample_and_log_prob(torch.Size(sample_shape))
-        self._drawn = value, log_prob, torch.is_grad_enabled()
+        self._drawn = None if value.is_inference() else _Drawn.now(value, log_prob)
         return value
 
     @property

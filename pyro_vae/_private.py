@@ -105,6 +105,11 @@ def has_hooks(tensor: Tensor) -> bool:
     return bool(tensor._backward_hooks or tensor._post_accumulate_grad_hooks)
 
 
+def num_changes(tensor: Tensor) -> int:
+    """Count the changes in place that a tensor has seen."""
+    return tensor._version
+
+
 def has_hooks_on_calls(module: torch.nn.Module) -> bool:
     """Tell whether a module has hooks that see, or change, what goes in and out."""
     return bool(

@@ -361,6 +361,21 @@ def test_latent_use_of_a_linear_gaussian_model():
     assert use.activity["z"].item() == pytest.approx(1 - 1 / truth.precision.item(), abs=0.15)
 
 
+def codes_near_data(scale):
+    """Two latent numbers, whose codes are the data and a little noise."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, scale).to_event(1))
+
+    return model, guide
+
+
 @pytest.mark.parametrize("correlation", [0.0, 0.8])
 def test_total_correlation_of_gaussian_codes(correlation):
     """q(z) of many codes from a Gaussian is one: the total correlation is -log(1 - r^2) / 2, for a z that is almost x.
@@ -375,15 +390,7 @@ def test_total_correlation_of_gaussian_codes(correlation):
         @ torch.linalg.cholesky((1 - scale**2) * torch.tensor([[1.0, correlation], [correlation, 1.0]])).mT
     )
 
-    def model(x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
-
-    def guide(x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(x, scale).to_event(1))
-
+    model, guide = codes_near_data(scale)
     use = pv.latent_use(model, guide, x)
     assert use.total_correlation == pytest.approx(-math.log(1 - r**2) / 2, abs=0.06)
     assert use.dimension_wise_kl == pytest.approx(0.0, abs=0.03)
@@ -396,18 +403,10 @@ def test_total_correlation_is_that_of_the_mixture_of_all_codes(bias, monkeypatch
     planted bias is found."""
     torch.manual_seed(0)
     scale = 0.5
-    x = torch.randn(200, 2, dtype=torch.float64) @ torch.tensor([[1.0, 0.0], [0.6, 0.6]], dtype=torch.float64).mT
+    x = torch.randn(200, 2) @ torch.tensor([[1.0, 0.0], [0.6, 0.6]]).mT
 
-    def model(x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
-
-    def guide(x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(x, scale).to_event(1))
-
-    axis = torch.linspace(-7.0, 7.0, 281, dtype=torch.float64)
+    model, guide = codes_near_data(scale)
+    axis = torch.linspace(-7.0, 7.0, 281)
     densities = dist.Normal(x.mT[..., None, :], scale).log_prob(axis[:, None]).exp()  # (2, axis, data)
     joint, marginals = densities[0] @ densities[1].mT / len(x), densities.mean(-1)
     cell = (axis[1] - axis[0]) ** 2

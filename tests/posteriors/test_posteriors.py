@@ -31,9 +31,34 @@ def test_draws_carry_a_gradient(make):
 
 def test_a_draw_has_the_density_that_its_copy_has(make):
     """What a distribution remembers of its own draws changes neither density nor gradient."""
-    z_given_x = built(make)(torch.randn(3, NUM_PIXELS))
+    posterior = built(make)
+    z_given_x = posterior(torch.randn(3, NUM_PIXELS))
     z = z_given_x.rsample((5,))
-    assert torch.allclose(z_given_x.log_prob(z), z_given_x.log_prob(z.clone()), rtol=1e-9, atol=1e-9)
+    own, copied = (z_given_x.log_prob(each) for each in (z, z.clone()))
+    assert torch.allclose(own, copied, rtol=1e-9, atol=1e-9)
+    gradients = (
+        torch.autograd.grad(each.sum(), [*posterior.parameters()], retain_graph=True, allow_unused=True)
+        for each in (own, copied)
+    )
+    assert all(a is b or torch.allclose(a, b, rtol=1e-7, atol=1e-9) for a, b in zip(*gradients, strict=True))
+
+
+def test_a_draw_that_is_changed_in_place_is_another(make):
+    z_given_x = built(make)(torch.randn(3, NUM_PIXELS))
+    with torch.no_grad():
+        z = z_given_x.rsample()
+        z_given_x.log_prob(z)
+        z += 1.0
+        assert torch.allclose(z_given_x.log_prob(z), z_given_x.log_prob(z.clone()), rtol=1e-9, atol=1e-9)
+
+
+def test_draws_in_inference_mode_have_a_density(make):
+    posterior, x = built(make), torch.randn(3, NUM_PIXELS)
+    if isinstance(posterior, pv.posteriors.SemiAmortizedNormal):
+        pytest.skip("its steps take gradients")
+    with torch.inference_mode():
+        z_given_x = posterior(x)
+        assert z_given_x.log_prob(z_given_x.rsample()).isfinite().all()
 
 
 def test_the_density_of_a_draw_without_gradient_has_one(make):
