@@ -90,43 +90,61 @@ class IWELBO(Objective):
 
     def value_and_surrogate(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Return minus the bound, and what has the chosen gradient."""
-        if not self._follows_the_path:
+        if self.guide_groups:
+            return self._apart(model, guide, args, kwargs)
+        if self.gradient == "standard":
             loss = self._loss(self.log_weights(model, guide, args, kwargs))
             return loss, loss
         paths = [self._along_the_path(*traces) for traces in self._get_traces(model, guide, args, kwargs)]
-        is_one_run = self.vectorize_particles and self.num_particles > 1
-        log_weights = paths[0].log_weight if is_one_run else torch.stack([path.log_weight for path in paths])
+        log_weights = self._of_particles([path.log_weight for path in paths])
         loss = self._loss(LogWeights(log_weights, paths[0].scale))
-        if self.guide_groups:
-            score, model_alone = (
-                getattr(paths[0], name) if is_one_run else torch.stack([getattr(path, name) for path in paths])
-                for name in ("score", "model_alone")
-            )
-            bound = self._apart(log_weights, score, model_alone)
-            return loss.detach(), -(paths[0].scale * bound).sum()
         if self.gradient == "dreg":
             factors = self._factor_of_the_guide(log_weights.detach())
-            for path, factor in zip(paths, [factors] if is_one_run else factors, strict=True):
+            for path, factor in zip(paths, [factors] if self._is_one_run else factors, strict=True):
                 path.draws.scale_gradients_by(factor, path.shared)
         return loss.detach(), loss
 
     @property
-    def _follows_the_path(self) -> bool:
-        """Whether gradients of the guide are apart from those of the model."""
-        return self.gradient != "standard" or bool(self.guide_groups)
+    def _is_one_run(self) -> bool:
+        return self.vectorize_particles and self.num_particles > 1
 
-    def _apart(self, log_weights: Tensor, score: Tensor, model_alone: Tensor) -> Tensor:
-        """Return a number per datum whose gradient for the model is the bound's, and for the guide that of groups.
+    def _of_particles(self, runs: list[Tensor]) -> Tensor:
+        return runs[0] if self._is_one_run else torch.stack(runs)
 
-        The model's log density at draws that carry no gradient stands in for its part of the log weights.
+    def _apart(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Return minus the bound, and what has its gradient for the model, and for the guide that of groups.
+
+        The draws are leaves. What the groups' bound says of them is found first, by a gradient that stops there; the
+        model runs once, and the gradients of its parameters are taken once.
         """
+        parts = [self._at_leaves(*traces) for traces in self._get_traces(model, guide, args, kwargs)]
+        model_log_prob, guide_log_prob = (
+            self._of_particles([getattr(part, name) for part in parts]) for name in ("model", "guide")
+        )
+        log_weights, scale = model_log_prob - guide_log_prob, parts[0].scale
+        loss = self._loss(LogWeights(log_weights.detach(), scale))
         share = log_weights.detach().softmax(0)
         of_groups = log_weights.detach().unflatten(0, (self.guide_groups, -1)).softmax(1).flatten(0, 1)
         of_draws = (of_groups.square() if self.gradient == "dreg" else of_groups) / self.guide_groups
-        surrogate = share * model_alone + of_draws * (log_weights - model_alone)
+        surrogate = (scale * share * model_log_prob).sum()
         if self.gradient == "standard":
-            surrogate = surrogate - of_draws * score
-        return surrogate.sum(0)
+            surrogate = surrogate - (scale * of_draws * guide_log_prob).sum()
+        draws = [draw for part in parts for draw in part.draws.leaves]
+        if draws:
+            leaves, values = zip(*draws, strict=True)
+            gradients = torch.autograd.grad((scale * of_draws * log_weights).sum(), leaves, retain_graph=True)
+            surrogate = surrogate + sum((g * value).sum() for g, value in zip(gradients, values, strict=True))
+        return loss, -surrogate
+
+    def _at_leaves(self, model_trace: Any, guide_trace: Any) -> _AtLeaves:
+        """Weigh a run of which the draws are leaves."""
+        found = self._weights_of(model_trace, guide_trace)
+        shared = self._shared_dims(model_trace, guide_trace)
+        model, guide = (self._log_density(trace, shared) for trace in (model_trace, guide_trace))
+        drawn = guide_trace.draws.trace
+        drawn.compute_log_prob()
+        _refuse_another(guide, self._log_density(drawn, shared))
+        return _AtLeaves(model, guide, found.scale, guide_trace.draws)
 
     def _loss(self, weights: LogWeights) -> Tensor:
         grouped = self._grouped(weights.value)
@@ -147,44 +165,33 @@ class IWELBO(Objective):
         return (elbos + ours * share.square()) / (elbos + ours * share)
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        """Run guide and model, at the guide's draws or, for gradients along the path, at copies of them."""
-        if not self._follows_the_path:
+        """Run guide and model, at the guide's draws or, for gradients apart from each other, at copies of them."""
+        if self.gradient == "standard" and not self.guide_groups:
             return super()._get_trace(model, guide, args, kwargs)
-        draws = _Draws(poutine.trace(guide).get_trace(*args, **kwargs))
+        draws = _Draws(poutine.trace(guide).get_trace(*args, **kwargs), are_leaves=bool(self.guide_groups))
         model_trace, guide_trace = super()._get_trace(model, poutine.replay(guide, draws.copies), args, kwargs)
-        guide_trace.draws, guide_trace.apart = draws, self._run_apart(model, guide, draws, args, kwargs)
+        guide_trace.draws = draws
+        if not self.guide_groups:
+            guide_trace.apart = poutine.trace(poutine.replay(guide, draws.detached)).get_trace(*args, **kwargs)
+            guide_trace.apart.compute_log_prob()
         return model_trace, guide_trace
-
-    def _run_apart(self, model: Any, guide: Any, draws: _Draws, args: Any, kwargs: Any) -> Any:
-        """Run the guide, and the model if it is trained apart, at draws that carry no gradient."""
-        at_draws = poutine.replay(guide, draws.detached)
-        if self.guide_groups:
-            return super()._get_trace(model, at_draws, args, kwargs)
-        guide_trace = poutine.trace(at_draws).get_trace(*args, **kwargs)
-        guide_trace.compute_log_prob()
-        return None, guide_trace
 
     def _along_the_path(self, model_trace: Any, guide_trace: Any) -> _Path:
         """Weigh a run, with log q as a function of the draws, but not of the guide's parameters."""
         found = self._weights_of(model_trace, guide_trace)
         shared = self._shared_dims(model_trace, guide_trace)
-        model_apart, guide_apart = guide_trace.apart
-        score, model_alone = self._log_density(guide_apart, shared), None
-        _refuse_another("guide", self._log_density(guide_trace, shared), score)
-        if model_apart is not None:
-            model_alone = self._log_density(model_apart, shared)
-            _refuse_another("model", self._log_density(model_trace, shared), model_alone)
-        log_weight = found.value + score - score.detach()
-        return _Path(log_weight, score, model_alone, found.scale, shared, guide_trace.draws)
+        score = self._log_density(guide_trace.apart, shared)
+        _refuse_another(self._log_density(guide_trace, shared), score)
+        return _Path(found.value + score - score.detach(), found.scale, shared, guide_trace.draws)
 
 
-def _refuse_another(program: str, log_prob: Tensor, again: Tensor) -> None:
-    """Refuse a program that says something else of the same draws when it is run again, as dropout does."""
+def _refuse_another(log_prob: Tensor, again: Tensor) -> None:
+    """Refuse a guide that says something else of the same draws when it is run again, as dropout does."""
     if isinstance(log_prob, FakeTensor):  # without values; the first call of a kind has them
         return
     if not torch.allclose(log_prob, again.to(log_prob), rtol=1e-4, atol=1e-3, equal_nan=True):
         raise ValueError(
-            f"{program}: expected the same density of the same draws at each run, of which this gradient needs "
+            "guide: expected the same density of the same draws at each run, of which this gradient needs "
             "several; got another, as with dropout; take gradient='standard' without guide_groups, or leave it out."
         )
 
@@ -197,39 +204,50 @@ def _divisor(name: str, value: Any, num_particles: int) -> int:
 
 
 class _Path(NamedTuple):
-    """Log weights `(K, *plates)` whose gradients for the guide run through its draws alone, and what is left out."""
+    """Log weights `(K, *plates)` whose gradients for the guide run through its draws alone."""
 
     log_weight: Tensor
-    score: Tensor
-    """log q of the draws, as a function of the guide's parameters alone."""
-    model_alone: Tensor | None
-    """log p(x, z) of the draws, as a function of the model's parameters alone; None unless it is trained apart."""
     scale: Tensor | float
     shared: set[int]
     draws: _Draws
 
 
-class _Draws:
-    """Draws of a guide, copies whose gradients can be scaled on their way back, and copies that carry none."""
+class _AtLeaves(NamedTuple):
+    """Log densities `(K, *plates)` of draws that are leaves."""
 
-    def __init__(self, trace: Any) -> None:
-        self.copies, self.detached = trace.copy(), trace.copy()
+    model: Tensor
+    guide: Tensor
+    scale: Tensor | float
+    draws: _Draws
+
+
+class _Draws:
+    """Draws of a guide, and copies: leaves, or such that gradients can be scaled on their way back, or carry none."""
+
+    def __init__(self, trace: Any, are_leaves: bool) -> None:
+        self.trace, self.copies, self.detached = trace, trace.copy(), trace.copy()
         self.sites = drawn_sites(trace)
+        self.leaves: list[tuple[Tensor, Tensor]] = []
+        """Leaves, and the draws that they are copies of."""
         self.factor: Tensor | None = None
         self.shared: set[int] = set()
         for name, site in self.sites.items():
             self.detached.nodes[name] = site | {"value": site["value"].detach()}
-            self.copies.nodes[name] = site | {"value": self._copy(site)}
+            if site["value"].requires_grad:
+                copy = self._leaf(site["value"]) if are_leaves else self._copy(site)
+                self.copies.nodes[name] = site | {"value": copy}
 
     def scale_gradients_by(self, factor: Tensor, shared: set[int]) -> None:
         """Multiply gradients by factors `(*plates)`, in the dimensions that are shared."""
         self.factor, self.shared = factor, shared
 
+    def _leaf(self, value: Tensor) -> Tensor:
+        leaf = value.detach().requires_grad_()
+        self.leaves.append((leaf, value))
+        return leaf
+
     def _copy(self, site: dict[str, Any]) -> Tensor:
-        value = site["value"]
-        if not value.requires_grad:
-            return value
-        copy = value.clone()
+        copy = site["value"].clone()
         event_dim = site["fn"].event_dim
         copy.register_hook(lambda gradient: gradient if self.factor is None else gradient * self._spread(event_dim))
         return copy
