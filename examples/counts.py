@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
     vae, size = vaes["negative binomial"], train.x.sum(1)
     with torch.no_grad():
-        pv.plots.latent_codes(vae.encode(train.x, size).mean, train.labels, axes[0])
+        pv.plots.latent_codes(vae.encode(train.x, size).mean, train.labels, axes[0], label_names=train.label_names)
         for ax, (name, each) in zip(axes[1:], vaes.items(), strict=True):
             drawn = each.decode(each.encode(train.x, size).sample(), size).sample()
             ax.loglog(train.x.mean(0), train.x.var(0), ".", label="counts")

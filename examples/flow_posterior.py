@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 
-HIDDEN, CONTEXT_DIM, LIMIT = [200], 16, 5.0
+HIDDEN, CONTEXT_DIM, LIMIT = [200], 16, 6.0
 
 
 def make_posterior(name: str) -> nn.Module:
@@ -31,7 +31,7 @@ def make_posterior(name: str) -> nn.Module:
     if name == "FullRankNormal":
         return pv.posteriors.FullRankNormal(pv.nn.MLP(784, HIDDEN, 5), latent_dim=2)
     network = pv.nn.MLP(784, HIDDEN, 4 + CONTEXT_DIM)
-    return pv.posteriors.Flow(network, latent_dim=2, context_dim=CONTEXT_DIM, kind="spline", autoregressive=True)
+    return pv.posteriors.Flow(network, latent_dim=2, context_dim=CONTEXT_DIM, autoregressive=True)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     x = test.x[: 5 if args.smoke else 200]
     bias = torch.logit(train.mean, eps=1e-3)
     likelihood = pv.likelihoods.Bernoulli(pv.nn.MLP(2, HIDDEN, 784, output_bias=bias))
-    axis = torch.linspace(-LIMIT, LIMIT, 50 if args.smoke else 250)
+    axis = torch.linspace(-LIMIT, LIMIT, 50 if args.smoke else 300)
     grid, log_cell = torch.cartesian_prod(axis, axis), 2 * math.log(axis[1] - axis[0])
 
     columns: dict[str, Tensor] = {}

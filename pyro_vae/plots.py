@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -255,14 +255,23 @@ def _latent_matrix(latents: dict[str, Tensor], index: int) -> Tensor:
     return torch.cat([value[:, index].reshape(len(value), -1).double() for _, value in sorted(latents.items())], dim=1)
 
 
-def latent_codes(loc: Tensor, labels: Tensor | None = None, ax: Axes | None = None) -> Axes:
-    """Plot means of q(z|x), `(N, D)`, coloured by label; their first two principal components where D > 2."""
+def latent_codes(
+    loc: Tensor, labels: Tensor | None = None, ax: Axes | None = None, *, label_names: Sequence[str] | None = None
+) -> Axes:
+    """Plot means of q(z|x), `(N, D)`, coloured by label; their first two principal components where D > 2.
+
+    Args:
+        loc: the means.
+        labels: `(N,)` whole numbers, or None.
+        label_names: what labels 0, 1, ... stand for, for the legend.
+    """
     ax = _axes(ax)
     codes, names = _in_the_plane(_checks.tensor("loc", loc).detach().cpu())
     labels = None if labels is None else _checks.tensor("labels", labels).cpu()
     for label in [None] if labels is None else labels.unique().tolist():
         chosen = codes if labels is None else codes[labels == label]
-        ax.plot(chosen[:, 0].numpy(), chosen[:, 1].numpy(), "o", ms=2.5, mew=0, alpha=0.8, label=label)
+        name = label if label is None or label_names is None else label_names[label]
+        ax.plot(chosen[:, 0].numpy(), chosen[:, 1].numpy(), "o", ms=2.5, mew=0, alpha=0.8, label=name)
     if labels is not None:
         ax.legend(title="label", loc="center left", bbox_to_anchor=(1, 0.5), markerscale=3)
     ax.set(xlabel=names[0], ylabel=names[1], title="Latent codes, the mean of q(z|x)")

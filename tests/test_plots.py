@@ -85,6 +85,11 @@ def test_principal_components_are_those_of_largest_variance():
     assert spread[1] == pytest.approx(loc[:, 3].std(correction=0).item(), rel=0.02)
 
 
+def test_a_legend_has_the_names_of_labels():
+    ax = pv.plots.latent_codes(torch.randn(3, 2), torch.tensor([2, 0, 2]), label_names=("B", "NK", "Dendritic"))
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["B", "Dendritic"]
+
+
 def test_the_grid_keeps_the_order_of_rows_and_columns():
     images = torch.arange(6).float().reshape(6, 1, 1, 1).expand(6, 1, 2, 2) / 10
     ax = pv.plots.image_grid(images, num_columns=3)

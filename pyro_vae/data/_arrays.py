@@ -10,7 +10,7 @@ from typing import IO, Any
 
 import numpy as np
 
-__all__ = ["read_array", "read_arrays"]
+__all__ = ["read_array", "read_arrays", "read_words"]
 
 MAX_BYTES = 16 * 2**30
 """The most that a compressed array may expand to."""
@@ -21,12 +21,25 @@ def read_arrays(path: Path, key: str | None) -> tuple[np.ndarray, np.ndarray | N
     """Read the array `key`, or `x`, of an `.npz` file, and its labels if there are any."""
     try:
         with zipfile.ZipFile(path) as archive:
-            names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+            names = _names(archive)
             chosen = _chosen(path, names, key)
             labels = next((name for name in LABELS if name in names and name != chosen), None)
             return _member(archive, path, chosen), None if labels is None else _member(archive, path, labels)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
         raise _damaged(path, error) from error
+
+
+def read_words(path: Path, key: str) -> list[str] | None:
+    """Read an array of words of an `.npz` file, if it is there."""
+    with zipfile.ZipFile(path) as archive:
+        if key not in _names(archive):
+            return None
+        with archive.open(f"{key}.npy") as file:
+            return list(map(str, _content(file, path).flatten()))
+
+
+def _names(archive: zipfile.ZipFile) -> list[str]:
+    return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
 
 
 def read_array(path: Path) -> np.ndarray:

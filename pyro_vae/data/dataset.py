@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -65,12 +65,14 @@ class Dataset:
         grey: `(N, ...)`: where the binarization is dynamic, the grey levels: uint8 of 0 to 255, or floating of 0 to 1.
         labels: `(N,)` of int64, or None.
         provenance: where they come from and how they are binarized.
+        label_names: what labels 0, 1, ... stand for, or None.
     """
 
     x: Tensor
     grey: Tensor | None
     labels: Tensor | None
     provenance: Provenance
+    label_names: tuple[str, ...] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -115,7 +117,8 @@ class Dataset:
         grey = None if self.grey is None else self.grey[rows]
         labels = None if self.labels is None else self.labels[rows]
         split = f"{self.provenance.split} ({which})"
-        return Dataset(x, grey, labels, replace(self.provenance, split=split, num_data=len(rows), sha256=_sha256(x)))
+        provenance = replace(self.provenance, split=split, num_data=len(rows), sha256=_sha256(x))
+        return replace(self, x=x, grey=grey, labels=labels, provenance=provenance)
 
     def to(self, device: torch.device | str) -> Dataset:
         """Move the data to another device."""
@@ -134,6 +137,7 @@ def from_tensor(
     x: Any,
     labels: Any = None,
     *,
+    label_names: Sequence[str] | None = None,
     name: str = "tensor",
     split: str = "all",
     source: str = "a tensor",
@@ -147,6 +151,7 @@ def from_tensor(
         x: `(N, ...)`. To be binarized, it must hold grey levels: uint8 of 0 to 255, or other numbers of 0 to 1. Without
             binarization it is kept as it is.
         labels: `(N,)` whole numbers, or None.
+        label_names: what labels 0, 1, ... stand for.
         name, split, source: for the provenance.
         binarization: `"dynamic"`, `"static"`, `"threshold"` or None; see `Provenance`.
         missing: "keep" to take NaN in x for missing entries, which a binarization leaves as they are.
@@ -166,10 +171,11 @@ def from_tensor(
     seed = _checks.seed(seed)
     binarization = _checks.choice("binarization", binarization, BINARIZATIONS)
     labels = None if labels is None else _checked_labels(labels, len(values))
+    label_names = None if label_names is None else _checked_names(label_names, labels)
     fixed = values if binarization is None else _binarized(_checked_grey(values), binarization, seed)
     grey = values if binarization == "dynamic" else None
     provenance = Provenance(name, split, source, len(values), binarization, seed, _sha256(fixed))
-    return Dataset(fixed, grey, labels, provenance)
+    return Dataset(fixed, grey, labels, provenance, label_names)
 
 
 def from_bytes(
@@ -189,6 +195,18 @@ def _checked_labels(labels: Any, num_data: int) -> Tensor:
             f"{tuple(labels.shape)}; convert them."
         )
     return labels.to(torch.int64)
+
+
+def _checked_names(names: Sequence[str], labels: Tensor | None) -> tuple[str, ...]:
+    if labels is None:
+        raise ValueError("label_names: expected labels to name; got None; pass labels too.")
+    low, high = labels.aminmax() if len(labels) else (0, -1)
+    if low < 0 or high >= len(names):
+        raise ValueError(
+            f"label_names: expected a name for each label from 0 on; got {len(names)} names, and labels from {low} to "
+            f"{high}; give as many."
+        )
+    return tuple(map(str, names))
 
 
 def _checked_grey(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pyro_vae import _checks
-from pyro_vae.data._arrays import read_arrays
+from pyro_vae.data._arrays import read_arrays, read_words
 from pyro_vae.data._shared import check_options, damaged, drawn_rows
 from pyro_vae.data.dataset import Dataset, from_tensor
 
@@ -27,8 +27,9 @@ def pbmc68k(data_dir: str | Path = "data", *, split: Literal["train", "test"] = 
 
     They are recovered from the file that the package scanpy carries (which takes h5py; scanpy is not imported): it has
     log(1 + 10,000 n / total) for n molecules of a gene among the total of a cell, and n is a whole number. Or they are
-    read from `pbmc68k_counts.npz`, with `counts` and `cell_type`, in `data_dir` or its folder `pbmc`, which is looked
-    for first. The file has no test part; here it is drawn at random, always the same. Nothing is downloaded.
+    read from `pbmc68k_counts.npz`, with `counts`, `cell_type` and, if there are any, `names` of the types, in
+    `data_dir` or its folder `pbmc`, which is looked for first. The file has no test part; here it is drawn at random,
+    always the same. Nothing is downloaded.
 
     Args:
         data_dir: the folder.
@@ -48,14 +49,16 @@ def pbmc68k(data_dir: str | Path = "data", *, split: Literal["train", "test"] = 
     saved = next((path for path in (folder / FILE, folder / "pbmc" / FILE) if path.is_file()), None)
     if saved is not None:
         counts, types, source = read_arrays(saved, "counts")[0], read_arrays(saved, "cell_type")[0], saved.name
+        names = read_words(saved, "names")
     else:
-        counts, types = _recovered(_carried(folder))
+        counts, types, names = _recovered(_carried(folder))
         source = "the package scanpy, log-normalised values as whole numbers again"
     if counts.ndim != 2 or types.shape != counts.shape[:1] or len(counts) < 10 or (counts != np.round(counts)).any():
         raise _damaged(saved or CARRIED, f"shapes {counts.shape} and {types.shape}, or fractions")
     rows = drawn_rows(split, len(counts), len(counts) // 5)
     x = torch.from_numpy(counts[rows].astype(np.float32))
-    return from_tensor(x, types[rows].astype(np.int64), name="PBMC 68k, reduced", split=split, source=source)
+    labels = types[rows].astype(np.int64)
+    return from_tensor(x, labels, label_names=names, name="PBMC 68k, reduced", split=split, source=source)
 
 
 def _carried(folder: Path) -> Path:
@@ -70,8 +73,8 @@ def _carried(folder: Path) -> Path:
     )
 
 
-def _recovered(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Recover counts from scaled logarithms, and check that they are whole."""
+def _recovered(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Recover counts from scaled logarithms, and check that they are whole; and types of cells, and their names."""
     try:
         import h5py
     except ImportError as error:
@@ -80,6 +83,7 @@ def _recovered(path: Path) -> tuple[np.ndarray, np.ndarray]:
         with h5py.File(path) as file:
             logarithms, columns, starts = (file["raw.X"][name][:] for name in ("data", "indices", "indptr"))
             num_genes, cells = len(file["raw.var"]), file["obs"][:]
+            names = [name.decode() for name in file["uns"]["bulk_labels_categories"][:]]
         rows = np.repeat(np.arange(len(cells)), np.diff(starts))
         scaled = np.zeros((len(cells), num_genes))
         scaled[rows, columns] = np.expm1(logarithms.astype(np.float64))
@@ -90,7 +94,7 @@ def _recovered(path: Path) -> tuple[np.ndarray, np.ndarray]:
     # Logarithms are of four digits or so; a tenth of a molecule is far from the next whole number.
     if np.abs(found - counts).max() > 0.1:
         raise _damaged(path, f"a count of {found.flat[np.abs(found - counts).argmax()]:.3f}")
-    return counts, types
+    return counts, types, names
 
 
 def _damaged(path: Path, found: str) -> ValueError:

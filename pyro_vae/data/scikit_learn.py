@@ -88,7 +88,8 @@ def sample_photographs() -> list[np.ndarray]:
 def _table(function: str, name: str, split: str) -> Dataset:
     found, rows = _loaded(function, split)
     x = torch.from_numpy(found.data[rows]).to(torch.get_default_dtype())
-    return from_tensor(x, found.target[rows], name=name, split=split, source=SOURCE)
+    names = found.target_names
+    return from_tensor(x, found.target[rows], label_names=names, name=name, split=split, source=SOURCE)
 
 
 def _loaded(function: str, split: str, binarization: Any = None) -> tuple[Any, np.ndarray]:

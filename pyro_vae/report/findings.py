@@ -38,13 +38,14 @@ class Data(NamedTuple):
     args: tuple[Any, ...]
     labels: Tensor | None
     origin: str
+    label_names: tuple[str, ...] | None = None
 
     @classmethod
     def of(cls, data: Any) -> Data:
         """Take a `Dataset`, a tensor, or a tuple of these and context."""
         x, *context = data if isinstance(data, tuple) else (data,)
         if isinstance(x, Dataset):
-            return cls((x.x, *context), x.labels, str(x.provenance))
+            return cls((x.x, *context), x.labels, str(x.provenance), x.label_names)
         x = _checks.tensor("data", x)
         return cls((x, *context), None, f"a tensor of shape {tuple(x.shape)}, whose origin is not on record")
 

@@ -194,8 +194,10 @@ def _codes(findings: Findings) -> list[str]:
     means = _mean(vae.encode(*some.args))
     if means is None:
         return []
-    codes, labels = means.flatten(1), _few(some.labels)
-    svg = plots.as_svg(lambda ax: plots.latent_codes(codes, labels, ax), "codes", "latent codes in the plane")
+    codes, labels, names = means.flatten(1), _few(some.labels), some.label_names
+    svg = plots.as_svg(
+        lambda ax: plots.latent_codes(codes, labels, ax, label_names=names), "codes", "latent codes in the plane"
+    )
     how = "" if codes.shape[1] <= 2 else ", in the plane where they spread most"
     return [
         figure(svg, f"Means of q(z|x) of {len(codes):,} data{how}{'' if labels is None else ', coloured by label'}.")

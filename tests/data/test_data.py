@@ -213,6 +213,16 @@ BAD = {
         ValueError,
         r"labels: expected whole numbers of shape \(3,\)",
     ),
+    "names": (
+        lambda: pv.data.from_tensor(torch.zeros(3, 2), torch.tensor([0, 2, 1]), label_names=["a", "b"]),
+        ValueError,
+        "label_names: expected a name for each label from 0 on; got 2 names, and labels from 0 to 2",
+    ),
+    "names alone": (
+        lambda: pv.data.from_tensor(torch.zeros(3, 2), label_names=["a", "b"]),
+        ValueError,
+        "label_names: expected labels to name; got None",
+    ),
     "list": (lambda: pv.data.from_tensor([1, 2]), TypeError, "x: expected a tensor"),
 }
 

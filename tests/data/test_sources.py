@@ -102,9 +102,17 @@ def write_frey_faces(folder):
     scipy_io.savemat(folder / "frey_rawface.mat", {"ff": random_bytes(560, 10)})
 
 
+TYPES = [f"type {number}" for number in range(10)]
+
+
 def write_pbmc68k(folder):
     folder.mkdir(parents=True, exist_ok=True)
-    np.savez(folder / "pbmc68k_counts.npz", counts=random_bytes(10, 765).astype(np.uint16), cell_type=np.arange(10))
+    np.savez(
+        folder / "pbmc68k_counts.npz",
+        counts=random_bytes(10, 765).astype(np.uint16),
+        cell_type=np.arange(10),
+        names=TYPES,
+    )
 
 
 SOURCES = {
@@ -402,6 +410,7 @@ def write_h5ad(path, counts, totals):
     with h5py.File(path, "w") as file:
         file["raw.X/data"], file["raw.X/indices"] = logarithms, columns.astype(np.int32)
         file["raw.X/indptr"] = np.concatenate([[0], np.bincount(rows, minlength=len(counts)).cumsum()]).astype(np.int32)
+        file["uns/bulk_labels_categories"] = [b"B", b"NK", b"Dendritic"]
         file["raw.var"], file["obs"] = np.zeros(counts.shape[1], dtype=[("index", "S13")]), cells
 
 
@@ -423,6 +432,15 @@ def test_counts_are_whole_again(scanpy, tmp_path):
         (*row.tolist(), int(label)) for part in parts for row, label in zip(part.x, part.labels, strict=True)
     )
     assert found == sorted((*row, place % 3) for place, row in enumerate(counts.tolist()))
+    assert parts[1].label_names == ("B", "NK", "Dendritic")
+
+
+def test_names_of_labels(tmp_path):
+    write_pbmc68k(tmp_path)
+    cells = pv.data.pbmc68k(tmp_path)
+    assert cells.label_names == cells.first(3).label_names == cells.hold_out(2)[1].label_names == tuple(TYPES)
+    pytest.importorskip("sklearn")
+    assert pv.data.breast_cancer().label_names == ("malignant", "benign")
 
 
 @pytest.mark.parametrize("damage", [cut, other_bytes])
