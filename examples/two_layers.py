@@ -2,9 +2,8 @@
 
     python examples/two_layers.py            # some minutes on two CPU cores
 
-Sizes and guide are those of Y. Burda, R. Grosse, R. Salakhutdinov (2016), Importance weighted autoencoders. The other
-guide is that of C. K. Sønderby et al. (2016), Ladder variational autoencoders, and so is the warm-up of the KL, without
-which it is the worst of the three. A figure goes to the folder `results/`.
+Sizes and guide are those of Burda et al. (2016), Importance weighted autoencoders. The other guide, and the warm-up
+without which it is the worst of the three, are those of Sønderby et al. (2016), Ladder variational autoencoders.
 """
 
 from typing import Any
@@ -79,8 +78,8 @@ def main(argv: list[str] | None = None) -> None:
         pyro.clear_param_store()
         net: Any = make(train.mean)
         pair = net.model, net.guide
-        options = {"num_epochs": args.num_epochs, "kl_warmup": max(1, args.num_epochs // 3), "progress": False}
-        history = pv.fit(pair, train, seed=args.seed, **options)
+        epochs = {"num_epochs": args.num_epochs, "kl_warmup": args.num_epochs / 3}
+        history = pv.fit(pair, train, **epochs, seed=args.seed, progress=False)
         found[name] = pv.log_evidence(*pair, x, tolerance=0.1, max_evaluations=most, seed=args.seed)
         print(f"\n{name}: {history}\n{found[name].summary()}")
         use = pv.latent_use(*pair, test.x[:1000])
