@@ -6,6 +6,8 @@ Sizes and guide are those of Burda et al. (2016), Importance weighted autoencode
 without which it is the worst of the three, are those of Sønderby et al. (2016), Ladder variational autoencoders.
 """
 
+from typing import Any
+
 import matplotlib.pyplot as plt
 import pyro
 import pyro.distributions as dist
@@ -74,10 +76,9 @@ def main(argv: list[str] | None = None) -> None:
     figure, (activity, *grids) = plt.subplots(1, 4, figsize=(15, 4), width_ratios=[1.6, 1, 1, 1], layout="constrained")
     for (name, make), colour in zip(makers.items(), ("C0", "C1", "C2"), strict=True):
         pyro.clear_param_store()
-        net = make(train.mean)
+        net: Any = make(train.mean)
         pair = net.model, net.guide
-        epochs = {"num_epochs": args.num_epochs, "kl_warmup": args.num_epochs / 3}
-        history = pv.fit(pair, train, **epochs, seed=args.seed, progress=False)
+        history = pv.fit(pair, train, num_epochs=args.num_epochs, kl_warmup=3, seed=args.seed, progress=False)
         found[name] = pv.log_evidence(*pair, x, tolerance=0.1, max_evaluations=most, seed=args.seed)
         print(f"\n{name}: {history}\n{found[name].summary()}")
         use = pv.latent_use(*pair, test.x[:1000])
