@@ -16,6 +16,7 @@ __all__ = [
     "CLIMBS",
     "FEWEST_DRAWS",
     "FEWEST_TEMPERATURES",
+    "FIT_PILOT",
     "GUIDE_PILOT",
     "LAPLACE_PILOT",
     "LARGEST_LAPLACE_KHAT",
@@ -26,7 +27,8 @@ __all__ = [
 ]
 
 GUIDE_PILOT = 200
-LAPLACE_PILOT = 200
+LAPLACE_PILOT = 100
+FIT_PILOT = 64  # where the guide seems to have seen what Laplace's Gaussian missed
 CLIMBS = 60  # evaluations to look for mass that the guide's draws have missed
 NUM_CHAINS, NUM_LEAPFROG = 16, 3
 FEWEST_DRAWS = 128

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +15,7 @@ from pyro_vae.evidence.budget import (
     CLIMBS,
     FEWEST_DRAWS,
     FEWEST_TEMPERATURES,
+    FIT_PILOT,
     GUIDE_PILOT,
     LAPLACE_PILOT,
     LARGEST_LAPLACE_KHAT,
@@ -102,8 +102,21 @@ class Cascade:
         if (missed & ~many).any():
             self._go_on_from_both(columns[missed & ~many], modes)
         needed = self.budget.num_draws(found, LAPLACE_PILOT, around, LARGEST_LAPLACE_KHAT).to(columns.device)
+        needed = self._confirmed(columns, needed.where(~missed, torch.inf), around, modes)
         left = self._sample(columns[~missed], needed[~missed], modes.laplace)
-        self._anneal_or_spend(left, modes, modes.laplace, Modes.path)
+        self._anneal_or_spend(left, modes, modes.laplace)
+
+    def _confirmed(self, columns: Tensor, needed: Tensor, around: Elsewhere, modes: Modes) -> Tensor:
+        """Draw once more from Laplace's Gaussian where it looks good: few draws let it look better than it is."""
+        good = self._for_all(self.spent[columns] + LAPLACE_PILOT + needed <= self.budget.max_evaluations)
+        if not good.any():
+            return needed
+        drawn = self._draw(
+            columns[good], modes.laplace(columns[good]), LAPLACE_PILOT, seed_for(self.seed, "second Laplace pilot")
+        )
+        seen = around.at(good.cpu().nonzero().flatten())
+        again = self.budget.num_draws(drawn.totals.estimate(), LAPLACE_PILOT, seen, LARGEST_LAPLACE_KHAT)
+        return needed.masked_scatter(good, needed[good].maximum(again.to(needed.device)))
 
     def _go_on_from_both(self, columns: Tensor, modes: Modes) -> None:
         """Go on from a mixture of the guide and Laplace's Gaussians, where one of them missed some of p(x)."""
@@ -113,19 +126,20 @@ class Cascade:
         drawn = self._draw(columns, both, LAPLACE_PILOT, seed_for(self.seed, "pilot of both"))
         needed = self.budget.num_draws(drawn.totals.estimate(), LAPLACE_PILOT, self._seen_of(both, columns))
         left = self._sample(columns, needed.to(columns.device), modes.both)
-        return self._anneal_or_spend(left, modes, modes.both, Modes.path_from_both)
+        return self._anneal_or_spend(left, modes, modes.both, FIT_PILOT)
 
     def _anneal_or_spend(
-        self,
-        columns: Tensor,
-        modes: Modes,
-        source: Callable[[Tensor], Source],
-        start: Callable[[Modes, Tensor], Start],
+        self, columns: Tensor, modes: Modes, source: Callable[[Tensor], Source], fit_pilot: int = 0
     ) -> None:
-        """Anneal from fitted Gaussians where the budget pays for it, and draw from a source elsewhere."""
+        """Anneal from fitted Gaussians where the budget pays for it, and draw from a source elsewhere.
+
+        Laplace's estimate is far too low where it is no good fit, and its own error does not say so. What the guide
+        seemed to have seen beyond it is compared with a pilot of the fitted ones, if it has draws; where they miss it
+        as well, chains start from the guide too.
+        """
         if not len(columns):
             return
-        cost = modes.cost_of_refining(columns)
+        cost = modes.cost_of_refining(columns) + fit_pilot
         most = self.budget.affordable_temperatures(self.spent[columns] + cost + self.budget.annealing_pilot)
         can_anneal = self._for_all(most >= FEWEST_TEMPERATURES)
         self._spend_the_rest(columns[~can_anneal], source)
@@ -133,8 +147,17 @@ class Cascade:
             chosen = columns[can_anneal]
             with noise(self.block.program, seed_for(self.seed, "variational fit"), self.block.place):
                 fitted = modes.refined(chosen)
-            self.spent[chosen] += cost[can_anneal]
-            self._anneal(chosen, partial(start, fitted))
+            self.spent[chosen] += cost[can_anneal] - fit_pilot
+            missed = self._is_missed_by_fit(chosen, fitted, fit_pilot)
+            self._anneal(chosen[~missed], fitted.path)
+            self._anneal(chosen[missed], fitted.path_from_both)
+
+    def _is_missed_by_fit(self, columns: Tensor, fitted: Modes, num_draws: int) -> Tensor:
+        """Tell for which data fitted Gaussians miss what other draws found; none without draws to tell it by."""
+        if not num_draws:
+            return torch.zeros_like(columns, dtype=torch.bool)
+        drawn = self._draw(columns, fitted.laplace(columns), num_draws, seed_for(self.seed, "pilot of the fit"))
+        return self._is_missed(columns, drawn.totals.estimate())
 
     def _can_find_modes(self, region: Region) -> bool:
         """Tell whether the budget pays for a search for modes, and the program has the derivatives that it takes."""
@@ -175,9 +198,14 @@ class Cascade:
 
     def _missed_by(self, columns: Tensor, modes: Modes, found: Estimate, around: Elsewhere) -> Tensor:
         """Tell for which data Laplace's Gaussian, and annealing from it, would miss what other draws found."""
+        seen = around.contradicts(found) | modes.are_many(columns)
+        return (self._is_missed(columns, found).cpu() | seen) & self.budget.amortized
+
+    def _is_missed(self, columns: Tensor, found: Estimate) -> Tensor:
+        """Tell for which data the guide's draws, or those around it, found more than another estimate."""
         rows = self._rows(columns)
         missed = _is_above(self.pilot.at(rows), found, DOUBT) | self.elsewhere.at(rows).contradicts(found)
-        return (missed | around.contradicts(found) | modes.are_many(columns)) & self.budget.amortized
+        return missed.to(columns.device)
 
     def _rows(self, columns: Tensor) -> Tensor:
         """Return the places of these columns among all that were asked for."""
@@ -246,6 +274,8 @@ class Cascade:
 
     def _anneal(self, columns: Tensor, start: Callable[[Tensor], Start]) -> None:
         """Run AIS for the data that are left, with as many temperatures as a pilot run finds necessary."""
+        if not len(columns):
+            return
         _, path, numbers = start(columns)
         with noise(path.view.program, seed_for(self.seed, "pilot"), self.block.place):
             seen = pilot(path, numbers, PILOT_TEMPERATURES, PILOT_CHAINS, NUM_LEAPFROG)

@@ -16,7 +16,7 @@ __all__ = ["PILOT_CHAINS", "PILOT_TEMPERATURES", "SCHEDULES", "Pilot", "pilot", 
 
 SCHEDULES = ("adaptive", "linear", "sigmoid")
 TARGET_ACCEPTANCE = 0.8
-PILOT_TEMPERATURES = 20
+PILOT_TEMPERATURES = 10
 PILOT_CHAINS = 8
 
 
