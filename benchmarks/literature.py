@@ -26,6 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pyro
 import torch
@@ -478,15 +479,52 @@ def main() -> None:
     args = parse_args()
     if args.table:
         return print_table(args.output_dir)
+    if args.figure:
+        return draw(rows_in(args.output_dir), args.output_dir / "bias.png")
     for name in args.names:
         pyro.clear_param_store()
         OTHERS[name](args) if name in OTHERS else reproduce(name, args)
 
 
+def results_in(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+
+
+def rows_in(folder: Path) -> list[dict[str, Any]]:
+    rows = [result for result in results_in(folder) if "row" in result]
+    return sorted(rows, key=lambda result: list(ROWS).index(result["row"]))
+
+
+def draw(results: list[dict[str, Any]], path: Path) -> None:
+    """What is published, what the same estimator says of our model, and what its log p(x) is."""
+    figure, ax = plt.subplots(figsize=(9, 0.9 + 0.6 * len(results)), layout="constrained")
+    for place, result in enumerate(reversed(results)):
+        usual, true = (result["on_some"][name] for name in ("paper_s_estimator", "log_evidence"))
+        ax.annotate("", (true, place), (usual, place), arrowprops={"arrowstyle": "->", "color": "C1"})
+        ax.text((usual + true) / 2, place + 0.12, f"{true - usual:.1f}", ha="center", color="C1")
+        ax.plot(result["published"]["log_p"], place, "k|", ms=16)
+        ax.plot(usual, place, "o", color="0.6")
+        ax.plot(true, place, "o", color="C1")
+    for style, color, label in (
+        ("|", "k", "published"),
+        ("o", "0.6", "ours, by the same estimator"),
+        ("o", "C1", "ours, log p(x)"),
+    ):
+        ax.plot([], [], style, color=color, label=label)
+    epochs = [result["num_epochs"] / result["full_num_epochs"] for result in results]
+    names = [
+        f"{result['title']}{'' if done >= 1 else f', {done:.0%} of its epochs'}"
+        for result, done in zip(results, epochs, strict=True)
+    ]
+    ax.set_yticks(range(len(results)), names[::-1])
+    ax.set(ylim=(-0.6, len(results) - 0.4), xlabel="nats per image of MNIST")
+    ax.legend(loc="lower left", fontsize="small")
+    figure.savefig(path, dpi=120)
+
+
 def print_table(folder: Path) -> None:
-    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    rows = [result for result in found if "row" in result]
-    print(table(sorted(rows, key=lambda result: list(ROWS).index(result["row"]))))
+    found = results_in(folder)
+    print(table(rows_in(folder)))
     for result in found:
         if "row" not in result:
             print(f"\n{examined(result) if 'examined' in result else imputed(result)}")
@@ -506,6 +544,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--table", action="store_true", help="print the table of all results so far")
+    parser.add_argument("--figure", action="store_true", help="draw it")
     return parser.parse_args()
 
 

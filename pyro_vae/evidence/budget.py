@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.evidence.elsewhere import Elsewhere
-from pyro_vae.evidence.pilot import PILOT_CHAINS, PILOT_TEMPERATURES
+from pyro_vae.evidence.pilot import PILOT_CHAINS, PILOT_TEMPERATURES, Pilot
 from pyro_vae.evidence.survey import NUM_POINTS
 from pyro_vae.evidence.weights import Estimate
 
@@ -35,7 +35,7 @@ FEWEST_DRAWS = 128
 LARGEST_KHAT = 0.3  # of a pilot run, whose k-hat is rough: well below the measured run's threshold
 LARGEST_LAPLACE_KHAT = 0.1  # the same of Laplace's Gaussian, after which annealing costs little more
 SAFETY = 3.0  # factor on the variance that a pilot run saw, which is rough
-SAFETY_OF_CHAINS = 6.0  # the same for annealing, whose pilot has few chains
+SAFETY_OF_CHAINS = 8.0  # the same for annealing, whose pilot has few chains
 FEWEST_TEMPERATURES = 10  # fewer are not worth their pilot run, and their weights are skewed
 LEVELS = 4  # lengths of annealing to choose from, each half the next
 
@@ -73,9 +73,9 @@ class Budget:
         left = self.max_evaluations - spent - self.num_posterior_draws
         return rounded_down(1 + (torch.div(left, NUM_CHAINS, rounding_mode="floor") - 1).div(NUM_LEAPFROG).floor())
 
-    def num_temperatures(self, log_weights: Tensor, most: Tensor) -> Tensor:
+    def num_temperatures(self, seen: Pilot, most: Tensor) -> Tensor:
         """Return how many temperatures are enough, one of a few lengths: the variance of log w falls with them."""
-        needed = SAFETY_OF_CHAINS * PILOT_TEMPERATURES * log_weights.var(0) / (NUM_CHAINS * self.tolerance**2)
+        needed = SAFETY_OF_CHAINS * PILOT_TEMPERATURES * seen.variance / (NUM_CHAINS * self.tolerance**2)
         chosen = most.to(needed.dtype)
         for level in range(1, LEVELS):
             length = (most / 2**level).floor().clamp(min=FEWEST_TEMPERATURES)

@@ -99,12 +99,11 @@ class Cascade:
         missed = self._missed_by(columns, modes, found, around).to(columns.device)
         many = modes.are_many(columns).to(columns.device) & missed
         self._spend_the_rest(columns[many], modes.both)  # few chains would not reach all modes
-        if (missed & ~many).any():
-            self._go_on_from_both(columns[missed & ~many], modes)
+        doubted = self._go_on_from_both(columns[missed & ~many], modes)
         needed = self.budget.num_draws(found, LAPLACE_PILOT, around, LARGEST_LAPLACE_KHAT).to(columns.device)
         needed = self._confirmed(columns, needed.where(~missed, torch.inf), around, modes)
         left = self._sample(columns[~missed], needed[~missed], modes.laplace)
-        self._anneal_or_spend(left, modes, modes.laplace)
+        self._anneal_or_spend(torch.cat([left, doubted]), torch.isin(torch.cat([left, doubted]), doubted), modes)
 
     def _confirmed(self, columns: Tensor, needed: Tensor, around: Elsewhere, modes: Modes) -> Tensor:
         """Draw once more from Laplace's Gaussian where it looks good: few draws let it look better than it is."""
@@ -118,45 +117,50 @@ class Cascade:
         again = self.budget.num_draws(drawn.totals.estimate(), LAPLACE_PILOT, seen, LARGEST_LAPLACE_KHAT)
         return needed.masked_scatter(good, needed[good].maximum(again.to(needed.device)))
 
-    def _go_on_from_both(self, columns: Tensor, modes: Modes) -> None:
-        """Go on from a mixture of the guide and Laplace's Gaussians, where one of them missed some of p(x)."""
+    def _go_on_from_both(self, columns: Tensor, modes: Modes) -> Tensor:
+        """Draw from a mixture of the guide and Laplace's Gaussians, where one of them missed some of p(x).
+
+        Returns the columns that this does not serve.
+        """
+        if not len(columns):
+            return columns
         both = modes.both(columns)
         if both.is_guide:  # its density is not known
-            return self._spend_the_rest(columns, modes.both)
+            self._spend_the_rest(columns, modes.both)
+            return columns[:0]
         drawn = self._draw(columns, both, LAPLACE_PILOT, seed_for(self.seed, "pilot of both"))
         needed = self.budget.num_draws(drawn.totals.estimate(), LAPLACE_PILOT, self._seen_of(both, columns))
-        left = self._sample(columns, needed.to(columns.device), modes.both)
-        return self._anneal_or_spend(left, modes, modes.both, FIT_PILOT)
+        return self._sample(columns, needed.to(columns.device), modes.both)
 
-    def _anneal_or_spend(
-        self, columns: Tensor, modes: Modes, source: Callable[[Tensor], Source], fit_pilot: int = 0
-    ) -> None:
-        """Anneal from fitted Gaussians where the budget pays for it, and draw from a source elsewhere.
+    def _anneal_or_spend(self, columns: Tensor, is_doubted: Tensor, modes: Modes) -> None:
+        """Anneal from fitted Gaussians where the budget pays for it, and draw from what is there elsewhere.
 
         Laplace's estimate is far too low where it is no good fit, and its own error does not say so. What the guide
-        seemed to have seen beyond it is compared with a pilot of the fitted ones, if it has draws; where they miss it
-        as well, chains start from the guide too.
+        seemed to have seen beyond it is compared with a pilot of the fitted ones; where they miss it as well, chains
+        start from the guide too.
         """
         if not len(columns):
             return
-        cost = modes.cost_of_refining(columns) + fit_pilot
+        cost = modes.cost_of_refining(columns) + FIT_PILOT * is_doubted
         most = self.budget.affordable_temperatures(self.spent[columns] + cost + self.budget.annealing_pilot)
         can_anneal = self._for_all(most >= FEWEST_TEMPERATURES)
-        self._spend_the_rest(columns[~can_anneal], source)
-        if can_anneal.any():
-            chosen = columns[can_anneal]
-            with noise(self.block.program, seed_for(self.seed, "variational fit"), self.block.place):
-                fitted = modes.refined(chosen)
-            self.spent[chosen] += cost[can_anneal] - fit_pilot
-            missed = self._is_missed_by_fit(chosen, fitted, fit_pilot)
-            self._anneal(chosen[~missed], fitted.path)
-            self._anneal(chosen[missed], fitted.path_from_both)
+        self._spend_the_rest(columns[~can_anneal & ~is_doubted], modes.laplace)
+        self._spend_the_rest(columns[~can_anneal & is_doubted], modes.both)
+        if not can_anneal.any():
+            return
+        columns, missed = columns[can_anneal], is_doubted[can_anneal]
+        with noise(self.block.program, seed_for(self.seed, "variational fit"), self.block.place):
+            fitted = modes.refined(columns)
+        self.spent[columns] += modes.cost_of_refining(columns)
+        missed[missed.clone()] = self._is_missed_by_fit(columns[missed], fitted)
+        self._anneal(columns[~missed], fitted.path)
+        self._anneal(columns[missed], fitted.path_from_both)
 
-    def _is_missed_by_fit(self, columns: Tensor, fitted: Modes, num_draws: int) -> Tensor:
-        """Tell for which data fitted Gaussians miss what other draws found; none without draws to tell it by."""
-        if not num_draws:
+    def _is_missed_by_fit(self, columns: Tensor, fitted: Modes) -> Tensor:
+        """Tell for which data fitted Gaussians miss what other draws found."""
+        if not len(columns):
             return torch.zeros_like(columns, dtype=torch.bool)
-        drawn = self._draw(columns, fitted.laplace(columns), num_draws, seed_for(self.seed, "pilot of the fit"))
+        drawn = self._draw(columns, fitted.laplace(columns), FIT_PILOT, seed_for(self.seed, "pilot of the fit"))
         return self._is_missed(columns, drawn.totals.estimate())
 
     def _can_find_modes(self, region: Region) -> bool:
@@ -276,12 +280,12 @@ class Cascade:
         """Run AIS for the data that are left, with as many temperatures as a pilot run finds necessary."""
         if not len(columns):
             return
-        _, path, numbers = start(columns)
-        with noise(path.view.program, seed_for(self.seed, "pilot"), self.block.place):
+        name, path, numbers = start(columns)
+        with noise(path.view.program, seed_for(self.seed, f"pilot from {name}"), self.block.place):
             seen = pilot(path, numbers, PILOT_TEMPERATURES, PILOT_CHAINS, NUM_LEAPFROG)
         self.spent[columns] += self.budget.annealing_pilot
         most = self.budget.affordable_temperatures(self.spent[columns])
-        needed = self.budget.num_temperatures(seen.log_weights, most)
+        needed = self.budget.num_temperatures(seen, most)
         for number in map(int, needed.unique().tolist()):
             these = needed == number
             self._measure_chains(columns[these], start, seen.at(these), number)
@@ -292,7 +296,9 @@ class Cascade:
         name, path, numbers = start(columns)
         annealing = Annealing("gaussian", num_temperatures, NUM_CHAINS, NUM_LEAPFROG)
         num_draws = self.budget.num_posterior_draws
-        with noise(path.view.program, seed_for(self.seed, f"measured, AIS, {num_temperatures}"), self.block.place):
+        with noise(
+            path.view.program, seed_for(self.seed, f"measured, AIS from {name}, {num_temperatures}"), self.block.place
+        ):
             trajectory = anneal(path, numbers, annealing.settings_from(seen))
             draws = end_draws(path.view, trajectory, numbers, num_draws)
         refuse_nan(trajectory.log_weights, self.block.part(columns).rows)

@@ -18,6 +18,7 @@ SCHEDULES = ("adaptive", "linear", "sigmoid")
 TARGET_ACCEPTANCE = 0.8
 PILOT_TEMPERATURES = 10
 PILOT_CHAINS = 8
+STUCK = 6.0  # by which the variance of weights may exceed that of independent temperatures, before it counts
 
 
 class Pilot(NamedTuple):
@@ -31,6 +32,17 @@ class Pilot(NamedTuple):
     """The standard deviation over chains of log f_1 - log f_0 before each transition, `(P, N)`."""
     log_weights: Tensor
     """`(K, N)`; no estimate of log p(x), for the step sizes were still adapting."""
+
+    @property
+    def variance(self) -> Tensor:
+        r"""The variance of the log weights of so many temperatures, `(N,)`.
+
+        Were the chains independent from one temperature to the next, it would be $\sum_t (\Delta \beta_t s_t)^2$, with
+        s the spread. Few chains show that far less roughly than the variance of their weights, which only tells where
+        they are stuck: there it is much larger.
+        """
+        of_steps = (self.betas.diff(dim=0) * self.spreads).square().sum(0)
+        return torch.maximum(of_steps, self.log_weights.var(0) / STUCK)
 
     def at(self, rows: Tensor) -> Pilot:
         """Select rows by index."""
