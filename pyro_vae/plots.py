@@ -266,11 +266,12 @@ def latent_codes(
         label_names: what labels 0, 1, ... stand for, for the legend.
     """
     ax = _axes(ax)
+    named: dict[Any, str] = dict(enumerate(label_names or ()))
     codes, names = _in_the_plane(_checks.tensor("loc", loc).detach().cpu())
     labels = None if labels is None else _checks.tensor("labels", labels).cpu()
     for label in [None] if labels is None else labels.unique().tolist():
         chosen = codes if labels is None else codes[labels == label]
-        name = label if label is None or label_names is None else label_names[label]
+        name = named.get(label, label)
         ax.plot(chosen[:, 0].numpy(), chosen[:, 1].numpy(), "o", ms=2.5, mew=0, alpha=0.8, label=name)
     if labels is not None:
         ax.legend(title="label", loc="center left", bbox_to_anchor=(1, 0.5), markerscale=3)

@@ -35,6 +35,12 @@ def read_words(path: Path, key: str) -> list[str] | None:
         if key not in _names(archive):
             return None
         with archive.open(f"{key}.npy") as file:
+            shape, dtype = _header(file, path)
+        if dtype.kind != "U" or math.prod(shape) * dtype.itemsize > MAX_BYTES:
+            raise ValueError(
+                f"data: expected words in the array {key!r} of {str(path)!r}; got {dtype} of shape {shape}; save words."
+            )
+        with archive.open(f"{key}.npy") as file:
             return list(map(str, _content(file, path).flatten()))
 
 

@@ -73,7 +73,7 @@ def _carried(folder: Path) -> Path:
     )
 
 
-def _recovered(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def _recovered(path: Path) -> tuple[np.ndarray, np.ndarray, list[str] | None]:
     """Recover counts from scaled logarithms, and check that they are whole; and types of cells, and their names."""
     try:
         import h5py
@@ -83,7 +83,8 @@ def _recovered(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
         with h5py.File(path) as file:
             logarithms, columns, starts = (file["raw.X"][name][:] for name in ("data", "indices", "indptr"))
             num_genes, cells = len(file["raw.var"]), file["obs"][:]
-            names = [name.decode() for name in file["uns"]["bulk_labels_categories"][:]]
+            known = file["uns"]["bulk_labels_categories"][:] if "bulk_labels_categories" in file.get("uns", ()) else []
+            names = [name.decode() if isinstance(name, bytes) else str(name) for name in known] or None
         rows = np.repeat(np.arange(len(cells)), np.diff(starts))
         scaled = np.zeros((len(cells), num_genes))
         scaled[rows, columns] = np.expm1(logarithms.astype(np.float64))

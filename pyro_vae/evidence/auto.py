@@ -59,7 +59,8 @@ def log_evidence(
     else AIS. A guide that looks good may sit on one of several modes: sixty evaluations go to climbs from afar, and
     where one ends in mass that the guide's draws have missed, Laplace's Gaussians at all modes that are found come
     next. Where other draws found significantly more than Laplace's Gaussian, which then missed a mode, a mixture of it
-    and the guide takes its place, in importance sampling and as the start of AIS; where four modes or more were found,
+    and the guide takes its place in importance sampling, and, unless the fitted Gaussian is seen to have found more,
+    as the start of AIS; where four modes or more were found,
     of which few chains would reach all, draws from this mixture get the rest of the budget.
 
     The estimator then runs once, with frozen settings and fresh noise. Its result is reported even where it missed the
@@ -82,7 +83,7 @@ def log_evidence(
             N data. Each datum gets the smaller of $t \sqrt N$, which averages to t, and $\sqrt t$, which keeps the
             bias of a logarithm, half its variance, below t / 2. That is far cheaper.
         max_evaluations: the most evaluations of log p(x, z) to spend on a datum, pilots included. Where it does not pay
-            for Laplace's Gaussian (6 a latent number, and 340 more) or for annealing after it (about 1,100 and
+            for Laplace's Gaussian (6 a latent number, and 470 more) or for annealing after it (about 1,100 and
             `num_posterior_draws`), the rest goes to draws from the proposal at hand. A search for modes that has begun
             is finished, with 128 draws after it, and can take a datum beyond a small budget: `num_evaluations` says so.
         seed: fixes the noise.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.evidence.elsewhere import Elsewhere
-from pyro_vae.evidence.pilot import PILOT_CHAINS, PILOT_TEMPERATURES, Pilot
+from pyro_vae.evidence.pilot import PILOT_CHAINS, Pilot
 from pyro_vae.evidence.survey import NUM_POINTS
 from pyro_vae.evidence.weights import Estimate
 
@@ -22,6 +22,7 @@ __all__ = [
     "LARGEST_LAPLACE_KHAT",
     "NUM_CHAINS",
     "NUM_LEAPFROG",
+    "PILOT_LENGTH",
     "Budget",
     "rounded_down",
 ]
@@ -32,6 +33,7 @@ FIT_PILOT = 64  # where the guide seems to have seen what Laplace's Gaussian mis
 CLIMBS = 60  # evaluations to look for mass that the guide's draws have missed
 NUM_CHAINS, NUM_LEAPFROG = 16, 3
 FEWEST_DRAWS = 128
+PILOT_LENGTH = 10  # temperatures from a fitted Gaussian, which is near; from the prior so few would be a poor pilot
 LARGEST_KHAT = 0.3  # of a pilot run, whose k-hat is rough: well below the measured run's threshold
 LARGEST_LAPLACE_KHAT = 0.1  # the same of Laplace's Gaussian, after which annealing costs little more
 SAFETY = 3.0  # factor on the variance that a pilot run saw, which is rough
@@ -53,12 +55,12 @@ class Budget:
 
     @property
     def annealing_pilot(self) -> int:
-        return PILOT_CHAINS * (1 + PILOT_TEMPERATURES * NUM_LEAPFROG)
+        return PILOT_CHAINS * (1 + PILOT_LENGTH * NUM_LEAPFROG)
 
     def can_find_modes(self, dim: int) -> bool:
-        """Tell whether the budget pays for two rounds of the search, and for draws after it."""
+        """Tell whether the budget pays for two rounds of the search, pilots of what it finds, and draws after it."""
         search = 20 + 6 * dim
-        return GUIDE_PILOT + 2 * NUM_POINTS + search + 2 * LAPLACE_PILOT <= self.max_evaluations
+        return GUIDE_PILOT + 2 * NUM_POINTS + search + 2 * LAPLACE_PILOT + FEWEST_DRAWS <= self.max_evaluations
 
     def num_draws(self, pilot: Estimate, num_pilot: int, seen: Elsewhere, largest_khat: float = LARGEST_KHAT) -> Tensor:
         """Return how many draws, a power of two, reach the tolerance; infinity where the pilot cannot tell."""
@@ -75,7 +77,7 @@ class Budget:
 
     def num_temperatures(self, seen: Pilot, most: Tensor) -> Tensor:
         """Return how many temperatures are enough, one of a few lengths: the variance of log w falls with them."""
-        needed = SAFETY_OF_CHAINS * PILOT_TEMPERATURES * seen.variance / (NUM_CHAINS * self.tolerance**2)
+        needed = SAFETY_OF_CHAINS * PILOT_LENGTH * seen.variance / (NUM_CHAINS * self.tolerance**2)
         chosen = most.to(needed.dtype)
         for level in range(1, LEVELS):
             length = (most / 2**level).floor().clamp(min=FEWEST_TEMPERATURES)

@@ -21,6 +21,7 @@ from pyro_vae.evidence.budget import (
     LARGEST_LAPLACE_KHAT,
     NUM_CHAINS,
     NUM_LEAPFROG,
+    PILOT_LENGTH,
     Budget,
     rounded_down,
 )
@@ -28,7 +29,7 @@ from pyro_vae.evidence.collect import Collected, collected
 from pyro_vae.evidence.draws import Draws
 from pyro_vae.evidence.elsewhere import Elsewhere, checked
 from pyro_vae.evidence.newton import is_twice_differentiable
-from pyro_vae.evidence.pilot import PILOT_CHAINS, PILOT_TEMPERATURES, Pilot, pilot
+from pyro_vae.evidence.pilot import PILOT_CHAINS, Pilot, pilot
 from pyro_vae.evidence.region import Component, Region
 from pyro_vae.evidence.sources import Modes, Source, Start, guide_at
 from pyro_vae.evidence.summits import Summits
@@ -39,6 +40,7 @@ from pyro_vae.program.tiles import Block, Noise, evaluating, noise, refuse_nan
 __all__ = ["Cascade", "Result"]
 
 DOUBT = 2.0  # standard errors by which the guide may exceed Laplace's Gaussians before both are drawn from
+MORE = 1.0  # standard errors by which fitted Gaussians must exceed the guide again to be annealed from alone
 
 
 class Result(NamedTuple):
@@ -103,7 +105,10 @@ class Cascade:
         needed = self.budget.num_draws(found, LAPLACE_PILOT, around, LARGEST_LAPLACE_KHAT).to(columns.device)
         needed = self._confirmed(columns, needed.where(~missed, torch.inf), around, modes)
         left = self._sample(columns[~missed], needed[~missed], modes.laplace)
-        self._anneal_or_spend(torch.cat([left, doubted]), torch.isin(torch.cat([left, doubted]), doubted), modes)
+        rest = torch.cat([left, doubted]).sort().values
+        self._anneal_or_spend(
+            rest, torch.isin(rest, doubted), around.at(torch.searchsorted(columns, rest).cpu()), modes
+        )
 
     def _confirmed(self, columns: Tensor, needed: Tensor, around: Elsewhere, modes: Modes) -> Tensor:
         """Draw once more from Laplace's Gaussian where it looks good: few draws let it look better than it is."""
@@ -132,12 +137,12 @@ class Cascade:
         needed = self.budget.num_draws(drawn.totals.estimate(), LAPLACE_PILOT, self._seen_of(both, columns))
         return self._sample(columns, needed.to(columns.device), modes.both)
 
-    def _anneal_or_spend(self, columns: Tensor, is_doubted: Tensor, modes: Modes) -> None:
-        """Anneal from fitted Gaussians where the budget pays for it, and draw from what is there elsewhere.
+    def _anneal_or_spend(self, columns: Tensor, is_doubted: Tensor, around: Elsewhere, modes: Modes) -> None:
+        """Anneal from fitted Gaussians where the budget pays for it; draw from Laplace's, or from both, elsewhere.
 
-        Laplace's estimate is far too low where it is no good fit, and its own error does not say so. What the guide
-        seemed to have seen beyond it is compared with a pilot of the fitted ones; where they miss it as well, chains
-        start from the guide too.
+        Laplace's estimate is far too low where it is no good fit, and its own error does not say so. So what the guide
+        seemed to have seen beyond it is compared with a pilot of the fitted ones. Unless they found more, chains start
+        from the guide too.
         """
         if not len(columns):
             return
@@ -152,16 +157,18 @@ class Cascade:
         with noise(self.block.program, seed_for(self.seed, "variational fit"), self.block.place):
             fitted = modes.refined(columns)
         self.spent[columns] += modes.cost_of_refining(columns)
-        missed[missed.clone()] = self._is_missed_by_fit(columns[missed], fitted)
+        doubtful = around.at((can_anneal & is_doubted).nonzero().flatten().cpu())
+        missed[missed.clone()] = self._is_missed_by_fit(columns[missed], doubtful, fitted)
         self._anneal(columns[~missed], fitted.path)
         self._anneal(columns[missed], fitted.path_from_both)
 
-    def _is_missed_by_fit(self, columns: Tensor, fitted: Modes) -> Tensor:
-        """Tell for which data fitted Gaussians miss what other draws found."""
+    def _is_missed_by_fit(self, columns: Tensor, around: Elsewhere, fitted: Modes) -> Tensor:
+        """Tell for which data fitted Gaussians were not seen to find more than other draws."""
         if not len(columns):
             return torch.zeros_like(columns, dtype=torch.bool)
         drawn = self._draw(columns, fitted.laplace(columns), FIT_PILOT, seed_for(self.seed, "pilot of the fit"))
-        return self._is_missed(columns, drawn.totals.estimate())
+        found = drawn.totals.estimate()
+        return self._is_missed(columns, found, -MORE) | around.contradicts(found).to(columns.device)
 
     def _can_find_modes(self, region: Region) -> bool:
         """Tell whether the budget pays for a search for modes, and the program has the derivatives that it takes."""
@@ -203,12 +210,12 @@ class Cascade:
     def _missed_by(self, columns: Tensor, modes: Modes, found: Estimate, around: Elsewhere) -> Tensor:
         """Tell for which data Laplace's Gaussian, and annealing from it, would miss what other draws found."""
         seen = around.contradicts(found) | modes.are_many(columns)
-        return (self._is_missed(columns, found).cpu() | seen) & self.budget.amortized
+        return (self._is_missed(columns, found, DOUBT).cpu() | seen) & self.budget.amortized
 
-    def _is_missed(self, columns: Tensor, found: Estimate) -> Tensor:
+    def _is_missed(self, columns: Tensor, found: Estimate, num_errors: float) -> Tensor:
         """Tell for which data the guide's draws, or those around it, found more than another estimate."""
         rows = self._rows(columns)
-        missed = _is_above(self.pilot.at(rows), found, DOUBT) | self.elsewhere.at(rows).contradicts(found)
+        missed = _is_above(self.pilot.at(rows), found, num_errors) | self.elsewhere.at(rows).contradicts(found)
         return missed.to(columns.device)
 
     def _rows(self, columns: Tensor) -> Tensor:
@@ -282,7 +289,7 @@ class Cascade:
             return
         name, path, numbers = start(columns)
         with noise(path.view.program, seed_for(self.seed, f"pilot from {name}"), self.block.place):
-            seen = pilot(path, numbers, PILOT_TEMPERATURES, PILOT_CHAINS, NUM_LEAPFROG)
+            seen = pilot(path, numbers, PILOT_LENGTH, PILOT_CHAINS, NUM_LEAPFROG)
         self.spent[columns] += self.budget.annealing_pilot
         most = self.budget.affordable_temperatures(self.spent[columns])
         needed = self.budget.num_temperatures(seen, most)

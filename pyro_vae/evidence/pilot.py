@@ -16,9 +16,9 @@ __all__ = ["PILOT_CHAINS", "PILOT_TEMPERATURES", "SCHEDULES", "Pilot", "pilot", 
 
 SCHEDULES = ("adaptive", "linear", "sigmoid")
 TARGET_ACCEPTANCE = 0.8
-PILOT_TEMPERATURES = 10
+PILOT_TEMPERATURES = 20
 PILOT_CHAINS = 8
-STUCK = 6.0  # by which the variance of weights may exceed that of independent temperatures, before it counts
+STUCK = 2.0  # by which the variance of weights may exceed that of independent temperatures, before it counts
 
 
 class Pilot(NamedTuple):
@@ -39,7 +39,7 @@ class Pilot(NamedTuple):
 
         Were the chains independent from one temperature to the next, it would be $\sum_t (\Delta \beta_t s_t)^2$, with
         s the spread. Few chains show that far less roughly than the variance of their weights, which only tells where
-        they are stuck: there it is much larger.
+        they are stuck: there it is larger by more than chance.
         """
         of_steps = (self.betas.diff(dim=0) * self.spreads).square().sum(0)
         return torch.maximum(of_steps, self.log_weights.var(0) / STUCK)

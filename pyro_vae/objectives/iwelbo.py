@@ -130,9 +130,12 @@ class IWELBO(Objective):
         if self.gradient == "standard":
             surrogate = surrogate - (scale * of_draws * guide_log_prob).sum()
         draws = [draw for part in parts for draw in part.draws.leaves]
-        if draws:
+        if draws and log_weights.requires_grad:
             leaves, values = zip(*draws, strict=True)
-            gradients = torch.autograd.grad((scale * of_draws * log_weights).sum(), leaves, retain_graph=True)
+            gradients = torch.autograd.grad(
+                (scale * of_draws * log_weights).sum(), leaves,
+                retain_graph=True, allow_unused=True, materialize_grads=True,
+            )  # fmt: skip
             surrogate = surrogate + sum((g * value).sum() for g, value in zip(gradients, values, strict=True))
         return loss, -surrogate
 

@@ -119,7 +119,7 @@ def test_a_linear_gaussian_pair():
 @pytest.mark.parametrize("max_evaluations", [1400, 6000])
 def test_where_laplace_has_missed_some_a_mixture_with_the_guide_takes_its_place(bananas, monkeypatch, max_evaluations):
     x, exact = bananas
-    monkeypatch.setattr(Cascade, "_is_missed", lambda self, columns, _: torch.ones_like(columns, dtype=torch.bool))
+    monkeypatch.setattr(Cascade, "_is_missed", lambda self, columns, *_: torch.ones_like(columns, dtype=torch.bool))
     evidence = pv.log_evidence(banana, guide_of_banana, x, tolerance=0.02, max_evaluations=max_evaluations)
     can_anneal = max_evaluations > 1400
     named = {"AIS from the guide and a fitted Gaussian"} if can_anneal else set()

@@ -222,6 +222,30 @@ def test_the_guide_in_groups_and_the_model_by_all(trained, gradient, vectorize_p
     assert torch.allclose(guide, guide_of_groups) and not torch.allclose(guide, guide_of_all)
 
 
+def switched_off(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.poutine.mask(mask=False):
+            pyro.sample("off", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def guide_of_switched_off(x):
+    loc = pyro.param("loc", torch.tensor(0.5))
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(loc * x, 0.7))
+        with pyro.poutine.mask(mask=False):
+            pyro.sample("off", dist.Normal(loc, 1.0))
+
+
+def test_groups_for_the_guide_where_a_draw_does_not_count():
+    pyro.clear_param_store()
+    x = torch.randn(6)
+    loss = pv.objectives.IWELBO(4, guide_groups=2).loss_and_grads(switched_off, guide_of_switched_off, x)
+    gradient = pyro.param("loc").unconstrained().grad
+    assert math.isfinite(loss) and gradient.isfinite() and gradient != 0
+
+
 @pytest.mark.parametrize("options", [{"gradient": "dreg"}, {"gradient": "stl"}, {"guide_groups": 2}])
 def test_dropout_is_refused_where_a_gradient_needs_several_runs(options):
     """Each run has other zeros: log p at draws of one, less log q of another, is no bound."""
