@@ -5,6 +5,7 @@
     python benchmarks/literature.py miwae                 # imputation of half a table
     python benchmarks/literature.py gaps wu --budget hours  # of the run of iwae-1, what the encoder and draws lose
     python benchmarks/literature.py --table               # of all results so far, as in docs/literature.md
+    python benchmarks/literature.py --figure              # of the same
 
 A row trains with the settings of its source, as long as the budget says, and goes on where it was interrupted: the run
 is kept in `--runs`. Then all test images are evaluated by the paper's estimator, importance sampling from the encoder,
