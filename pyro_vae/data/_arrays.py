@@ -31,17 +31,20 @@ def read_arrays(path: Path, key: str | None) -> tuple[np.ndarray, np.ndarray | N
 
 def read_words(path: Path, key: str) -> list[str] | None:
     """Read an array of words of an `.npz` file, if it is there."""
-    with zipfile.ZipFile(path) as archive:
-        if key not in _names(archive):
-            return None
-        with archive.open(f"{key}.npy") as file:
-            shape, dtype = _header(file, path)
-        if dtype.kind != "U" or math.prod(shape) * dtype.itemsize > MAX_BYTES:
-            raise ValueError(
-                f"data: expected words in the array {key!r} of {str(path)!r}; got {dtype} of shape {shape}; save words."
-            )
-        with archive.open(f"{key}.npy") as file:
-            return list(map(str, _content(file, path).flatten()))
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if key not in _names(archive):
+                return None
+            with archive.open(f"{key}.npy") as file:
+                shape, dtype = _header(file, path)
+            if dtype.kind == "U" and math.prod(shape) * dtype.itemsize <= MAX_BYTES:
+                with archive.open(f"{key}.npy") as file:
+                    return list(map(str, _content(file, path).flatten()))
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+        raise _damaged(path, error) from error
+    raise ValueError(
+        f"data: expected words in the array {key!r} of {str(path)!r}; got {dtype} of shape {shape}; save words."
+    )
 
 
 def _names(archive: zipfile.ZipFile) -> list[str]:

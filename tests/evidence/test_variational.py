@@ -9,6 +9,7 @@ import torch
 from truths import LinearGaussian
 
 import pyro_vae as pv
+from pyro_vae.evidence import cascade
 from pyro_vae.evidence.cascade import Cascade
 from pyro_vae.evidence.gaussians import FullNormal
 from pyro_vae.evidence.variational import NUM_DRAWS, fit_normal
@@ -138,3 +139,38 @@ def test_what_a_fitted_gaussian_has_seen_is_annealed_from_it_alone(bananas, monk
     assert "AIS from a fitted Gaussian" in evidence.method
     z = (evidence.log_evidence - exact) / evidence.std_error
     assert z.mean().abs() < 4 * z.std() / math.sqrt(len(z)) + 0.2 and z.square().mean() < 2
+
+
+def two_sided(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(3), 3.0).to_event(1))
+        loc = z[..., 0].abs() + 0.1 * z[..., 1] * z[..., 2]
+        pyro.sample("x", dist.StudentT(1.0, loc, 0.05), obs=x)
+
+
+def broad_guide(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(torch.zeros(len(x), 3), 3.0).to_event(1))
+
+
+def num_wrong(x):
+    """How many data are called reliable, and are off by 0.3 nats and more."""
+    truth = pv.importance_sampling(two_sided, broad_guide, x, num_samples=100_000, seed=1)
+    evidence = pv.log_evidence(two_sided, broad_guide, x)
+    return int((evidence.reliable & ((evidence.log_evidence - truth.log_evidence).abs() > 0.3)).sum())
+
+
+def test_a_gaussian_on_one_of_two_modes_does_not_settle_what_the_guide_saw(monkeypatch):
+    """It is half of p(x), within the error of the guide's few draws: few data are then called reliable; and many, were
+    it enough that the guide did not find significantly more."""
+    x = torch.linspace(2, 6, 24)
+    few = num_wrong(x)
+    monkeypatch.setattr(cascade, "MORE", -cascade.DOUBT)
+    assert few <= 3 < num_wrong(x)
+
+
+@pytest.mark.parametrize("max_evaluations", [552, 600])
+def test_a_small_budget_is_kept(bananas, max_evaluations):
+    x, _ = bananas
+    evidence = pv.log_evidence(banana, guide_of_banana, x, tolerance=1e-3, max_evaluations=max_evaluations)
+    assert (evidence.num_evaluations <= max_evaluations).all()
