@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_vae import _checks
-from pyro_vae._private import keeping_validation, num_changes
+from pyro_vae._private import FakeTensor, keeping_validation, num_changes
 
 __all__ = ["FlowDistribution", "Kind", "flow_of", "transformed_normal"]
 
@@ -87,11 +88,37 @@ def flow_of(
     )
     for module in flow.modules():
         if hasattr(module, "hyper"):
+            module.register_forward_hook(_settling)
             last = [layer for layer in module.hyper if isinstance(layer, nn.Linear)][-1]
             nn.init.zeros_(last.bias)
             with torch.no_grad():
                 last.weight.mul_(1e-2)
     return flow
+
+
+def _settling(module: nn.Module, inputs: Any, transform: Any) -> Any:
+    """Hook: let the inverse of an autoregressive transform end where it has settled."""
+    return _settling_transform()(transform.meta, transform.passes)
+
+
+@cache
+def _settling_transform() -> Any:
+    """Derive it from zuko's, once zuko is wanted."""
+    return type("SettlingTransform", (_zuko().transforms.AutoregressiveTransform,), {"_inverse": _settled_inverse})
+
+
+def _settled_inverse(transform: Any, y: Tensor) -> Tensor:
+    """Invert by passes, as zuko does, but end at the first that changes nothing, as then no other would.
+
+    Each pass has one more dimension right, whence as many passes as dimensions are enough. A trained flow mostly
+    settles after a few: each dimension depends on those before it, but less and less on those before these.
+    """
+    x = torch.zeros_like(y)
+    for _ in range(transform.passes):
+        before, x = x, transform.meta(x).inv(y)
+        if not isinstance(x, FakeTensor) and torch.equal(before, x):  # a recorded graph takes all passes
+            break
+    return x
 
 
 def transformed_normal(loc: Tensor, scale: Tensor, transform: Any) -> FlowDistribution:

@@ -19,10 +19,11 @@ class Flow(AmortizedPosterior):
     r"""A Gaussian with independent dimensions, transformed: $z = f(\mu(x) + \sigma(x) \epsilon;\, h(x))$.
 
     f is a stack of invertible transforms, whose parameters depend on h(x). Density and draws take one pass each with
-    coupling transforms. Autoregressive ones are richer: their density takes one pass, a draw as many as there are
-    dimensions. Inverse autoregressive ones are as rich the other way round: a draw and its own density take one pass,
-    so that they train as fast as coupling transforms, and the density of any other value takes as many as there are
-    dimensions. All start as the identity. The flows are zuko's (`pip install 'pyro-vae[flows]'`).
+    coupling transforms. Autoregressive ones are richer: their density takes one pass, a draw several. Inverse
+    autoregressive ones are as rich the other way round: a draw and its own density take one pass, so that they train
+    as fast as coupling transforms, and the density of any other value takes several. Several are at most as many as
+    there are dimensions (so in a compiled graph); otherwise passes end where the numbers settle, which a trained flow
+    does after a few. All start as the identity. The flows are zuko's (`pip install 'pyro-vae[flows]'`).
 
     Args:
         network: any module from x (and context) to `2 * latent_dim + context_dim` numbers: loc, log scale, h.

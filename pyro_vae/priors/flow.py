@@ -22,8 +22,8 @@ class Flow(nn.Module):
         kind: `"affine"`, or `"spline"`, monotonic rational-quadratic splines between -5 and 5.
         num_transforms: how many.
         hidden_dims: of the network of each transform.
-        autoregressive: whether each dimension depends on all before it (a draw takes D passes), or half of them on the
-            other half.
+        autoregressive: whether each dimension depends on all before it (a draw takes up to D passes), or half of them
+            on the other half.
 
     Shapes: the distribution has batch shape `()` and event shape `(latent_dim,)`.
 
