@@ -71,4 +71,6 @@ def test_the_table_says_what_was_not_run_in_full():
         by_the_paper_s_estimator=of_all, on_some=of_some,
     )  # fmt: skip
     last = literature.table([result]).splitlines()[-1]
-    assert last == "| a row | 3 of 3,000 | -88.00 | -90.00 +- 0.30 | -90.10 | **-89.40** +- 0.01 | 98% | -0.70 +- 0.02 |"
+    assert (
+        last == "| a row | 3 of 3,000 | -88.00 | -90.00 +- 0.30 | -90.10 | **-89.40** +- 0.01 | 98% | -0.70 +- 0.02 |"
+    )
