@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyro
 import torch
+from literature_rows import BottomUp
 from literature_studies import of_counts
 from torch import Tensor, nn
 
 import pyro_vae as pv
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
-from two_layers import BottomUp
 
 HIDDEN = [200, 200]
 

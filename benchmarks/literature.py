@@ -2,6 +2,7 @@
 
     python benchmarks/literature.py vae-static --budget minutes --data-dir data
     python benchmarks/literature.py iwae-50 --budget hours --device cuda
+    python benchmarks/literature.py iwae-1 --budget hours --by-hand
     python benchmarks/literature.py miwae                   # imputation of half a table
     python benchmarks/literature.py gaps wu --budget hours  # of the run of iwae-1, what the encoder and draws lose
     python benchmarks/literature.py counts                  # of cells, by two likelihoods
@@ -18,6 +19,7 @@ Results go to `--output-dir` as JSON. The data have to lie in `--data-dir`: stat
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import time
 from pathlib import Path
@@ -25,26 +27,27 @@ from typing import Any
 
 import pyro
 import torch
+from literature_by_hand import trained_by_hand
 from literature_results import draw, made_by, results_in, rows_in, sha256_of, table, write
-from literature_rows import ROWS, Row, data_of
+from literature_rows import ROWS, Row, burda, data_of
 from literature_studies import STUDIES, study
 
 import pyro_vae as pv
 
 
-def trained(name: str, row: Row, args: argparse.Namespace) -> tuple[pv.VAE, pv.History, pv.data.Dataset]:
+def trained(name: str, row: Row, args: argparse.Namespace) -> tuple[Any, pv.History, pv.data.Dataset]:
     train, validation, test = data_of(row, args)
     torch.manual_seed(args.seed)
-    vae = row.make(train).to(args.device)
+    module = row.make(train).to(args.device)
     steps = math.ceil(len(train) / row.batch_size)
     factor = row.factor
     history = pv.fit(
-        vae,
+        module if isinstance(module, pv.VAE) else (module.model, module.guide),
         train,
         objective=row.objective(),
         optim=row.optim(),
         schedule=None if factor is None else lambda step: factor(step // steps),
-        num_epochs=args.num_epochs or row.num_epochs[args.budget],
+        num_epochs=num_epochs_of(row, args),
         batch_size=row.batch_size,
         seed=args.seed,
         kl_warmup=row.kl_warmup,
@@ -54,10 +57,14 @@ def trained(name: str, row: Row, args: argparse.Namespace) -> tuple[pv.VAE, pv.H
         run=args.runs / f"{name}-{args.budget}",
         resume="auto",
     )
-    return vae, history, test
+    return module, history, test
 
 
-def evaluated(row: Row, vae: pv.VAE, test: pv.data.Dataset, args: argparse.Namespace) -> dict[str, Any]:
+def num_epochs_of(row: Row, args: argparse.Namespace) -> int:
+    return args.num_epochs or row.num_epochs[args.budget]
+
+
+def evaluated(row: Row, vae: Any, test: pv.data.Dataset, args: argparse.Namespace) -> dict[str, Any]:
     """By the paper's estimator, on all; and on some by it and by `log_evidence`."""
     x = test.x.to(args.device)
     started = time.perf_counter()
@@ -96,9 +103,42 @@ def evaluated(row: Row, vae: pv.VAE, test: pv.data.Dataset, args: argparse.Names
 
 
 def reproduce(name: str, args: argparse.Namespace) -> None:
+    """Train and evaluate a row, keep the result, and print it."""
     row = ROWS[name]
+    if args.by_hand:
+        return reproduce_by_hand(name, row, args)
     vae, history, test = trained(name, row, args)
-    stopped_early = len(history) < (args.num_epochs or row.num_epochs[args.budget])
+    stopped_early = len(history) < num_epochs_of(row, args)
+    how = {
+        "num_epochs": len(history),
+        "full_num_epochs": len(history) if stopped_early else row.num_epochs["full"],
+        "seconds_of_training": sum(history.seconds),
+        "execution": history.execution,
+        "train_elbo": history.train_elbo[-1],
+    }
+    keep(name, row, how, vae, test, args)
+
+
+def reproduce_by_hand(name: str, row: Row, args: argparse.Namespace) -> None:
+    """The same by a loop and a bound of plain PyTorch."""
+    objective = row.objective()
+    if not (isinstance(objective, pv.objectives.IWELBO) and row.make is burda):
+        raise SystemExit(f"--by-hand: expected iwae-1, iwae-5 or iwae-50; got {name}, for which there is no such loop.")
+    name, row = f"{name}-by-hand", dataclasses.replace(row, title=f"{row.title}, trained by hand")
+    num_epochs = num_epochs_of(row, args)
+    vae, bounds, seconds, test = trained_by_hand(name, row, objective.num_particles, num_epochs, args)
+    how = {
+        "num_epochs": num_epochs,
+        "full_num_epochs": row.num_epochs["full"],
+        "seconds_of_training": seconds,
+        "execution": "eager PyTorch",
+        "train_elbo": bounds[-1],
+    }
+    keep(name, row, how, vae, test, args)
+
+
+def keep(name: str, row: Row, how: dict[str, Any], vae: Any, test: pv.data.Dataset, args: argparse.Namespace) -> None:
+    """Evaluate what was trained, write the result, and print it."""
     result = {
         "row": name,
         "title": row.title,
@@ -107,11 +147,7 @@ def reproduce(name: str, args: argparse.Namespace) -> None:
         "num_pixels": row.num_pixels,
         "remarks": row.remarks,
         "budget": args.budget,
-        "num_epochs": len(history),
-        "full_num_epochs": len(history) if stopped_early else row.num_epochs["full"],
-        "seconds_of_training": sum(history.seconds),
-        "execution": history.execution,
-        "train_elbo": history.train_elbo[-1],
+        **how,
         **made_by(name, args),
         "sha256_of_weights": sha256_of(vae),
         "data": {"test": str(test.provenance)},
@@ -146,6 +182,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--budget", choices=["full", "hours", "minutes"], default="full")
     parser.add_argument("--num-epochs", type=int, help="instead of the budget's")
+    parser.add_argument("--by-hand", action="store_true", help="train rows of iwae-1, -5 and -50 in plain PyTorch")
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--runs", type=Path, default=Path("runs/literature"), help="where runs are kept")
     parser.add_argument("--output-dir", type=Path, default=Path("docs/results/literature"))

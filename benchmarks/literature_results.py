@@ -22,8 +22,9 @@ def made_by(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """How a result was made; where data and runs lay is nobody's concern."""
     options = {"budget": args.budget, "num-epochs": args.num_epochs, "num-test": args.num_test, "seed": args.seed}
     given = [f"--{option} {value}" for option, value in options.items() if value is not None]
+    given += ["--by-hand"] if args.by_hand else []
     return {
-        "command": " ".join(["python benchmarks/literature.py", name, *given]),
+        "command": " ".join(["python benchmarks/literature.py", name.removesuffix("-by-hand"), *given]),
         "versions": {"torch": torch.__version__, "pyro": pyro.__version__, "python": platform.python_version()},
         "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
     }
@@ -47,7 +48,7 @@ def results_in(folder: Path) -> list[dict[str, Any]]:
 
 def rows_in(folder: Path) -> list[dict[str, Any]]:
     rows = [result for result in results_in(folder) if "row" in result]
-    return sorted(rows, key=lambda result: list(ROWS).index(result["row"]))
+    return sorted(rows, key=lambda result: list(ROWS).index(result["row"].removesuffix("-by-hand")))
 
 
 def table(results: list[dict[str, Any]]) -> str:

@@ -1,5 +1,6 @@
 """The rows of benchmarks/literature.py: their settings are those of their sources."""
 
+import argparse
 import math
 from itertools import groupby
 
@@ -10,7 +11,7 @@ from benchmark import benchmark
 
 import pyro_vae as pv
 
-literature, rows = benchmark("literature"), benchmark("literature_rows")
+literature, rows, by_hand = map(benchmark, ("literature", "literature_rows", "literature_by_hand"))
 
 
 def test_the_schedule_of_burda_et_al():
@@ -27,7 +28,8 @@ def images_like(data):
     torch.manual_seed(0)
     if data == "frey":
         return pv.data.from_tensor(torch.randint(256, (40, 1, 28, 20)).float())
-    return pv.data.from_tensor((torch.rand(40, 784) < 0.2).float())
+    shape = (1, 28, 28) if data == "dynamic" else (784,)
+    return pv.data.from_tensor((torch.rand(40, *shape) < 0.2).float())
 
 
 @pytest.mark.parametrize("name", rows.ROWS)
@@ -35,9 +37,9 @@ def test_a_row_takes_a_step(name):
     row = rows.ROWS[name]
     pyro.clear_param_store()
     train = images_like(row.data)
-    vae = row.make(train)
+    made = row.make(train)
     history = pv.fit(
-        vae,
+        made if isinstance(made, pv.VAE) else (made.model, made.guide),
         train,
         optim=row.optim(),
         objective=row.objective(),
@@ -74,3 +76,30 @@ def test_the_table_says_what_was_not_run_in_full():
     assert (
         last == "| a row | 3 of 3,000 | -88.00 | -90.00 +- 0.30 | -90.10 | **-89.40** +- 0.01 | 98% | -0.70 +- 0.02 |"
     )
+
+
+@pytest.mark.parametrize("num_particles", [1, 5])
+def test_the_bound_by_hand_is_that_of_the_library(num_particles):
+    """Its own draws, weighted by the densities of model and guide."""
+    train = images_like("dynamic")
+    vae = rows.burda(train)
+    with torch.random.fork_rng():
+        log_weights = by_hand.log_weights(vae, train.x, num_particles)
+    noise = torch.randn(num_particles, len(train), 50)
+    q = vae.posterior(train.x.flatten(1))
+    z = q.base_dist.loc + q.base_dist.scale * noise
+    expected = vae.likelihood(z).log_prob(train.x.flatten(1)) + vae.prior().log_prob(z) - q.log_prob(z)
+    torch.testing.assert_close(log_weights, expected, rtol=1e-5, atol=1e-3)
+
+
+def test_training_by_hand_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
+    train = images_like("dynamic")
+    monkeypatch.setattr(by_hand, "data_of", lambda row, args: (train, None, train))
+    row, ends = rows.ROWS["iwae-5"], []
+    for folder, stops in (("at once", [4]), ("in two", [2, 4])):
+        args = argparse.Namespace(runs=tmp_path / folder, budget="minutes", seed=0)
+        for num_epochs in stops:
+            vae, bounds, _, _ = by_hand.trained_by_hand("iwae-5-by-hand", row, 5, num_epochs, args)
+        ends.append((bounds, [*vae.state_dict().values()]))
+    assert ends[0][0] == ends[1][0]
+    assert all(torch.equal(one, other) for one, other in zip(ends[0][1], ends[1][1], strict=True))
