@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyro
 import torch
+from literature_curves import curved, curves
+from literature_m2 import m2, told
 from literature_results import made_by, sha256_of, write
 from literature_rows import ROWS, data_of
 from torch import Tensor, nn
@@ -267,6 +269,8 @@ STUDIES = {
     "gaps": Study(gaps, examined),
     "wu": Study(wu, examined),
     "counts": Study(counts, counted),
+    "curves": Study(curves, curved),
+    "m2": Study(m2, told),
 }
 
 
