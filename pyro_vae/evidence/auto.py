@@ -56,7 +56,7 @@ def log_evidence(
     will not do either, the Gaussian is fitted further by variational inference (`proposals.Gaussian`), and a short
     annealing from it shows how many temperatures are needed. The pilots pick the estimator: importance sampling where
     k-hat is low (below 0.3 for the guide, 0.1 for Laplace's) and the draws that the tolerance takes are affordable,
-    else AIS. A guide that looks good may sit on one of several modes: sixty evaluations go to climbs from afar, and
+    else AIS. A guide that looks good may sit on one of several modes: 126 evaluations go to climbs from afar, and
     where one ends in mass that the guide's draws have missed, Laplace's Gaussians at all modes that are found come
     next. Where other draws found significantly more than Laplace's Gaussian, which then missed a mode, a mixture of it
     and the guide takes its place in importance sampling, and, unless the fitted Gaussian is seen to have found more,

@@ -13,7 +13,6 @@ from pyro_vae.evidence.survey import NUM_POINTS
 from pyro_vae.evidence.weights import Estimate
 
 __all__ = [
-    "CLIMBS",
     "FEWEST_DRAWS",
     "FEWEST_TEMPERATURES",
     "FIT_PILOT",
@@ -30,7 +29,6 @@ __all__ = [
 GUIDE_PILOT = 200
 LAPLACE_PILOT = 100
 FIT_PILOT = 64  # where the guide seems to have seen what Laplace's Gaussian missed
-CLIMBS = 60  # evaluations to look for mass that the guide's draws have missed
 NUM_CHAINS, NUM_LEAPFROG = 16, 3
 FEWEST_DRAWS = 128
 PILOT_LENGTH = 10  # temperatures from a fitted Gaussian, which is near; from the prior so few would be a poor pilot

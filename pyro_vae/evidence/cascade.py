@@ -12,7 +12,6 @@ from torch import Tensor
 from pyro_vae._random import seed_for
 from pyro_vae.evidence.annealing import Annealing, anneal, annealed, end_draws
 from pyro_vae.evidence.budget import (
-    CLIMBS,
     FEWEST_DRAWS,
     FEWEST_TEMPERATURES,
     FIT_PILOT,
@@ -32,7 +31,7 @@ from pyro_vae.evidence.newton import is_twice_differentiable
 from pyro_vae.evidence.pilot import PILOT_CHAINS, Pilot, pilot
 from pyro_vae.evidence.region import Component, Region
 from pyro_vae.evidence.sources import Modes, Source, Start, guide_at
-from pyro_vae.evidence.summits import Summits
+from pyro_vae.evidence.summits import CLIMBS, Summits
 from pyro_vae.evidence.survey import Survey, find_modes, find_summits, survey
 from pyro_vae.evidence.weights import Estimate
 from pyro_vae.program.tiles import Block, Noise, evaluating, noise, refuse_nan

@@ -10,12 +10,13 @@ from pyro_vae.evidence import variational
 from pyro_vae.evidence.gaussians import NormalMixture
 from pyro_vae.evidence.modes import KnownModes
 from pyro_vae.evidence.newton import smallest_curvature
-from pyro_vae.evidence.summits import NUM_FAR_STARTS, NUM_PRIOR_STARTS, SHARE_ELSEWHERE, Summits
+from pyro_vae.evidence.summits import SHARE_ELSEWHERE, Summits
 from pyro_vae.program.tiles import Noise
 from pyro_vae.program.unconstrained import Unconstrained
 
 __all__ = ["LaplaceFit", "fit_laplace"]
 
+NUM_PRIOR_STARTS, NUM_FAR_STARTS = 4, 4  # a mode that a third of them leads to is missed once in 25
 MAX_STARTS_ELSEWHERE = 2
 NUM_MORE_STARTS = 16  # where climbs found several modes, of which there may be more
 
@@ -50,7 +51,7 @@ def fit_laplace(
     and where the density bends upwards. There are at most six rounds; they end when a step would gain next to nothing.
     Eigenvalues are kept above that of a Gaussian ten times as wide as the prior.
 
-    Searches for other modes start from a few draws of the prior, from those of them that are farthest from all that is
+    Searches for other modes start from four draws of the prior, from four that are farthest from all that is
     known, one after the other, and from where draws of a wider density g show that
     some of p(x) lies away from the known modes. They climb in the metric of the first mode; where that ends away from
     the known modes, rounds follow. What they find becomes one more part of the mixture, in proportion to its mass.

@@ -121,25 +121,33 @@ class KnownModes:
 
     def go_on(self, rows: Tensor, start: Tensor) -> None:
         """Look for one more mode of these data."""
-        end = self._climb(rows, start[None]).at(0)
-        is_away = self._of(rows).are_away(end.position[None])[0]
-        new = (is_away & (end.gain < self.view.dim)).nonzero().flatten()
-        self._add(rows[new], end.position[new])
+        end = self._climb(rows, start[None])
+        new = self._of(rows)._are_new(end)[0].nonzero().flatten()
+        self._add(rows[new], end.position[0, new])
 
     def look_around(self, rows: Tensor, starts: Tensor) -> None:
         """Look for more modes of these data from all of the starts `(K, N, D)`, the highest summits first."""
         if not len(rows):
             return
         end = self._climb(rows, starts[:, rows].where(starts[:, rows].isfinite(), 0.0))
-        value = end.value.where(end.gain < self.view.dim, -torch.inf)
+        value = end.value
         for _ in range(MAX_MORE_MODES):
-            value = value.where(self._of(rows).are_away(end.position), -torch.inf)
+            value = value.where(self._of(rows)._are_new(end), -torch.inf)
             best, index = value.max(0)
             new = best.isfinite().nonzero().flatten()
             if not len(new):
                 return
             self._add(rows[new], end.position[index[new], new])
             value[index[new], new] = -torch.inf
+
+    def _are_new(self, end: Climbed) -> Tensor:
+        """Tell which ends of climbs are near a mode that is not known, `(K, N)`: not as far from it as from the others.
+
+        A draw from a mode is at a distance of about the root of D, but the end of a climb is nearer: at that of the
+        gain that is left.
+        """
+        is_far = _distances(self.found, end.position) > SAME_MODE + end.gain.sqrt()
+        return is_far & (end.gain < self.view.dim)
 
     def _of(self, rows: Tensor) -> KnownModes:
         return replace(self, found=[each.at(rows) for each in self.found])

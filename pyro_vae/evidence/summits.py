@@ -22,10 +22,12 @@ from pyro_vae.evidence.newton import (
 )
 from pyro_vae.program.unconstrained import Unconstrained
 
-__all__ = ["NUM_FAR_STARTS", "NUM_PRIOR_STARTS", "SHARE_ELSEWHERE", "Summits", "seek_summits"]
+__all__ = ["CLIMBS", "SHARE_ELSEWHERE", "Summits", "seek_summits"]
 
-NUM_PRIOR_STARTS, NUM_FAR_STARTS = 2, 2
-NUM_CLIMBING = 12  # of the climbs that every datum pays for
+NUM_PRIOR_STARTS, NUM_FAR_STARTS = 3, 3
+NUM_CLIMBING = 18  # steps of the climbs that every datum pays for
+CLIMBS = (NUM_PRIOR_STARTS + NUM_FAR_STARTS + 1) * NUM_CLIMBING
+"""Evaluations to look for mass that the guide's draws have missed."""
 SHARE_ELSEWHERE = 0.01  # of p(x), beyond which another start is worth its cost
 UNCOVERED = 2.0  # nats by which the weight of a place exceeds p(x), where draws would have missed it
 

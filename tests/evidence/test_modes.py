@@ -1,0 +1,97 @@
+"""Modes that a guide does not know, in 20 dimensions of which one has them; log p(x) by quadrature over that one."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+import pyro_vae as pv
+from pyro_vae.evidence import modes, summits
+
+DIM, NUM_DATA, NOISE = 20, 60, 0.1
+MOST = 7  # data that may be missed
+
+
+def program(square_of):
+    """A model whose first number sees a function of z_0, and all others their own z, and a guide for one root."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(DIM), 1.0).to_event(1))
+            mean = torch.cat([square_of(z[..., :1]).square(), z[..., 1:]], -1)
+            pyro.sample("x", dist.Normal(mean, NOISE).to_event(1), obs=x)
+
+    return model
+
+
+def guide_at(root_of):
+    def guide(x):
+        loc = torch.cat([root_of(x[:, :1]), x[:, 1:] / (1 + NOISE**2)], -1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, NOISE).to_event(1))
+
+    return guide
+
+
+def data_from(low, high):
+    torch.manual_seed(0)
+    return torch.cat([torch.linspace(low, high, NUM_DATA)[:, None], torch.randn(NUM_DATA, DIM - 1)], -1)
+
+
+def exact(square_of, x):
+    z = torch.linspace(-6, 6, 20001, dtype=torch.float64)
+    x = x.double()
+    one = dist.Normal(0.0, 1.0).log_prob(z) + dist.Normal(square_of(z).square(), NOISE).log_prob(x[:, :1])
+    others = dist.Normal(0.0, math.sqrt(1 + NOISE**2)).log_prob(x[:, 1:]).sum(1)
+    return one.logsumexp(1) + math.log(12 / 20000) + others
+
+
+def two(z):
+    """Zero at 0.4: the posterior has a mode to its left and one, of a third of the mass, to its right."""
+    return z - 0.4
+
+
+def wide(z):
+    """Zero at 0.7 and -0.7: a wide mode about either."""
+    return z.square() - 0.5
+
+
+def num_missed(square_of, root_of, x, seed):
+    """How many data are called reliable, and lack a mode."""
+    found = pv.log_evidence(program(square_of), guide_at(root_of), x, tolerance=0.1, seed=seed)
+    return int((found.reliable & (found.log_evidence < exact(square_of, x) - 0.25)).sum())
+
+
+LEFT = two, lambda x: 0.4 - x.clamp(min=0.1).sqrt(), data_from(0.8, 1.5)
+RIGHT = wide, lambda x: (0.5 + x.clamp(min=0).sqrt()).sqrt(), data_from(0.01, 0.1)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_climbs_find_a_mode_that_the_draws_of_a_good_guide_have_missed(seed):
+    """Without it log p(x) is 0.37 too low. In eight seeds none to three of 60 were missed; more than seven come once in a thousand."""
+    assert num_missed(*LEFT, seed) <= MOST
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_climbs_of_twelve_steps_from_fewer_places_do_not(seed, monkeypatch):
+    monkeypatch.setattr(summits, "NUM_CLIMBING", 12)
+    monkeypatch.setattr(summits, "NUM_PRIOR_STARTS", 2)
+    monkeypatch.setattr(summits, "NUM_FAR_STARTS", 2)
+    assert num_missed(*LEFT, seed) > MOST
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_mode_five_deviations_away_is_another(seed):
+    """Without it log p(x) is 0.69 too low. In eight seeds none to three of 60 were missed; more than seven come once in a thousand."""
+    assert num_missed(*RIGHT, seed) <= MOST
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_ends_of_climbs_that_are_taken_for_draws_belong_to_the_mode_that_is_known(seed, monkeypatch):
+    def are_away(known, end):
+        return known.are_away(end.position) & (end.gain < known.view.dim)
+
+    monkeypatch.setattr(modes.KnownModes, "_are_new", are_away)
+    assert num_missed(*RIGHT, seed) > MOST
