@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_vae import _checks
-from pyro_vae._private import FakeTensor, keeping_validation, num_changes
+from pyro_vae._private import FakeTensor, is_functorch_wrapped_tensor, keeping_validation, num_changes
 
 __all__ = ["FlowDistribution", "Kind", "flow_of", "transformed_normal"]
 
@@ -116,9 +116,15 @@ def _settled_inverse(transform: Any, y: Tensor) -> Tensor:
     x = torch.zeros_like(y)
     for _ in range(transform.passes):
         before, x = x, transform.meta(x).inv(y)
-        if not isinstance(x, FakeTensor) and torch.equal(before, x):  # a recorded graph takes all passes
+        if _has_values(x) and torch.equal(before, x):
             break
     return x
+
+
+def _has_values(tensor: Tensor) -> bool:
+    """Tell whether a branch may depend on a tensor's values: not in a graph that is recorded, nor under vmap."""
+    is_recorded = torch.compiler.is_compiling() or isinstance(tensor, FakeTensor)
+    return not (is_recorded or is_functorch_wrapped_tensor(tensor))
 
 
 def transformed_normal(loc: Tensor, scale: Tensor, transform: Any) -> FlowDistribution:

@@ -44,6 +44,7 @@ NAMES = {
     "OpOverload": "torch._ops.OpOverload",
     "DisableTorchFunction": "torch._C.DisableTorchFunction",
     "TensorGuards": "torch._C._dynamo.guards.TensorGuards",
+    "is_functorch_wrapped_tensor": "torch._C._functorch.is_functorch_wrapped_tensor",
     "tree_flatten": "torch.utils._pytree.tree_flatten",
     "tree_leaves": "torch.utils._pytree.tree_leaves",
     "tree_map": "torch.utils._pytree.tree_map",

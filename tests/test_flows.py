@@ -64,6 +64,21 @@ def test_a_recorded_inverse_takes_all_passes():
     torch.testing.assert_close(run(strong), inverse(strong))
 
 
+def test_under_vmap_it_takes_all_passes():
+    inverse, y = transform_of(3.0)(None).inv, torch.randn(7, DIM, dtype=torch.float64)
+    torch.testing.assert_close(torch.func.vmap(inverse)(y), inverse(y))
+
+
+def test_a_user_may_compile_it_whole():
+    inverse, y = transform_of(0.3)(None).inv, torch.randn(7, DIM, dtype=torch.float64)
+
+    @torch.compile(backend="eager", fullgraph=True)
+    def run(y):
+        return inverse(y)
+
+    torch.testing.assert_close(run(y), inverse(y))
+
+
 def test_a_flow_that_is_copied_and_saved_still_settles(tmp_path):
     posterior = pv.posteriors.Flow(pv.nn.MLP(5, [8], 2 * DIM + 3), DIM, 3, autoregressive="inverse")
     vae = pv.VAE(pv.priors.StandardNormal(DIM), pv.likelihoods.Bernoulli(pv.nn.MLP(DIM, [8], 5)), posterior)
