@@ -16,7 +16,7 @@ from pyro_vae.program.unconstrained import Unconstrained
 __all__ = ["KnownModes", "away"]
 
 NUM_STEPS, MAX_ROUNDS = 10, 6
-NUM_EXPLORING = 15  # steps from another start, before a Hessian is spent where they end
+NUM_EXPLORING = 30  # steps from another start, before a Hessian is spent where they end
 CONVERGED = 1e-2  # bound on the squared length of a Newton step, which is twice its gain in nats
 SAME_MODE = 2.0  # distance, in the standard deviations of one of two Gaussians
 SMALLEST_SHARE = 0.08  # of the draws, for a mode of little mass: at least one in 16 chains

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -232,8 +233,7 @@ class _Draws:
         self.sites = drawn_sites(trace)
         self.leaves: list[tuple[Tensor, Tensor]] = []
         """Leaves, and the draws that they are copies of."""
-        self.factor: Tensor | None = None
-        self.shared: set[int] = set()
+        self.scaling = _Scaling()
         for name, site in self.sites.items():
             self.detached.nodes[name] = site | {"value": site["value"].detach()}
             if site["value"].requires_grad:
@@ -242,7 +242,7 @@ class _Draws:
 
     def scale_gradients_by(self, factor: Tensor, shared: set[int]) -> None:
         """Multiply gradients by factors `(*plates)`, in the dimensions that are shared."""
-        self.factor, self.shared = factor, shared
+        self.scaling.factor, self.scaling.shared = factor, shared
 
     def _leaf(self, value: Tensor) -> Tensor:
         leaf = value.detach().requires_grad_()
@@ -251,17 +251,30 @@ class _Draws:
 
     def _copy(self, site: dict[str, Any]) -> Tensor:
         copy = site["value"].clone()
-        event_dim = site["fn"].event_dim
-        copy.register_hook(lambda gradient: gradient if self.factor is None else gradient * self._spread(event_dim))
+        copy.register_hook(partial(self.scaling.of, event_dim=site["fn"].event_dim))
         return copy
 
-    def _spread(self, event_dim: int) -> Tensor:
+
+class _Scaling:
+    """What gradients on their way back are multiplied with.
+
+    It knows no draws: a hook on a draw that led back to it would be a cycle through autograd's graph, which nothing
+    collects.
+    """
+
+    factor: Tensor | None = None
+    shared: set[int]
+
+    def of(self, gradient: Tensor, event_dim: int) -> Tensor:
+        """Multiply in the dimensions that are shared."""
+        return gradient if self.factor is None else gradient * self._spread(self.factor, event_dim)
+
+    def _spread(self, factor: Tensor, event_dim: int) -> Tensor:
         """View the factor so that it is broadcast over the dimensions that are not shared, and the event's."""
-        assert self.factor is not None
-        sizes = iter(self.factor.shape)
+        sizes = iter(factor.shape)
         width = max((-dim for dim in self.shared), default=0)
         batch = [next(sizes) if -dim in self.shared else 1 for dim in range(width, 0, -1)]
-        return self.factor.reshape(*batch, *[1] * event_dim)
+        return factor.reshape(*batch, *[1] * event_dim)
 
 
 class RenyiBound(Objective):
