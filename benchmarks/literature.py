@@ -163,7 +163,8 @@ def main() -> None:
     if args.table:
         return print_all(args.output_dir)
     if args.figure:
-        return draw(rows_in(args.output_dir), args.output_dir / "bias.png")
+        of_digits = [row for row in rows_in(args.output_dir) if not row.get("num_pixels")]
+        return draw(of_digits, args.output_dir / "bias.png")
     for name in args.names:
         pyro.clear_param_store()
         (study if name in STUDIES else reproduce)(name, args)
@@ -191,7 +192,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--table", action="store_true", help="print the table of all results so far")
-    parser.add_argument("--figure", action="store_true", help="draw it")
+    parser.add_argument("--figure", action="store_true", help="draw its rows of MNIST")
     return parser.parse_args()
 
 
