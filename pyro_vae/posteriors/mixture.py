@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -14,12 +15,52 @@ from pyro_vae.posteriors._base import AmortizedPosterior, bounded_log
 __all__ = ["NormalMixture"]
 
 
-class _Mixture(dist.MixtureOfDiagNormals):
-    """Pyro's, which of a batch draws one sample each and refuses to draw more."""
+class _Mixture(dist.MixtureSameFamily):
+    r"""A mixture of diagonal Gaussians whose draws carry a gradient.
 
-    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        shape = torch.Size(sample_shape)
-        return self.expand(shape + self.batch_shape).rsample() if shape else super().rsample()
+    Given its noise, a draw is $F^{-1}$ of it, where $F_d(z)$ is the distribution function of the d-th number given
+    those before. So $dz/d\theta = -(\partial F / \partial z)^{-1} \partial F / \partial \theta$, a triangular system.
+    """
+
+    has_rsample = True
+
+    def __init__(self, logits: Tensor, loc: Tensor, scale: Tensor) -> None:
+        self.logits, self.loc, self.scale = logits.log_softmax(-1), loc, scale
+        components = dist.Normal(loc, scale, validate_args=False).to_event(1)
+        super().__init__(dist.Categorical(logits=logits, validate_args=False), components, validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> _Mixture:
+        """Expand the parameters."""
+        shape = torch.Size(batch_shape)
+        event = self.loc.shape[-2:]
+        return type(self)(
+            self.logits.expand(*shape, -1), self.loc.expand(*shape, *event), self.scale.expand(*shape, *event)
+        )
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw, and give the draw its derivative."""
+        with torch.no_grad():
+            z = self.sample(torch.Size(sample_shape))
+        if not torch.is_grad_enabled():
+            return z
+        distribution, jacobian = self._distribution(z)
+        change = distribution - distribution.detach()  # zero, with a gradient
+        return z - torch.linalg.solve_triangular(jacobian, change[..., None], upper=False)[..., 0]
+
+    def _distribution(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Return $F(z)$, `(..., D)`, and $\partial F / \partial z$, lower triangular and without gradient."""
+        white = (z[..., None, :] - self.loc) / self.scale  # (..., K, D)
+        log_density = -white.square() / 2 - self.scale.log() - math.log(2 * math.pi) / 2
+        log_share = self.logits[..., None] + log_density.cumsum(-1) - log_density  # given the numbers before
+        share = log_share.softmax(-2)
+        below = torch.special.ndtr(white)
+        distribution = (share * below).sum(-2)
+        with torch.no_grad():
+            score = -white / self.scale
+            jacobian = (share * below).mT @ score - distribution[..., None] * (share.mT @ score)
+            density = (share * log_density.exp()).sum(-2)
+            tiny = torch.finfo(density.dtype).tiny
+            return distribution, jacobian.tril(-1) + density.clamp(min=tiny).diag_embed()
 
 
 class NormalMixture(AmortizedPosterior):
@@ -68,7 +109,7 @@ class NormalMixture(AmortizedPosterior):
         size = self.num_components * self.latent_dim
         logits, loc, raw = self.outputs(x, *context).split([self.num_components, size, size], -1)
         scale = bounded_log(raw, self.max_log_scale).exp().unflatten(-1, shape)
-        return _Mixture(loc.unflatten(-1, shape), scale, logits)
+        return _Mixture(logits, loc.unflatten(-1, shape), scale)
 
     def extra_repr(self) -> str:
         return f"latent_dim={self.latent_dim}, num_components={self.num_components}, max_log_scale={self.max_log_scale}"
