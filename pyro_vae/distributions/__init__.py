@@ -6,6 +6,7 @@ from pyro_vae.distributions.continuous_bernoulli import ContinuousBernoulli
 from pyro_vae.distributions.discretized_logistic import DiscretizedLogistic
 from pyro_vae.distributions.incomplete import Incomplete, entries_of
 from pyro_vae.distributions.multinomial import Multinomial
+from pyro_vae.distributions.negative_binomial import NegativeBinomial
 
 __all__ = [
     "Beta",
@@ -14,5 +15,6 @@ __all__ = [
     "DiscretizedLogistic",
     "Incomplete",
     "Multinomial",
+    "NegativeBinomial",
     "entries_of",
 ]

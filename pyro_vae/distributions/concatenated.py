@@ -14,6 +14,17 @@ from torch.distributions import constraints
 __all__ = ["Concatenated"]
 
 
+class _SideBySide(constraints.cat):
+    """Constraints of which some have bounds with a batch of their own, as a binomial's total is."""
+
+    def check(self, value: Tensor) -> Tensor:
+        """Check each part, and bring all to one batch."""
+        pieces = value.split(self.lengths, self.dim)
+        parts = [constraint.check(piece) for constraint, piece in zip(self.cseq, pieces, strict=True)]
+        batch = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
+        return torch.cat([part.expand(*batch, -1) for part in parts], -1)
+
+
 class Concatenated(TorchDistribution):
     """Independent vectors laid one behind the other, each with a distribution of its own.
 
@@ -40,7 +51,8 @@ class Concatenated(TorchDistribution):
     def support(self) -> Any:
         """The parts' supports, side by side."""
         inner = [getattr(part.support, "base_constraint", part.support) for part in self.parts]
-        return constraints.independent(constraints.cat(inner, -1, self.widths), 1)
+        beside = _SideBySide if any(each.is_discrete for each in inner) else constraints.cat
+        return constraints.independent(beside(inner, -1, self.widths), 1)
 
     @property
     def has_rsample(self) -> bool:

@@ -137,7 +137,7 @@ class NegativeBinomial(Poisson):
         mean, rest = self._mean(names, z, context)
         given = dict(zip(names, rest, strict=False))
         shape = torch.as_tensor(form(given.get("inverse dispersion")), dtype=mean.dtype, device=mean.device)
-        counts = dist.NegativeBinomial(shape, logits=mean.log() - shape.log())
+        counts: Any = distributions.NegativeBinomial(shape, logits=mean.log() - shape.log())
         if self.zero_inflated:
             counts = dist.ZeroInflatedDistribution(counts, gate_logits=given["gate"])
         return self.independent(counts, z)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pyro.distributions as dist
 from torch import Tensor, nn
 
+from pyro_vae import _checks
 from pyro_vae._flows import FlowDistribution, Kind, flow_of
 
 __all__ = ["Flow"]
@@ -48,6 +49,7 @@ class Flow(nn.Module):
         autoregressive: bool = False,
     ) -> None:
         super().__init__()
+        _checks.choice("autoregressive", autoregressive, (False, True))
         self.flow = flow_of(kind, latent_dim, 0, num_transforms, hidden_dims, autoregressive)
         self.latent_dim, self.kind, self.num_transforms = latent_dim, kind, num_transforms
         self.hidden_dims, self.autoregressive = tuple(hidden_dims), autoregressive
