@@ -40,12 +40,18 @@ class _Mixture(dist.MixtureSameFamily):
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draw, and give the draw its derivative."""
         with torch.no_grad():
-            z = self.sample(torch.Size(sample_shape))
+            z = self._drawn(torch.Size(sample_shape))
         if not torch.is_grad_enabled():
             return z
         distribution, jacobian = self._distribution(z)
         change = distribution - distribution.detach()  # zero, with a gradient
         return z - torch.linalg.solve_triangular(jacobian, change[..., None], upper=False)[..., 0]
+
+    def _drawn(self, sample_shape: torch.Size) -> Tensor:
+        index = self.mixture_distribution.sample(sample_shape)[..., None, None]
+        of_each = (each.expand(*index.shape[:-2], *each.shape[-2:]) for each in (self.loc, self.scale))
+        loc, scale = (each.take_along_dim(index, -2).squeeze(-2) for each in of_each)
+        return loc + scale * dist.Normal(torch.zeros_like(loc), 1.0, validate_args=False).rsample()
 
     def _distribution(self, z: Tensor) -> tuple[Tensor, Tensor]:
         r"""Return $F(z)$, `(..., D)`, and $\partial F / \partial z$, lower triangular and without gradient."""
