@@ -8,15 +8,17 @@ from torch import Tensor
 
 from pyro_vae.evidence import variational
 from pyro_vae.evidence.gaussians import NormalMixture
-from pyro_vae.evidence.modes import KnownModes
+from pyro_vae.evidence.modes import NUM_EXPLORING, KnownModes
 from pyro_vae.evidence.newton import smallest_curvature
 from pyro_vae.evidence.summits import SHARE_ELSEWHERE, Summits
 from pyro_vae.program.tiles import Noise
 from pyro_vae.program.unconstrained import Unconstrained
 
-__all__ = ["LaplaceFit", "fit_laplace"]
+__all__ = ["EXPLORING", "LaplaceFit", "fit_laplace"]
 
 NUM_PRIOR_STARTS, NUM_FAR_STARTS = 4, 4  # a mode that a third of them leads to is missed once in 25
+EXPLORING = (NUM_PRIOR_STARTS + NUM_FAR_STARTS) * NUM_EXPLORING
+"""Evaluations to look for other modes."""
 MAX_STARTS_ELSEWHERE = 2
 NUM_MORE_STARTS = 16  # where climbs found several modes, of which there may be more
 

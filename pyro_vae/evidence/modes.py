@@ -13,7 +13,7 @@ from pyro_vae.evidence.gaussians import FullNormal, NormalMixture
 from pyro_vae.evidence.newton import Climbed, climb, hessian_of, log_density, scale_tril_of
 from pyro_vae.program.unconstrained import Unconstrained
 
-__all__ = ["KnownModes", "away"]
+__all__ = ["NUM_EXPLORING", "KnownModes", "away"]
 
 NUM_STEPS, MAX_ROUNDS = 10, 6
 NUM_EXPLORING = 30  # steps from another start, before a Hessian is spent where they end
