@@ -283,8 +283,8 @@ def same_device(name: str, x: Tensor, device: torch.device) -> Tensor:
     return x
 
 
-def in_support(name: str, x: Tensor, support: Any, remedy: str) -> Tensor:
-    """Return `x`, if the likelihood gives it a density; `remedy` is the advice of the error."""
+def in_support(name: str, x: Tensor, support: Any, remedy: str, of: str = "the likelihood's support") -> Tensor:
+    """Return `x`, if it lies in a support, such as that of the likelihood; `remedy` is the advice of the error."""
     if _trusted.get() or support.check(x).all():
         return x
     each = support
@@ -295,7 +295,7 @@ def in_support(name: str, x: Tensor, support: Any, remedy: str) -> Tensor:
     value = f"{x[first].item():g}" if outside.shape == x.shape else "a datum outside"
     low, high = (bound(x[~x.isnan()]).item() for bound in (torch.min, torch.max))
     raise ValueError(
-        f"{name}: expected values in the likelihood's support, {_support_name(support)}; got {value} at index "
+        f"{name}: expected values in {of}, {_support_name(support)}; got {value} at index "
         f"{list(first)}, and values from {low:g} to {high:g} in all; {remedy}."
     )
 

@@ -77,7 +77,7 @@ def impute(
         vae: whose likelihood has independent entries.
         x: `(N, ...)`, NaN where an entry is missing.
         context: the further arguments of a conditional VAE, complete.
-        num_draws: of z, for each datum.
+        num_draws: of z, for each datum, taken by weight from what the estimator evaluated: some may be the same.
         tolerance, max_evaluations, progress: as in `log_evidence`.
         seed: fixes the noise.
 
@@ -172,7 +172,9 @@ def _of_observed(vae: VAE, x: Tensor, context: tuple[Tensor, ...]) -> tuple[Any,
 def _filled_in(vae: VAE, x: Tensor, context: tuple[Tensor, ...]) -> Tensor:
     """Draw missing entries from p(x|z) and z from q(z|x), in turn: `(M, *event_shape)`."""
     draw = vae.sample(len(x), *context)
-    x = x.reshape(draw.shape).to(draw)
+    like = any_parameter(vae)  # rather than the draw, which may be whole numbers, of which none is NaN
+    x = x.reshape(draw.shape)
+    x = x if like is None else x.to(like)
     missing = x.isnan()
     known = vae.check(torch.where(missing, draw, x))
     filled = known

@@ -46,6 +46,18 @@ def test_the_continuous_bernoulli_integrates_to_one(logit):
     assert distribution.mean.item() == pytest.approx(mean / mass, abs=1e-9)
 
 
+@pytest.mark.parametrize("logit", LOGITS)
+def test_the_variance_of_the_continuous_bernoulli_is_the_slope_of_its_mean(logit):
+    """In float32 too; the twin is the variance of another logit."""
+    at = torch.tensor(logit, requires_grad=True)
+    (slope,) = torch.autograd.grad(ContinuousBernoulli(at).mean, at)
+    for dtype in (torch.float32, torch.float64):
+        variance = ContinuousBernoulli(at.detach().to(dtype)).variance.item()
+        assert variance == pytest.approx(slope.item(), rel=1e-5, abs=1e-9)
+    if abs(logit) >= 0.3:
+        assert ContinuousBernoulli(1.1 * at.detach()).variance.item() != pytest.approx(slope.item(), rel=1e-5, abs=1e-9)
+
+
 def test_the_continuous_bernoulli_loses_no_digit_near_zero():
     """In float32, to float64's value; the twin is torch's distribution."""
     logits = torch.linspace(-0.2, 0.2, 401)
@@ -122,8 +134,16 @@ def test_parts_side_by_side():
     assert both.sample((6,)).shape == (6, 4, 5) and not both.has_rsample
 
 
+class Silent(dist.Normal):
+    """A distribution that does not know its variance."""
+
+    @property
+    def variance(self):
+        raise NotImplementedError
+
+
 def test_variances_side_by_side():
-    parts = [dist.Normal(torch.zeros(2), 3.0).to_event(1), ContinuousBernoulli(torch.zeros(1)).to_event(1)]
+    parts = [dist.Normal(torch.zeros(2), 3.0).to_event(1), Silent(torch.zeros(1), 1.0).to_event(1)]
     variance = Incomplete(Concatenated(parts)).variance
     assert variance[:2].tolist() == [9.0, 9.0]
     assert variance[2].isnan()  # its distribution does not say

@@ -323,7 +323,7 @@ UPDATE = Kind(_run_update, "gradient and update are run apart")
 
 
 def _leaves(loss: Tensor) -> list[Tensor]:
-    """Find the tensors on which a loss depends and that need its gradient."""
+    """Find the tensors on which a loss depends and that need its gradient; not draws that an objective made leaves."""
     found: dict[Tensor, None] = {}
     seen = set()
     waiting = [loss.grad_fn]
@@ -331,7 +331,7 @@ def _leaves(loss: Tensor) -> list[Tensor]:
         node = waiting.pop()
         if node is not None and node not in seen:
             seen.add(node)
-            if hasattr(node, "variable"):
+            if hasattr(node, "variable") and not getattr(node.variable, "is_draw", False):
                 found[node.variable] = None
             waiting.extend(function for function, _ in node.next_functions)
     return list(found)

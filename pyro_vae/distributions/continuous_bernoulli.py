@@ -59,6 +59,12 @@ class ContinuousBernoulli(TorchDistribution):
         return 0.5 + 0.5 * _langevin(self.logits / 2)
 
     @property
+    def variance(self) -> Tensor:
+        r"""$\frac{1}{\eta^2} - \frac{1}{4 \sinh^2 (\eta / 2)}$, the derivative of the mean."""
+        # In float64, since both terms are large and nearly equal where eta is small.
+        return 0.25 * _langevin_slope(self.logits.double() / 2).to(self.logits.dtype)
+
+    @property
     def mode(self) -> Tensor:
         """The likelier end."""
         return (self.logits > 0).to(self.logits.dtype)
@@ -92,3 +98,11 @@ def _langevin(u: Tensor) -> Tensor:
     far, near = torch.where(is_small, torch.ones_like(u), u), torch.where(is_small, u, torch.zeros_like(u))
     series = near * (1 / 3 + near.square() * (-1 / 45 + near.square() * (2 / 945 - near.square() / 4725)))
     return torch.where(is_small, series, 1 / torch.tanh(far) - 1 / far)
+
+
+def _langevin_slope(u: Tensor) -> Tensor:
+    """Return 1 / u^2 - 1 / sinh(u)^2, the derivative of coth(u) - 1 / u."""
+    is_small = u.abs() < SERIES_BELOW
+    far, square = torch.where(is_small, torch.ones_like(u), u), torch.where(is_small, u, torch.zeros_like(u)).square()
+    series = 1 / 3 + square * (-1 / 15 + square * (2 / 189 - square / 675))
+    return torch.where(is_small, series, far.square().reciprocal() - torch.sinh(far).square().reciprocal())

@@ -85,6 +85,18 @@ class DiscretizedLogistic(TorchDistribution):
         )
 
     @property
+    def variance(self) -> Tensor:
+        """The sum over levels of their squared distance from the mean, each with its mass."""
+        mean = self.mean
+        return sum(
+            (
+                (level - mean).square() * self.log_prob(torch.full_like(mean, level)).exp()
+                for level in range(self.num_levels)
+            ),
+            torch.zeros_like(mean),
+        )
+
+    @property
     def mode(self) -> Tensor:
         """The likeliest of the level at loc and the two ends."""
         last = self.num_levels - 1

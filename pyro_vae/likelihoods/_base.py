@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from pyro_vae import _checks
 from pyro_vae.nn import over_leading_dims
+from pyro_vae.nn._shared import bounded
 
 __all__ = ["Form", "Likelihood", "PositiveNumber", "ScaledLikelihood", "bounded_exp"]
 
@@ -24,7 +25,7 @@ MAX_LOG = 20.0
 
 def bounded_exp(raw: Tensor) -> Tensor:
     r"""Return $\exp(c \tanh(\rho / c))$, c = 20: near $e^\rho$ around zero, and never zero or infinite."""
-    return (MAX_LOG * torch.tanh(raw / MAX_LOG)).exp()
+    return bounded(raw, MAX_LOG).exp()
 
 
 class Likelihood(nn.Module):
@@ -42,6 +43,9 @@ class Likelihood(nn.Module):
 
     remedy = "transform the data, or use a likelihood that gives them a density"
     """The advice given in the error about data outside the support."""
+
+    last_context: tuple[Any, str] | None = None
+    """Where the last of the context has to lie, and the advice given in the error about another; None if anywhere."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -99,8 +103,13 @@ class PositiveNumber(nn.Module):
         """Whether the network gives it."""
         return self.form == "per-pixel"
 
-    def forward(self, raw: Tensor | None) -> Tensor | float:
-        """Return the number, given what the network says of it, if it does."""
+    def forward(self, raw: Tensor | None, beside: Tensor) -> Tensor | float:
+        """Return the number, given what the network says of it, if it does, and another parameter of each entry."""
+        if self.shape and not _broadcasts(self.shape, beside.shape):
+            raise ValueError(
+                f"{self.name}_shape: expected the shape of x, or () for all of its numbers; got {self.shape}, beside a "
+                f"network's output of shape {tuple(beside.shape)}; pass the shape of one datum."
+            )
         raw = self.raw if raw is None else raw
         return self.form if raw is None else self.floor + functional.softplus(raw)
 
@@ -108,6 +117,11 @@ class PositiveNumber(nn.Module):
         """Return the arguments that made it."""
         floor = f", min_{self.name}={self.floor}" if isinstance(self.form, str) else ""
         return f"{self.name}={self.form!r}{floor}" + (f", {self.name}_shape={self.shape}" if self.shape else "")
+
+
+def _broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
+    """Whether one shape is that of the last dimensions of another, up to sizes of 1."""
+    return len(shape) <= len(to) and all(a in (1, b) for a, b in zip(reversed(shape), reversed(to), strict=False))
 
 
 class ScaledLikelihood(Likelihood):
@@ -139,9 +153,10 @@ class ScaledLikelihood(Likelihood):
     def loc_and_scale(self, z: Tensor, *context: Tensor) -> tuple[Tensor, Tensor | float]:
         """Return location and scale of each pixel."""
         if not self.scale_form.is_from_network:
-            return self.output(z, *context), self.scale_form(None)
+            loc = self.output(z, *context)
+            return loc, self.scale_form(None, beside=loc)
         loc, raw_scale = self.outputs(("loc", "scale"), z, *context)
-        return loc, self.scale_form(raw_scale)
+        return loc, self.scale_form(raw_scale, beside=loc)
 
     def extra_repr(self) -> str:
         return self.scale_form.described()

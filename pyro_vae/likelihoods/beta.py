@@ -58,7 +58,7 @@ class Beta(Likelihood):
             logit, raw = self.outputs(("mean", "concentration"), z, *context)
         else:
             logit, raw = self.output(z, *context), None
-        concentration = self.concentration_form(raw)
+        concentration = self.concentration_form(raw, beside=logit)
         tiny = torch.finfo(logit.dtype).eps
         mean = tiny + (1 - 2 * tiny) * torch.sigmoid(logit)
         return self.independent(distributions.Beta(mean * concentration, (1 - mean) * concentration), z)

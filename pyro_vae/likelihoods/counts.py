@@ -63,6 +63,11 @@ class Poisson(_Counts):
         super().__init__(network)
         self.has_exposure, self.zero_inflated = has_exposure, zero_inflated
 
+    @property
+    def last_context(self) -> tuple[Any, str] | None:  # type: ignore[override]
+        """Exposures are positive."""
+        return (constraints.positive, "leave out data without exposure") if self.has_exposure else None
+
     def forward(self, z: Tensor, *context: Tensor) -> dist.Distribution:
         """Return p(x|z)."""
         mean, (gate,) = self._mean(("gate",) if self.zero_inflated else (), z, context)
@@ -136,7 +141,8 @@ class NegativeBinomial(Poisson):
         names = [*["inverse dispersion"] * form.is_from_network, *["gate"] * self.zero_inflated]
         mean, rest = self._mean(names, z, context)
         given = dict(zip(names, rest, strict=False))
-        shape = torch.as_tensor(form(given.get("inverse dispersion")), dtype=mean.dtype, device=mean.device)
+        number = form(given.get("inverse dispersion"), beside=mean)
+        shape = torch.as_tensor(number, dtype=mean.dtype, device=mean.device)
         counts: Any = distributions.NegativeBinomial(shape, logits=mean.log() - shape.log())
         if self.zero_inflated:
             counts = dist.ZeroInflatedDistribution(counts, gate_logits=given["gate"])
@@ -157,6 +163,12 @@ class _OfTotal(_Counts):
         if total_count != "context":
             _checks.whole_number("total_count", total_count)
         self.total_count = total_count
+
+    @property
+    def last_context(self) -> tuple[Any, str] | None:  # type: ignore[override]
+        """Totals are whole numbers."""
+        is_given = self.total_count == "context"
+        return (constraints.nonnegative_integer, "pass the total of each datum") if is_given else None
 
     def _total_and_logits(self, z: Tensor, context: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         total: Any = self.total_count

@@ -114,7 +114,7 @@ class DiscretizedLogisticMixture(Likelihood):
         names = [f"{name} {j}" for name in ("share", "loc", "scale") for j in range(count)]
         out = self.outputs(names, z, *context)
         share, loc, raw_scale = (torch.stack(out[j * count : (j + 1) * count], -1) for j in range(3))
-        components = distributions.DiscretizedLogistic(loc, self.scale_form(raw_scale), self.num_levels)
+        components = distributions.DiscretizedLogistic(loc, self.scale_form(raw_scale, beside=loc), self.num_levels)
         return self.independent(dist.MixtureSameFamily(dist.Categorical(logits=share), components), z)
 
     def extra_repr(self) -> str:

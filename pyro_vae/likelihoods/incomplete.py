@@ -62,6 +62,11 @@ class Incomplete(nn.Module):
         return getattr(self.likelihood, "remedy", Likelihood.remedy)
 
     @property
+    def last_context(self) -> tuple[Any, str] | None:
+        """Ask of the context what the likelihood asks."""
+        return getattr(self.likelihood, "last_context", None)
+
+    @property
     def support(self) -> Any:
         """What the likelihood says of its support, and NaN; None if it says nothing."""
         support = getattr(self.likelihood, "support", None)

@@ -6,12 +6,18 @@ import pyro.distributions as dist
 from torch import Tensor
 
 from pyro_vae.likelihoods._base import ScaledLikelihood
+from pyro_vae.nn._shared import bounded
 
 __all__ = ["LogNormal"]
+
+MAX_LOC, MAX_SCALE = 60.0, 5.0
+"""The bounds on what the network gives: mean and mode then are float32 numbers above zero."""
 
 
 class LogNormal(ScaledLikelihood):
     r"""Independent positive numbers, $\log x_d \sim N(\mu_d(z), \sigma_d^2)$, with the density of x, not of log x.
+
+    $\mu$ is bounded smoothly by 60, and a scale per pixel by 5, so that the mean is never infinite, nor the mode zero.
 
     Args:
         network: any module from z (and context) to the mean of each logarithm (`"per-pixel"`: mean and raw scale).
@@ -32,4 +38,6 @@ class LogNormal(ScaledLikelihood):
 
     def forward(self, z: Tensor, *context: Tensor) -> dist.Distribution:
         """Return p(x|z)."""
-        return self.independent(dist.LogNormal(*self.loc_and_scale(z, *context)), z)
+        loc, scale = self.loc_and_scale(z, *context)
+        scale = bounded(scale, MAX_SCALE) if isinstance(scale, Tensor) else scale
+        return self.independent(dist.LogNormal(bounded(loc, MAX_LOC), scale), z)

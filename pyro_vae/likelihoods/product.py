@@ -50,6 +50,11 @@ class Product(nn.Module):
         """Give the advice of each part."""
         return "; ".join(dict.fromkeys(getattr(part, "remedy", Likelihood.remedy) for part in self.parts))
 
+    @property
+    def last_context(self) -> tuple[Any, str] | None:
+        """Ask of the context what the first part does that asks for anything."""
+        return next(filter(None, (getattr(part, "last_context", None) for part in self.parts)), None)
+
     def forward(self, z: Tensor, *context: Tensor) -> dist.Distribution:
         """Return p(x|z)."""
         shared = z if self.trunk is None else over_leading_dims(self.trunk, z, *context)

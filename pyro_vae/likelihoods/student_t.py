@@ -56,7 +56,7 @@ class StudentT(ScaledLikelihood):
     def forward(self, z: Tensor, *context: Tensor) -> dist.Distribution:
         """Return p(x|z)."""
         loc, scale = self.loc_and_scale(z, *context)
-        return self.independent(dist.StudentT(self.df_form(None), loc, scale), z)
+        return self.independent(dist.StudentT(self.df_form(None, beside=loc), loc, scale), z)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self.df_form.described()}"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pyro_vae import _checks
 
-__all__ = ["Residual", "glorot", "vector"]
+__all__ = ["Residual", "bounded", "glorot", "vector"]
 
 
 class Residual(nn.Module):
@@ -22,6 +22,11 @@ class Residual(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         """Return a tensor of the shape of h."""
         return h + self.branch(h)
+
+
+def bounded(raw: Tensor, bound: float) -> Tensor:
+    r"""Return $c \tanh(\rho / c)$: nearly $\rho$ around zero, and never beyond c."""
+    return bound * torch.tanh(raw / bound)
 
 
 def glorot(layer: Any, gain: float = 1.0) -> Any:

@@ -28,7 +28,7 @@ class MLP(nn.Module):
     layer to layer and the first outputs lie around `output_bias`.
 
     Args:
-        in_shape: the width of the input, or the shape of one datum, which is then flattened.
+        in_shape: the width of the input, or the shape of one datum, which is then flattened; `()` for scalars.
         hidden_dims: the widths of the hidden layers; an empty sequence makes an affine map.
         out_shape: the width of the output, or the shape of one output.
         activation: makes the nonlinearity $\phi$; called once for each hidden layer.
@@ -117,7 +117,8 @@ class MLP(nn.Module):
                     f"{self.in_shape}; flatten the data, and add up the widths."
                 )
             x = _beside(x, context)
-        return self.layers(x.flatten(-len(self.in_shape))).unflatten(-1, self.out_shape)
+        x = x.flatten(-len(self.in_shape)) if self.in_shape else x[..., None]
+        return self.layers(x).unflatten(-1, self.out_shape)
 
 
 def _beside(x: Tensor, context: tuple[Tensor, ...]) -> Tensor:

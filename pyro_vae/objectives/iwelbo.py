@@ -245,7 +245,8 @@ class _Draws:
         self.scaling.factor, self.scaling.shared = factor, shared
 
     def _leaf(self, value: Tensor) -> Tensor:
-        leaf = value.detach().requires_grad_()
+        leaf: Any = value.detach().requires_grad_()
+        leaf.is_draw = True  # no parameter: a compiled step asks for no gradient of it
         self.leaves.append((leaf, value))
         return leaf
 

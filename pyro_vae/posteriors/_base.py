@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
-import torch
 from torch import Tensor, nn
 
-__all__ = ["AmortizedPosterior", "bounded_log"]
+__all__ = ["AmortizedPosterior"]
 
 
 class AmortizedPosterior(nn.Module):
@@ -49,8 +48,3 @@ class AmortizedPosterior(nn.Module):
         dim = prod(latent_shape)
         also = f" and pass latent_dim={dim}" if hasattr(self, "latent_dim") else ""
         return f"give its network {self.num_outputs(dim)} outputs{also}, or change the prior"
-
-
-def bounded_log(raw: Tensor, bound: float) -> Tensor:
-    r"""Return $c \tanh(\rho / c)$: nearly $\rho$ around zero, and never beyond c."""
-    return bound * torch.tanh(raw / bound)

@@ -6,7 +6,8 @@ import pyro.distributions as dist
 from torch import Tensor, nn
 
 from pyro_vae import _checks
-from pyro_vae.posteriors._base import AmortizedPosterior, bounded_log
+from pyro_vae.nn._shared import bounded
+from pyro_vae.posteriors._base import AmortizedPosterior
 
 __all__ = ["DiagonalNormal"]
 
@@ -53,7 +54,7 @@ class DiagonalNormal(AmortizedPosterior):
                 "change its last layer."
             )
         loc, raw = out.chunk(2, -1)
-        return dist.Normal(loc, bounded_log(raw, self.max_log_scale).exp()).to_event(1)
+        return dist.Normal(loc, bounded(raw, self.max_log_scale).exp()).to_event(1)
 
     def extra_repr(self) -> str:
         return f"max_log_scale={self.max_log_scale}"

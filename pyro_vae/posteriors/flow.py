@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from pyro_vae import _checks
 from pyro_vae._flows import Kind, flow_of, transformed_normal
-from pyro_vae.posteriors._base import AmortizedPosterior, bounded_log
+from pyro_vae.nn._shared import bounded
+from pyro_vae.posteriors._base import AmortizedPosterior
 
 __all__ = ["Flow"]
 
@@ -83,7 +84,7 @@ class Flow(AmortizedPosterior):
         """Return q(z|x)."""
         sizes = [self.latent_dim, self.latent_dim, self.context_dim]
         loc, raw, h = self.outputs(x, *context).split(sizes, -1)
-        return transformed_normal(loc, bounded_log(raw, self.max_log_scale).exp(), self._transform(h))
+        return transformed_normal(loc, bounded(raw, self.max_log_scale).exp(), self._transform(h))
 
     def _transform(self, h: Tensor) -> Any:
         flow: Any = self.flow

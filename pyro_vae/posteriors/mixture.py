@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae import _checks
-from pyro_vae.posteriors._base import AmortizedPosterior, bounded_log
+from pyro_vae.nn._shared import bounded
+from pyro_vae.posteriors._base import AmortizedPosterior
 
 __all__ = ["NormalMixture"]
 
@@ -114,7 +115,7 @@ class NormalMixture(AmortizedPosterior):
         shape = self.num_components, self.latent_dim
         size = self.num_components * self.latent_dim
         logits, loc, raw = self.outputs(x, *context).split([self.num_components, size, size], -1)
-        scale = bounded_log(raw, self.max_log_scale).exp().unflatten(-1, shape)
+        scale = bounded(raw, self.max_log_scale).exp().unflatten(-1, shape)
         return _Mixture(logits, loc.unflatten(-1, shape), scale)
 
     def extra_repr(self) -> str:

@@ -7,16 +7,20 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae import _checks
-from pyro_vae.posteriors._base import AmortizedPosterior, bounded_log
+from pyro_vae.nn._shared import bounded
+from pyro_vae.posteriors._base import AmortizedPosterior
 
 __all__ = ["FullRankNormal", "LowRankNormal"]
+
+MAX_FACTOR = 100.0
+"""The bound on other entries of a factor, in units of its row's scale: it allows correlations of 0.99995."""
 
 
 class FullRankNormal(AmortizedPosterior):
     r"""A Gaussian with a full covariance, $q(z|x) = N(z; \mu(x), L(x) L(x)^T)$, L lower triangular.
 
     The network gives $\mu$, the logarithms of L's diagonal (bounded as in `DiagonalNormal`), and the D (D - 1) / 2
-    numbers below it, each in units of the diagonal of its row.
+    numbers below it, each in units of the diagonal of its row, and bounded as smoothly by 100.
 
     Args:
         network: any module from x (and context) to `latent_dim * (latent_dim + 3) // 2` numbers.
@@ -48,10 +52,10 @@ class FullRankNormal(AmortizedPosterior):
         """Return q(z|x)."""
         dim = self.latent_dim
         loc, raw, below = self.outputs(x, *context).split([dim, dim, dim * (dim - 1) // 2], -1)
-        scale = bounded_log(raw, self.max_log_scale).exp()
+        scale = bounded(raw, self.max_log_scale).exp()
         rows, columns = torch.tril_indices(dim, dim, offset=-1, device=below.device)
         unit = torch.eye(dim, dtype=loc.dtype, device=loc.device).expand(*loc.shape, dim).clone()
-        unit[..., rows, columns] = below
+        unit[..., rows, columns] = bounded(below, MAX_FACTOR)
         return dist.MultivariateNormal(loc, scale_tril=scale[..., None] * unit)
 
     def extra_repr(self) -> str:
@@ -60,6 +64,8 @@ class FullRankNormal(AmortizedPosterior):
 
 class LowRankNormal(AmortizedPosterior):
     r"""A Gaussian of covariance $\mathrm{diag}\,\sigma^2(x) + W(x) W(x)^T$, W of size D by R.
+
+    The entries of W are in units of the $\sigma$ of their row, and bounded smoothly by 100.
 
     Args:
         network: any module from x (and context) to `latent_dim * (2 + rank)` numbers: loc, log scale, then W.
@@ -97,8 +103,8 @@ class LowRankNormal(AmortizedPosterior):
         """Return q(z|x)."""
         dim = self.latent_dim
         loc, raw, factor = self.outputs(x, *context).split([dim, dim, dim * self.rank], -1)
-        scale = bounded_log(raw, self.max_log_scale).exp()
-        factor = scale[..., None] * factor.unflatten(-1, (dim, self.rank))
+        scale = bounded(raw, self.max_log_scale).exp()
+        factor = scale[..., None] * bounded(factor, MAX_FACTOR).unflatten(-1, (dim, self.rank))
         return dist.LowRankMultivariateNormal(loc, factor, scale.square())
 
     def extra_repr(self) -> str:

@@ -6,6 +6,7 @@ import pyro.distributions as dist
 from torch import Tensor, nn
 
 from pyro_vae import _checks
+from pyro_vae.nn._shared import bounded
 
 __all__ = ["ConditionalNormal"]
 
@@ -17,7 +18,8 @@ class ConditionalNormal(nn.Module):
         network: any module from the context to `2 * latent_dim` numbers, loc first, then log scale.
         max_log_scale: the bound on $|\log \sigma|$.
 
-    Shapes: context `(..., C)` to a distribution of batch shape `(...)` and event shape `(latent_dim,)`.
+    Shapes: context `(..., C)` to a distribution of batch shape `(...)` and event shape `(latent_dim,)`; a scalar
+    context `(...)` for a network of scalars, `MLP((), ...)`.
 
     Raises:
         ValueError: for a bound that is not positive, for a call without context, or a network with an odd width.
@@ -50,8 +52,7 @@ class ConditionalNormal(nn.Module):
                 "change its last layer."
             )
         loc, raw = out.chunk(2, -1)
-        log_scale = self.max_log_scale * (raw / self.max_log_scale).tanh()
-        return dist.Normal(loc, log_scale.exp()).to_event(1)
+        return dist.Normal(loc, bounded(raw, self.max_log_scale).exp()).to_event(1)
 
     def extra_repr(self) -> str:
         return f"max_log_scale={self.max_log_scale}"

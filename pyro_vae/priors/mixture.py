@@ -100,8 +100,10 @@ class VampPrior(nn.Module):
             )
         self.learn_shares = learn_shares
         self.posterior = posterior
-        self.pseudo_inputs = nn.Parameter(values.detach().clone().to(torch.get_default_dtype()))
-        logits = torch.zeros(len(values))
+        dtypes = (weight.dtype for weight in posterior.parameters() if weight.is_floating_point())
+        dtype = next(dtypes, torch.get_default_dtype())
+        self.pseudo_inputs = nn.Parameter(values.detach().clone().to(dtype))
+        logits = torch.zeros(len(values), dtype=dtype)
         self.logits: Tensor
         if learn_shares:
             self.logits = nn.Parameter(logits)

@@ -35,6 +35,8 @@ class Datum:
     """The advice given in the error about data outside the support."""
     may_be_incomplete: bool = False
     """Whether NaN stands for a missing entry of x."""
+    last_context: tuple[Any, str] | None = None
+    """Where the last of the further arguments has to lie, if the likelihood says so, and the advice otherwise."""
 
     def check(self, x: Any, like: Tensor | None, name: str = "x", plates: dict[int, int] | None = None) -> Tensor:
         """View `x` as `(..., N, *event_shape)` with the dtype of `like`, or raise an error that says what is wrong.
@@ -57,10 +59,16 @@ class Datum:
                 f"context: expected {len(self.context_shapes)} arguments after x, as many as the VAE's context_shapes; "
                 f"got {len(context)}; pass them by position, or build the VAE for them."
             )
-        return tuple(
+        checked = tuple(
             _checks.finite(name, _like(name, _checks.ends_with(name, _checks.tensor(name, value), shape), like))
             for name, value, shape in zip(self.context_names, context, self.context_shapes, strict=True)
         )
+        if self.last_context is not None:
+            support, remedy = self.last_context
+            _checks.in_support(
+                self.context_names[-1], checked[-1], support, remedy, of="the range that the likelihood needs"
+            )
+        return checked
 
     @property
     def context_names(self) -> list[str]:
@@ -117,7 +125,8 @@ def fit_together(prior: nn.Module, likelihood: nn.Module, posterior: nn.Module, 
         # A scale or an exposure may not be zero.
         like = any_parameter(likelihood, posterior)
         context = [torch.ones_like(_zeros(torch.Size(shape), like)) for shape in context_shapes]
-        p_z = _called("prior", prior, *context)
+        # Two rows: a network may take one scalar for one row of width one.
+        p_z = _called("prior", prior, *(value.expand(2, *value.shape[1:]) for value in context))
         _require_no_batch_of_its_own(p_z)
         p_x = _called("likelihood", likelihood, _zeros(p_z.event_shape, any_parameter(likelihood)), *context)
         _require_batch_of_one("likelihood", p_x)
@@ -138,6 +147,7 @@ def fit_together(prior: nn.Module, likelihood: nn.Module, posterior: nn.Module, 
         getattr(likelihood, "support", None) or _fixed_support(p_x),
         getattr(likelihood, "remedy", REMEDY),
         may_be_incomplete,
+        getattr(likelihood, "last_context", None),
     )
 
 
@@ -215,7 +225,7 @@ def _call(part: str, args: tuple[Tensor, ...]) -> str:
 
 
 def _require_no_batch_of_its_own(prior: dist.Distribution) -> None:
-    if prior.batch_shape not in ((), (1,)):
+    if prior.batch_shape not in ((), (1,), (2,)):
         raise ValueError(
             f"prior(): expected batch shape () or (1,) for one datum, its other dimensions being the event's; got "
             f"{tuple(prior.batch_shape)}; declare them with .to_event(...)."

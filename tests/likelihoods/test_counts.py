@@ -95,6 +95,58 @@ def test_data_without_a_density(likelihood, num_outputs, x, message):
         vae.check(torch.full((2, 3), x))
 
 
+class Blind(nn.Module):
+    """An encoder that sees nothing."""
+
+    def forward(self, x, *context):
+        return torch.zeros(len(x), 4)
+
+
+OF_DATUM = {
+    "exposure": (lambda net: pv.likelihoods.Poisson(net, has_exposure=True), [2.0, 0.0], "leave out data without"),
+    "total": (lambda net: pv.likelihoods.Binomial(net, "context"), [3.5, 3.0], "pass the total"),
+    "words": (lambda net: pv.likelihoods.Multinomial(net, "context"), [-1.0, 3.0], "pass the total"),
+    "inside of others": (
+        lambda net: pv.likelihoods.Product(pv.likelihoods.Incomplete(pv.likelihoods.Binomial(net, "context"))),
+        [3.5, 3.0],
+        "pass the total",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OF_DATUM)
+def test_impossible_totals_and_exposures(name):
+    """Before anything is run, in training and evaluation alike."""
+    make, last, message = OF_DATUM[name]
+    vae = pv.VAE(
+        pv.priors.StandardNormal(2),
+        make(pv.nn.MLP(2, [], 3)),
+        pv.posteriors.DiagonalNormal(Blind()),
+        context_shapes=[()],
+    )
+    x, last = torch.ones(2, *vae.model.datum.event_shape), torch.tensor(last)
+    for use in (
+        lambda: pv.fit(vae, (x, last), num_epochs=1, progress=False),
+        lambda: pv.importance_sampling(vae.model, vae.guide, x, last),
+        lambda: vae.sample(2, last),
+    ):
+        with pytest.raises(ValueError, match=f"context.0.: expected values in the range .*{message}"):
+            use()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda net: pv.likelihoods.Gaussian(net, "learned", scale_shape=4),
+        lambda net: pv.likelihoods.Beta(net, concentration_shape=4),
+        lambda net: pv.likelihoods.NegativeBinomial(net, inverse_dispersion_shape=(2, 3)),
+    ],
+)
+def test_learned_numbers_of_another_shape(make):
+    with pytest.raises(ValueError, match="_shape: expected the shape of x, or .. for all .*got .*, beside"):
+        make(pv.nn.MLP(2, [], 3))(torch.zeros(1, 2))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

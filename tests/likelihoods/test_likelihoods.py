@@ -44,6 +44,29 @@ def test_it_sums_or_integrates_to_one(make):
     assert mass == pytest.approx(1, abs=1e-3) != 1.1 * mass
 
 
+MOST = 5.0  # standard errors of a mean: fewer than one false failure in a million
+
+
+@torch.no_grad()
+def test_its_moments_are_those_of_the_density(make):
+    """Mean and variance of a single pixel by the same quadrature, and the mean of draws; the twins are a tenth off."""
+    x_given_z = make(num_pixels=1)(torch.randn(LATENT_DIM))
+    mean, variance = x_given_z.mean, x_given_z.variance
+    if mean.isnan():
+        pytest.skip("levels have no mean")
+    values, log_area = quadrature(x_given_z)
+    inside = x_given_z.support.check(values[:, None])
+    mass = (x_given_z.log_prob(values[inside][:, None]) + log_area[inside]).softmax(0)
+    first = (mass * values[inside]).sum()
+    second = (mass * (values[inside] - first).square()).sum()
+    assert first == pytest.approx(mean.item(), rel=2e-3, abs=2e-3)
+    if variance.isfinite():
+        assert second == pytest.approx(variance.item(), rel=2e-2) != 1.1 * second
+    draws = x_given_z.sample((20_000,))
+    error = MOST * draws.std() / len(draws) ** 0.5
+    assert (draws.mean() - mean).abs() < error < (draws.mean() - mean - 0.1 * draws.std()).abs()
+
+
 def quadrature(x_given_z):
     """Values, and the log area of each."""
     if x_given_z.support.is_discrete:

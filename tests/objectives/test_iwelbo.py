@@ -168,6 +168,24 @@ def test_graphs_give_what_calls_as_they_are_give(trained, gradient):
     assert torch.allclose(found[-1][1], gradient)
 
 
+@pytest.mark.filterwarnings("error:IWELBO")
+@pytest.mark.parametrize("gradient", ["standard", "dreg"])
+def test_gradient_and_update_are_one_graph_where_the_guide_has_groups(gradient):
+    """The draws, which are leaves, are no parameters; and the trained weights are those of steps as they are."""
+    x, trained = torch.randn(200, 3), []
+    for compiled in (True, False):
+        torch.manual_seed(0)
+        vae = pv.VAE(
+            pv.priors.StandardNormal(1),
+            pv.likelihoods.Gaussian(pv.nn.MLP(1, [], 3)),
+            pv.posteriors.DiagonalNormal(pv.nn.MLP(3, [], 2)),
+        )
+        objective = pv.objectives.IWELBO(6, gradient, guide_groups=3)
+        pv.fit(vae, x, objective=objective, num_epochs=3, compile=compiled, progress=False)
+        trained.append(torch.cat([parameter.detach().flatten() for parameter in vae.parameters()]))
+    assert torch.allclose(*trained, atol=1e-5)
+
+
 @pytest.mark.parametrize("gradient", ["standard", "dreg"])
 def test_scales_multiply_value_and_gradient(trained, gradient):
     vae, x = trained

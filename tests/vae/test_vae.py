@@ -1,6 +1,7 @@
 """The VAE as a Pyro program: under every handler, objective and optimizer that takes one."""
 
 import copy
+import itertools
 import warnings
 
 import pyro
@@ -365,6 +366,16 @@ def test_the_scale_of_a_gaussian_keeps_its_floor():
         likelihood.network.bias.fill_(-1e4)
     assert likelihood(torch.zeros(1, 2)).base_dist.scale.min().item() == pytest.approx(0.05)
     assert "min_scale=0.05" in repr(likelihood)
+
+
+def test_log_normal_networks_far_out_have_a_reconstruction():
+    """In float32, whose largest number is e^88."""
+    likelihood = pv.likelihoods.LogNormal(nn.Linear(2, 4), scale="per-pixel")
+    for signs in itertools.product([-1e4, 1e4], repeat=4):
+        with torch.no_grad():
+            likelihood.network.bias.copy_(torch.tensor(signs))
+        found = pv.VAE(pv.priors.StandardNormal(2), likelihood, pv.posteriors.DiagonalNormal(nn.Linear(2, 4)))
+        assert found.reconstruct(torch.ones(1, 2)).isfinite().all()
 
 
 def test_output_bias_starts_at_the_mean():
