@@ -87,7 +87,7 @@ def hessian_of(density: LogDensity, loc: Tensor) -> Tensor:
     height = max(1, MAX_PAIRS // num_data)
     rows = [_hessian_products(density, loc, some) for some in directions.split(height)]
     hessian = torch.cat(rows).movedim(0, 1).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-    return (hessian + hessian.mT) / 2
+    return hessian / 2 + hessian.mT / 2  # the sum of two numbers may overflow
 
 
 def _hessian_products(density: LogDensity, loc: Tensor, directions: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ NUM_DRAWS = (NUM_STEPS + 1) * 2 * NUM_PAIRS
 RIDGE = 0.3  # of the regression, towards the precision that is known
 SMALLEST_FACTOR, LARGEST_FACTOR = 0.5, 20.0  # by which a step changes a precision: to narrow is safe, to widen is not
 LONGEST_STEP = 2.0  # of the mean, in standard deviations
+STEEPEST = 1e6  # a gradient in units of q's own width: beyond, it is that of a pole
 WIDER = 0.6  # by which variances are raised in the end, over the dimension: the best q is narrower than p(z|x)
 DOUBT = 2.0  # standard errors by which the ELBO may fall before a step is taken back
 MAX_PAIRS = 4096  # (draw, datum) pairs that are evaluated together
@@ -124,7 +125,8 @@ class _Step(NamedTuple):
 
     @classmethod
     def of(cls, v: Tensor, gradient: Tensor) -> _Step:
-        """Find it from gradients with regard to v, `(K, N, D)` both."""
+        """Find it from gradients with regard to v, `(K, N, D)` both. Those at a pole are bounded."""
+        gradient = gradient.nan_to_num(nan=0.0).clamp(-STEEPEST, STEEPEST)
         identity = torch.eye(v.shape[-1], dtype=v.dtype, device=v.device)
         second = torch.einsum("kni,knj->nij", v, v) / len(v) + RIDGE * identity
         slope = torch.linalg.solve(second, RIDGE * identity - torch.einsum("kni,knj->nij", v, gradient) / len(v))

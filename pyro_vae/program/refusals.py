@@ -219,7 +219,10 @@ def refuse_impossible_data(observed: dict[str, Any]) -> None:
     """Refuse values outside the support, as Pyro's validation does: a Bernoulli has no likelihood for grey pixels."""
     for name, site in observed.items():
         fn, mask = elements_of(site)
-        possible = fn.support.check(site["value"])
+        if _has_density_of_its_own(fn):
+            possible = fn.log_prob(site["value"]).isfinite()
+        else:
+            possible = fn.support.check(site["value"])
         if not possible.all():  # masked values are allowed, and NaN that the distribution takes for missing values
             possible = possible | _stands_for_missing(fn, site["value"])
             possible = possible if mask is None else possible | (~mask & _is_number(fn, site["value"]))
@@ -266,6 +269,17 @@ def refuse_missing_numbers(args: tuple[Any, ...], kwargs: dict[str, Any], error:
 def _stands_for_missing(fn: Any, value: Tensor) -> Tensor:
     """Find the events that hold NaN and have a density all the same, as under `NanMaskedNormal`."""
     return _any_of_event(value.isnan(), fn.event_dim) & fn.log_prob(value).isfinite()
+
+
+def _has_density_of_its_own(fn: Any) -> bool:
+    """Whether a class that is not Pyro's replaces `log_prob` and inherits `support`, which then says nothing of it."""
+    log_prob, support = (
+        next(each for each in type(fn).__mro__ if name in vars(each)) for name in ("log_prob", "support")
+    )
+    return log_prob is not support and issubclass(log_prob, support) and log_prob.__module__.split(".")[0] not in KNOWN
+
+
+KNOWN = ("torch", "pyro", "pyro_vae")
 
 
 def _is_number(fn: Any, value: Tensor) -> Tensor:

@@ -174,3 +174,16 @@ def test_a_small_budget_is_kept(bananas, max_evaluations):
     x, _ = bananas
     evidence = pv.log_evidence(banana, guide_of_banana, x, tolerance=1e-3, max_evaluations=max_evaluations)
     assert (evidence.num_evaluations <= max_evaluations).all()
+
+
+def test_a_pole_beside_the_start_is_no_crash():
+    """Gradients as large as numbers get, as of a Dirichlet close to a corner, in one datum of two."""
+
+    def density(u):
+        wall = torch.relu(u[:, :1] - 1.0).sum(-1)
+        return -0.5 * u.square().sum(-1) - 1.7e308 * torch.nn.functional.pad(wall, (0, 1))
+
+    two = FullNormal(torch.full((2, 3), 0.9).double(), torch.eye(3).double().repeat(2, 1, 1))
+    found = fit_normal(density, two, noise(2, 3))
+    assert all(each.isfinite().all() for each in found)
+    assert found.loc[1].abs().max() < 0.05 and found.loc[0].max() < 1.0

@@ -609,3 +609,43 @@ def test_nan_of_a_network_is_not_that_of_the_data():
 
     with pytest.raises(ValueError, match="expected distributions with possible parameters; .*no NaN in the arguments"):
         pv.importance_sampling(model, None, torch.zeros(5))
+
+
+class Counted(dist.Multinomial):
+    """Words one by one, as topic models have them: its density is not that of one draw, which `support` is of."""
+
+    def log_prob(self, value):
+        return (self.logits * value).sum(-1)
+
+
+class Strict(Counted):
+    """The same with a support of its own."""
+
+    support = dist.constraints.simplex
+
+
+def words(kind):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+            pyro.sample("x", kind(1, logits=torch.stack([z, -z, 0.5 * z], -1)), obs=x)
+
+    return model
+
+
+def test_a_density_that_replaces_pyro_s_is_trusted_beyond_the_support_that_it_inherits():
+    """By quadrature, within 4.5 errors of 2,000 draws (7e-6 for each datum); the twin is 0.1 nats off."""
+    x = torch.tensor([[3.0, 1.0, 0.0], [0.0, 2.0, 2.0]], dtype=torch.float64)
+    found = pv.importance_sampling(words(Counted), None, x, num_samples=2000)
+    z = torch.linspace(-9, 9, 4001, dtype=torch.float64)
+    logits = torch.stack([z, -z, 0.5 * z], -1).log_softmax(-1)
+    log_joint = dist.Normal(0.0, 1.0).log_prob(z)[:, None] + logits @ x.T
+    exact = log_joint.logsumexp(0) + math.log(18 / 4000)
+    error = 4.5 * found.std_error
+    assert ((found.log_evidence - exact).abs() < error).all() and (
+        (found.log_evidence + 0.1 - exact).abs() > error
+    ).any()
+    with pytest.raises(ValueError, match="model: expected observed values in the support of their distribution"):
+        pv.importance_sampling(words(Strict), None, x)
+    with pytest.raises(ValueError, match="model: expected observed numbers; got NaN"):
+        pv.importance_sampling(words(Counted), None, x / x.clamp(max=0.5).round())
