@@ -53,6 +53,7 @@ PROPOSALS: dict[str, Callable[..., pv.Evidence]] = {
 """Those by importance sampling."""
 ESTIMATORS = PROPOSALS | {
     "ais": partial(pv.ais, num_temperatures=50),
+    "ais, laplace": partial(pv.ais, start="laplace", num_temperatures=50),
     "ais, guide": partial(pv.ais, start="guide", num_temperatures=50),
     "ais, prior": partial(pv.ais, start="prior", num_temperatures=50),
     "log_evidence": partial(pv.log_evidence, tolerance=0.05, max_evaluations=6000),

@@ -42,7 +42,7 @@ def ais(
     num_temperatures: int = 100,
     num_chains: int = 16,
     num_leapfrog: int = 3,
-    start: str = "laplace",
+    start: str = "gaussian",
     schedule: str = "adaptive",
     seed: int = 0,
     plate: str | None = None,
@@ -71,9 +71,9 @@ def ais(
         num_temperatures: T. The variance of log w falls as 1/T once T is large.
         num_chains: K, for each datum; 2 or more.
         num_leapfrog: leapfrog steps of each transition.
-        start: $f_0$: "laplace", a Gaussian at the datum's posterior mode; "gaussian", the same fitted further by
-            variational inference (`proposals.Gaussian`): 384 more evaluations, and log weights of less variance where
-            the posterior is no Gaussian; "guide"; "prior", which takes about ten times more temperatures, and finds
+        start: $f_0$: "laplace", a Gaussian at the datum's posterior mode, exact where the posterior is one; "gaussian",
+            the same fitted further by variational inference (`proposals.Gaussian`): 384 more evaluations, and log
+            weights of less variance where the posterior is no Gaussian; "guide"; "prior", which takes about ten times more temperatures, and finds
             modes that the others may miss. The metric of the chains is that of the Gaussian; from the guide or the
             prior, it moves from the start's to that of Laplace's.
         schedule: "linear"; "sigmoid", denser at both ends; "adaptive", from the spread that the pilot saw.

@@ -107,7 +107,7 @@ def annealed(log_weights: Tensor) -> Estimate:
 class Annealing:
     """How to anneal all data; the pilot adds each datum's settings."""
 
-    start: str = "laplace"
+    start: str = "gaussian"
     num_temperatures: int = 100
     num_chains: int = 16
     num_leapfrog: int = 3

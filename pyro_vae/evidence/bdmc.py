@@ -105,7 +105,7 @@ def bdmc(
     num_temperatures: int = 100,
     num_chains: int = 16,
     num_leapfrog: int = 3,
-    start: str = "laplace",
+    start: str = "gaussian",
     schedule: str = "adaptive",
     seed: int = 0,
     plate: str | None = None,
