@@ -21,9 +21,9 @@ from pyro_vae.evidence.estimator import Task, evaluate
 from pyro_vae.evidence.importance import ImportanceSampling
 from pyro_vae.evidence.observed import Observed
 from pyro_vae.evidence.region import Region
+from pyro_vae.program.in_turn import UNUSED
 from pyro_vae.program.joint import Compile
 from pyro_vae.program.tiles import Block, noise, refuse_nan
-from pyro_vae.program.whole import UNUSED
 
 __all__ = ["Posterior", "chain_diagnostics", "chains", "posterior_samples"]
 

@@ -15,8 +15,12 @@ from torch import Tensor
 from pyro_vae.program.masks import elements_of, mask_of
 from pyro_vae.program.sites import plates_of, sample_sites
 
-__all__ = ["InTurn"]
+__all__ = ["PLATE_OF_UNUSED", "UNUSED", "InTurn"]
 
+UNUSED = "_unused"
+"""A latent on which nothing depends."""
+PLATE_OF_UNUSED = "_unused_data"
+"""Its plate, which has the data of the program's own."""
 PLACE = "{}"
 NO_DIMENSIONS = torch.Size()
 
@@ -43,8 +47,9 @@ class InTurn(NamedTuple):
         """
         runs = [dict(sample_sites(trace)) for trace in traces]
         sites = [site for run in runs for site in run.values()]
-        shared = set.intersection(*(set(_turns(site)) for site in sites)) if sites else set()
-        sizes = {name: max(_turns(site)[name] for site in sites) for name in sorted(shared)}
+        own = [_turns(site) for site in sites if PLATE_OF_UNUSED not in _turns(site)]
+        shared = set.intersection(*map(set, own)) if own else set()
+        sizes = {name: max(turns[name] for turns in own) for name in sorted(shared)}
         found = [name for name, size in sizes.items() if plate in (None, name) and size == num_rows]
         if not found:
             return None
@@ -79,7 +84,8 @@ class InTurn(NamedTuple):
 
     def place_of(self, site: dict[str, Any]) -> int:
         """Return the place of the datum whose site this is."""
-        return _turns(site)[self.plate] - 1
+        turns = _turns(site)
+        return turns[self.plate if self.plate in turns else PLATE_OF_UNUSED] - 1
 
     def name_of_all(self, site: dict[str, Any]) -> str:
         """Return the name of the site of all data of which this is a part."""
@@ -113,7 +119,7 @@ class InTurn(NamedTuple):
         fn: Any = OfAllData(elements, batch_ndim + event_dims[0] - event_dims[1])
         if any(elements_of(site).mask is not None for site in sites):
             fn = fn.mask(_stacked([mask_of(site) for site in sites], batch_ndim + event_dims[0] - event_dims[1]))
-        inside = tuple(frame for frame in site["cond_indep_stack"] if frame.name != self.plate)
+        inside = tuple(frame for frame in site["cond_indep_stack"] if frame.name not in (self.plate, PLATE_OF_UNUSED))
         frame = CondIndepStackFrame(self.plate, self.dim, len(sites), 0, len(sites))
         return {
             **{key: value for key, value in site.items() if "log_prob" not in key},

@@ -126,7 +126,7 @@ def look_at(
     with_draws = {name: site for name, site in seen.model_sites.items() if name not in seen.summed.names | points}
     drawn = {name: site for name, site in seen.guide_sites.items() if name not in seen.summed.names}
     if (seen.summed or isinstance(model, WithPoints)) and all(site["is_observed"] for site in with_draws.values()):
-        raise NothingToDraw(data_dim)
+        raise NothingToDraw(data_dim, seen.turns)
     refuse_mismatch(with_draws, drawn)
     refuse_densities_without_volume(with_draws, drawn)
     latents = frozenset(name for name, site in with_draws.items() if not site["is_observed"])

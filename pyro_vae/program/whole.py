@@ -17,18 +17,15 @@ from torch import Tensor
 from pyro_vae import _checks
 from pyro_vae._random import seeded
 from pyro_vae.program.automatic import gaussian_of, laplace_of
+from pyro_vae.program.in_turn import PLATE_OF_UNUSED, UNUSED, InTurn
 from pyro_vae.program.refusals import refusing_noisy_modules
 from pyro_vae.program.sites import plates_of, sample_sites
 from pyro_vae.program.structure import traced
 
-__all__ = ["UNUSED", "Pair", "as_one_datum", "dims_of_rows", "prior_of", "with_rows_first", "with_unused_latent"]
+__all__ = ["Pair", "as_one_datum", "dims_of_rows", "prior_of", "with_rows_first", "with_unused_latent"]
 
 DATA_SET = "_data_set"
 """The plate whose data are data sets."""
-
-
-UNUSED = "_unused"
-"""A latent on which nothing depends."""
 
 
 def prior_of(model: Callable[..., Any]) -> Callable[..., Any]:
@@ -43,15 +40,19 @@ def prior_of(model: Callable[..., Any]) -> Callable[..., Any]:
     return prior
 
 
-def with_unused_latent(program: Callable[..., Any], data_dim: int) -> Callable[..., Any]:
+def with_unused_latent(program: Callable[..., Any], data_dim: int, turns: InTurn | None) -> Callable[..., Any]:
     """Add a latent on which nothing depends, for programs whose latents are all summed out.
 
-    The weight of each of its draws is p(x).
+    The weight of each of its draws is p(x). Where the program visits its data in turn, so does its plate.
     """
 
     def run(x: Any, *args: Any, **kwargs: Any) -> Any:
-        with pyro.plate(f"{UNUSED}_data", len(x), dim=data_dim):
-            pyro.sample(UNUSED, Normal(0.0, 1.0))
+        if turns is None:
+            with pyro.plate(PLATE_OF_UNUSED, len(x), dim=data_dim):
+                pyro.sample(UNUSED, Normal(0.0, 1.0))
+        else:
+            for place in pyro.plate(PLATE_OF_UNUSED, len(x)):
+                pyro.sample(f"{UNUSED}_{place + turns.first}", Normal(0.0, 1.0))
         return program(x, *args, **kwargs)
 
     return run

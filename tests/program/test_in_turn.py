@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import config_enumerate
 from truths import assert_within
 
 import pyro_vae as pv
@@ -63,6 +64,32 @@ def test_draws_of_the_posterior_have_one_name_for_all_data():
     assert draws.latents["z"].shape[2:] == (len(x), 2)
     assert torch.allclose(sums, x.sum(1) * 2 / 7, atol=4.5 * math.sqrt(2 / 7 / 300))  # 7e-6 for each datum
     assert not torch.allclose(sums, x.flip(0).sum(1) * 2 / 7, atol=4.5 * math.sqrt(2 / 7 / 300))
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("with_guide", [True, False])
+def test_nothing_is_left_to_draw(first, with_guide):
+    """A chain of two states for each datum, all summed out: exact, against a sum over the four paths."""
+    weights, means = torch.tensor([0.3, 0.7]), torch.tensor([-1.0, 1.0])
+    change = torch.tensor([[0.9, 0.1], [0.4, 0.6]])
+
+    @config_enumerate
+    def chain(x):
+        for i in pyro.plate("data", len(x)):
+            state = None
+            for t in pyro.markov(range(2)):
+                probs = weights if state is None else change[state]
+                state = pyro.sample(f"z_{i + first}_{t}", dist.Categorical(probs))
+                pyro.sample(f"x_{i + first}_{t}", dist.Normal(means[state], 1.0), obs=x[i, t])
+
+    def nothing(x):
+        pass
+
+    x = data()
+    likelihoods = dist.Normal(means, 1.0).log_prob(x[:, :2, None]).exp()
+    paths = weights[:, None] * change * likelihoods[:, 0, :, None] * likelihoods[:, 1, None]
+    found = pv.importance_sampling(chain, nothing if with_guide else None, x, num_samples=3)
+    assert torch.allclose(found.log_evidence, paths.sum((1, 2)).log(), atol=1e-9)
 
 
 @pytest.mark.one_in(2)
