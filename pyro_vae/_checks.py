@@ -155,9 +155,14 @@ def _describe(value: Any) -> str:
         return "None; pass the data"
     if isinstance(value, (tuple, list)) and any(isinstance(item, Tensor) for item in value):
         kind = type(value).__name__
-        return f"a {kind} of {len(value)}, as a data loader gives (x, label); unpack it and pass x alone"
+        return (
+            f"a {kind} of {len(value)}, as a data loader gives (x, label); unpack it and pass x alone; if these are "
+            "rows, torch.stack them"
+        )
     if isinstance(value, (tuple, list)):
         return f"a {type(value).__name__}; convert it with torch.as_tensor(...)"
+    if isinstance(value, Mapping):
+        return "a dictionary; pass its tensors, and wrap model and guide, lambda x: model({...}), to make it of them"
     if isinstance(getattr(value, "x", None), Tensor):
         return f"a {type(value).__name__}; pass its tensor, .x"
     return f"{type(value).__name__}; convert it with torch.as_tensor(...)"

@@ -16,6 +16,7 @@ from pyro.infer.autoguide import AutoGuide
 
 from pyro_vae import _checks
 from pyro_vae._random import seeded
+from pyro_vae.program.arguments import rows_alone
 from pyro_vae.program.automatic import gaussian_of
 from pyro_vae.program.company import (
     Densities,
@@ -58,6 +59,7 @@ def program_of(
     if not (plate is None or isinstance(plate, str) or (type(plate) is int and plate < 0)):
         raise TypeError(f"plate: expected the name of the plate over data, or None; got {plate!r}; pass its name.")
     kwargs = _checks.keyword_arguments(kwargs)
+    model, guide, args, kwargs = rows_alone(model, guide, args, kwargs, plate)
     pair = _Pair(model, guide, _arguments(args), kwargs, plate)
     with seeded(pair.args[0].device, 0):  # whatever runs draw, the caller's generator stays where it was
         return _inspected(pair)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pyro_vae import _checks
 from pyro_vae._random import seeded
+from pyro_vae.program.arguments import sizes_of_plates
 from pyro_vae.program.automatic import gaussian_of, laplace_of
 from pyro_vae.program.in_turn import PLATE_OF_UNUSED, UNUSED, InTurn
 from pyro_vae.program.refusals import refusing_noisy_modules
@@ -58,7 +59,6 @@ def with_unused_latent(program: Callable[..., Any], data_dim: int, turns: InTurn
     return run
 
 
-@torch.no_grad()
 def dims_of_rows(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], plate: str | int | None
 ) -> list[tuple[int | None, ...]]:
@@ -69,13 +69,8 @@ def dims_of_rows(
     x = args[0] if args else None
     if isinstance(plate, int) or not isinstance(x, Tensor) or x.ndim < 2:
         return []
-    with poutine.block(), seeded(x.device, 0), refusing_noisy_modules(), pyro.validation_enabled(False):
-        trace = poutine.trace(model).get_trace(*args, **kwargs)
-    frames = [{(frame.name, frame.size) for frame in plates_of(site)} for _, site in sample_sites(trace)]
-    sizes = {size for name, size in set.intersection(*frames) if plate in (None, name)} if frames else ()
-    found = [
-        dims for size in sorted(sizes) for dims in product(*(_dims_of_size(arg, size) for arg in args)) if any(dims)
-    ]
+    sizes = sorted(sizes_of_plates(model, args, kwargs, plate))
+    found = [dims for size in sizes for dims in product(*(_dims_of_size(arg, size) for arg in args)) if any(dims)]
     return found[:MOST_READINGS]
 
 
