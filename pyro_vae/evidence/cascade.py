@@ -34,7 +34,7 @@ from pyro_vae.evidence.sources import Modes, Source, Start, guide_at
 from pyro_vae.evidence.summits import CLIMBS, Summits
 from pyro_vae.evidence.survey import Survey, find_modes, find_summits, survey
 from pyro_vae.evidence.weights import Estimate
-from pyro_vae.program.tiles import Block, Noise, evaluating, noise, refuse_nan
+from pyro_vae.program.tiles import Block, Noise, evaluating, noise, refuse_nan, zero_where_unknown
 
 __all__ = ["Cascade", "Result"]
 
@@ -239,6 +239,7 @@ class Cascade:
     def _draw(self, columns: Tensor, source: Source, number: int, seed: int, num_posterior_draws: int = 0) -> Collected:
         part = self.block.part(columns)._replace(program=source.fitted.program)
         evaluate = evaluating(part.program, source.fitted.draw, self.region.joint)
+        evaluate = evaluate if source.is_guide else zero_where_unknown(evaluate)
         self.spent[columns] += number
         return collected(part, evaluate, number, seed, Noise(self.width, columns), num_posterior_draws)
 

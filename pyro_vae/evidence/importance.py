@@ -30,7 +30,7 @@ from pyro_vae.evidence.survey import NUM_POINTS, survey
 from pyro_vae.evidence.weights import Estimate, Totals
 from pyro_vae.program.core import Program
 from pyro_vae.program.joint import Compile, joint_of
-from pyro_vae.program.tiles import Block, Noise, block_width, evaluating, noise
+from pyro_vae.program.tiles import Block, Noise, block_width, evaluating, noise, zero_where_unknown
 
 __all__ = ["ImportanceSampling", "importance_sampling"]
 
@@ -214,10 +214,11 @@ class ImportanceSampling(Estimator[_Part]):
         part = block.part(columns)._replace(program=fitted.program)
         is_whole = len(columns) == block.program.num_data  # a graph has the size of a whole block
         evaluator = self.graph if self.graph is not None and is_whole else partial(evaluating, joint=task.densities)
+        evaluate = evaluator(part.program, fitted.draw)
         numbers = Noise(block.program.num_data, columns)
         kept = collected(
             part,
-            evaluator(part.program, fitted.draw),
+            evaluate if self.is_of_guide else zero_where_unknown(evaluate),
             self.num_samples,
             seed,
             numbers,

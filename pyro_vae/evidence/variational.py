@@ -21,6 +21,7 @@ SMALLEST_FACTOR, LARGEST_FACTOR = 0.5, 20.0  # by which a step changes a precisi
 LONGEST_STEP = 2.0  # of the mean, in standard deviations
 STEEPEST = 1e6  # a gradient in units of q's own width: beyond, it is that of a pole
 WIDER = 0.6  # by which variances are raised in the end, over the dimension: the best q is narrower than p(z|x)
+EXACT = 0.02  # nats: the standard deviation of log weights below which q is p(z|x), and needs no fit
 DOUBT = 2.0  # standard errors by which the ELBO may fall before a step is taken back
 MAX_PAIRS = 4096  # (draw, datum) pairs that are evaluated together
 
@@ -33,8 +34,9 @@ def refined(laplace: NormalMixture, view: Unconstrained, noise: Noise) -> Normal
         if not len(rows):  # a mode of data that are not asked for
             parts.append(part)
             continue
-        found = fit_normal(log_density(view.at(rows)), part.at(rows), noise.at(rows))
-        found = found._replace(scale_tril=found.scale_tril * (1 + WIDER / view.dim) ** 0.5)
+        found, is_exact = fit_normal(log_density(view.at(rows)), part.at(rows), noise.at(rows))
+        wider = torch.where(is_exact, 1.0, (1 + WIDER / view.dim) ** 0.5)
+        found = found._replace(scale_tril=found.scale_tril * wider[:, None, None])
         parts.append(FullNormal(*(old.index_copy(0, rows, new) for old, new in zip(part, found, strict=True))))
     return laplace._replace(parts=tuple(parts))
 
@@ -44,14 +46,21 @@ def num_evaluations(gaussians: NormalMixture) -> Tensor:
     return NUM_DRAWS * gaussians.log_shares.isfinite().sum(0)
 
 
-def fit_normal(density: LogDensity, start: FullNormal, noise: Noise) -> FullNormal:
+class Fit(NamedTuple):
+    """Gaussians, and which of them were found to be the density itself."""
+
+    gaussian: FullNormal
+    is_exact: Tensor
+
+
+def fit_normal(density: LogDensity, start: FullNormal, noise: Noise) -> Fit:
     r"""Climb the ELBO of $q = N(m, L L^T)$, each datum for itself, by steps of the natural gradient.
 
     In coordinates v with u = m + L v, the best q has $E_q \nabla_v \log p(x, u) = 0$ and $-E_q \nabla_v^2 \log p = I$.
     Both are read off a regression of the gradients on v, at pairs of draws v and -v, with a ridge towards the precision
     that q has already. A step at most halves a precision, or makes it twenty times as large, and moves the mean by at
     most two standard deviations. Where the ELBO then falls by more than two standard errors, the step is taken back,
-    and tried at half its size.
+    and tried at half its size. Where log p(x, u) - log q(u) is the same at all draws of the start, that is the answer.
 
     Args:
         density: log p(x, u), with gradients.
@@ -64,18 +73,21 @@ def fit_normal(density: LogDensity, start: FullNormal, noise: Noise) -> FullNorm
     """
     best, elbo = start, _Elbo.none(start)
     step, size = _Step.none(start), torch.ones_like(start.loc[:, 0])
-    for _ in range(NUM_STEPS + 1):
+    is_exact = torch.zeros_like(size, dtype=torch.bool)
+    for turn in range(NUM_STEPS + 1):
         q = step.applied(best, size)
         v = noise.normal(NUM_PAIRS)
         v = torch.cat([v, -v])
         u = q.rsample(v)
         value, gradient = _with_gradient(density, u)
-        found = _Elbo.of(value - q.log_prob(u))
+        log_weights = value - q.log_prob(u)
+        found = _Elbo.of(log_weights)
+        is_exact = log_weights.std(0) < EXACT if turn == 0 else is_exact
         kept = found.is_no_less_than(elbo)
         best, elbo = _choose(kept, q, best), _choose(kept, found, elbo)
         step = _choose(kept, _Step.of(v, q.scaled_transposed(gradient)), step)
         size = torch.where(kept, 1.0, size / 2)
-    return best
+    return Fit(_choose(is_exact, start, best), is_exact)
 
 
 def _with_gradient(density: LogDensity, u: Tensor) -> tuple[Tensor, Tensor]:

@@ -66,7 +66,8 @@ def rows_alone(
         found = sizes & sizes_of_plates(model, args, kwargs, plate)
     except Exception:  # a model that does not run on these arguments has no plate to tell
         return model, guide, args, kwargs
-    if len(found) != 1 or any(_may_have_rows_elsewhere(leaf, *found) for leaf in leaves):
+    is_as_it_should_be = args and has_rows(args[0]) and len(args[0]) in found  # what has other rows is refused
+    if is_as_it_should_be or len(found) != 1 or any(_may_have_rows_elsewhere(leaf, *found) for leaf in leaves):
         return model, guide, args, kwargs
     places = tuple(place for place, leaf in enumerate(leaves) if has_rows(leaf) and {len(leaf)} == found)
     others = tuple(leaf for place, leaf in enumerate(leaves) if place not in places)

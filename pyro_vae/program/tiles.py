@@ -11,6 +11,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyro_vae import _checks
 from pyro_vae._random import forked_generator, seeded, tile_seed
 from pyro_vae.program.core import LogDensities, Program
 from pyro_vae.program.joint import Joint, as_it_is
@@ -36,6 +37,7 @@ __all__ = [
     "tiles_of",
     "tiles_of_guide",
     "with_noise",
+    "zero_where_unknown",
 ]
 
 # How many (datum, draw) pairs are drawn together. It fixes which random numbers a draw is made of, so it is a constant
@@ -143,6 +145,31 @@ def evaluating(program: Program, draw: Draw, joint: Joint = as_it_is) -> Evaluat
         return latents, LogDensities(prior, likelihood, guide)
 
     return evaluate
+
+
+def zero_where_unknown(evaluate: Evaluate) -> Evaluate:
+    """Count a draw for which the model has no number, but NaN, as one of density zero, and warn.
+
+    Another proposal than the guide reaches where no draw of the program does, and where a scale, say, may be rounded to
+    zero. What is lost makes log p(x) too low, never too high.
+    """
+
+    def evaluated(strips: Sequence[Strip]) -> tuple[Latents, LogDensities]:
+        latents, densities = evaluate(strips)
+        unknown = (densities.prior + densities.likelihood).isnan()
+        unknown = unknown & ~unknown.all(0)  # where no draw has a number, that is said
+        if not unknown.any():
+            return latents, densities
+        _checks.warn(
+            "model: expected a density wherever the proposal draws; got NaN at draws far from the guide's, which count "
+            "as draws of density zero; log p(x) may be too low, by as much as there is."
+        )
+        prior, likelihood, guide = densities
+        return latents, LogDensities(
+            prior.masked_fill(unknown, -torch.inf), likelihood.masked_fill(unknown, 0.0), guide
+        )
+
+    return evaluated
 
 
 def in_strips(program: Program, draw: DrawSome) -> Draw:

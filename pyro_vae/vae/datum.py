@@ -127,7 +127,7 @@ def fit_together(prior: nn.Module, likelihood: nn.Module, posterior: nn.Module, 
         context = [torch.ones_like(_zeros(torch.Size(shape), like)) for shape in context_shapes]
         # Two rows: a network may take one scalar for one row of width one.
         p_z = _called("prior", prior, *(value.expand(2, *value.shape[1:]) for value in context))
-        _require_no_batch_of_its_own(p_z)
+        _require_no_batch_of_its_own(p_z, 2 if context else 1)
         p_x = _called("likelihood", likelihood, _zeros(p_z.event_shape, any_parameter(likelihood)), *context)
         _require_batch_of_one("likelihood", p_x)
         q_z = _called("posterior", posterior, _zeros(p_x.event_shape, any_parameter(posterior)), *context)
@@ -224,8 +224,8 @@ def _call(part: str, args: tuple[Tensor, ...]) -> str:
     return f"{part}({'z' if part == 'likelihood' else 'x'}{', *context' if len(args) > 1 else ''})"
 
 
-def _require_no_batch_of_its_own(prior: dist.Distribution) -> None:
-    if prior.batch_shape not in ((), (1,), (2,)):
+def _require_no_batch_of_its_own(prior: dist.Distribution, num_rows: int) -> None:
+    if prior.batch_shape not in ((), (1,), (num_rows,)):
         raise ValueError(
             f"prior(): expected batch shape () or (1,) for one datum, its other dimensions being the event's; got "
             f"{tuple(prior.batch_shape)}; declare them with .to_event(...)."

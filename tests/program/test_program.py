@@ -649,3 +649,39 @@ def test_a_density_that_replaces_pyro_s_is_trusted_beyond_the_support_that_it_in
         pv.importance_sampling(words(Strict), None, x)
     with pytest.raises(ValueError, match="model: expected observed numbers; got NaN"):
         pv.importance_sampling(words(Counted), None, x / x.clamp(max=0.5).round())
+
+
+def narrows(x):
+    """z ~ N(0, 1), and a scale that is rounded to zero, and refused, beyond 6."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+        pyro.sample("x", dist.Normal(0.0, torch.where(z.abs() < 6.0, 1.0, torch.nan)), obs=x)
+
+
+def of_width(scale):
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(()), scale))
+
+    return guide
+
+
+def test_a_proposal_may_reach_where_the_program_has_no_numbers():
+    """Some draws from twice the guide's width lie beyond 6, where there is 2e-9 of p(z); the guide's own are refused."""
+    x = torch.linspace(-1, 1, 5)
+    with pytest.warns(UserWarning, match="got NaN at draws far from the guide's"):
+        found = pv.importance_sampling(narrows, of_width(1.5), x, proposal="inflated", num_samples=4000)
+    exact = dist.Normal(0.0, 1.0).log_prob(x)
+    assert ((found.log_evidence - exact).abs() < 4.5 * found.std_error).all()
+    with pytest.raises(ValueError, match="expected (numbers for log weights; got NaN|distributions with possible)"):
+        pv.importance_sampling(narrows, of_width(4.0), x, num_samples=4000)
+
+
+def test_a_datum_without_any_number_is_refused_whatever_the_proposal():
+    def nowhere(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z, torch.where((z == 0) | (x < 2), 1.0, torch.nan)), obs=x)
+
+    with pytest.raises(ValueError, match="expected (numbers|distributions with possible parameters)"):
+        pv.importance_sampling(nowhere, None, torch.tensor([0.0, 3.0]), proposal="inflated", num_samples=50)
