@@ -26,7 +26,7 @@ from pyro_vae.compile.graph import with_gradients
 from pyro_vae.compile.steps import GRADIENT, UPDATE, VALUE, Kind, NotCompilable, Pair
 from pyro_vae.optim import FusedAdam
 from pyro_vae.program.points import delta_of
-from pyro_vae.program.refusals import refuse_points
+from pyro_vae.program.refusals import is_refusal, refuse_points, said
 from pyro_vae.program.sites import drawn_sites, plates_of, sample_sites
 
 __all__ = ["LogWeights", "Objective", "as_it_is", "is_same_scale", "refuse_not_reparametrized", "refuse_unguided"]
@@ -160,6 +160,25 @@ class Objective(ELBO):
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
+
+    def _get_vectorized_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        """Run all particles at once; where that alone is what fails, say so."""
+        try:
+            return super()._get_vectorized_trace(model, guide, args, kwargs)
+        except Exception as error:
+            if is_refusal(error) or not self._runs_alone(model, guide, args, kwargs):
+                raise
+            raise ValueError(
+                f"{type(self).__name__}: expected a program that takes its particles in a dimension to the left of its "
+                f"plates; got {said(error)}; pass vectorize_particles=False, which runs it once for each."
+            ) from error
+
+    def _runs_alone(self, model: Any, guide: Any, args: Any, kwargs: Any) -> bool:
+        try:
+            self._get_trace(model, guide, args, kwargs)
+        except Exception:  # whatever it is, it does not come of the particles
+            return False
+        return True
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """Return the value, nats, summed over the data: a number, without gradients."""

@@ -332,3 +332,28 @@ def test_a_point_outside_of_the_plate_leaves_the_data_apart(vectorize_particles)
         torch.manual_seed(0)
         losses.append(objective.loss(model, guide, x, has_point))
     assert losses[1] == pytest.approx(losses[0] - 0.25, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    "objective", [pv.objectives.IWELBO(4), pv.objectives.IWELBO(4, "dreg"), pv.objectives.RenyiBound(num_particles=4)]
+)
+def test_a_program_that_takes_no_more_dimensions_is_told_how_to_run(objective):
+    """Concatenated with a tensor of two dimensions, as in many programs; one by one it runs."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            both = torch.cat([z, torch.ones(len(x), 1)], 1)
+            pyro.sample("x", dist.Normal(both.sum(-1), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[:, None] / 2, 0.7).to_event(1))
+
+    x = torch.randn(5)
+    with pytest.raises(ValueError, match="expected a program that takes its particles in .*vectorize_particles=False"):
+        objective.loss(model, guide, x)
+    with pytest.raises(TypeError, match="missing"):  # not of the particles
+        objective.loss(lambda x, y: model(x), lambda x, y: guide(x), x)
+    alone = type(objective)(num_particles=4, vectorize_particles=False)
+    assert alone.loss(model, guide, x) > 0
