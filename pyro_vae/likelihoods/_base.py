@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import pyro.distributions as dist
@@ -79,12 +79,20 @@ class PositiveNumber(nn.Module):
     - `"learned"`: learned with the weights, one number for all (`shape=()`) or one for each (`shape` that of x);
     - `"per-pixel"`: from the network, which gives another set of channels, $\rho$.
 
-    Learned and per-pixel numbers are $\sigma_{min} + \mathrm{softplus}(\rho)$.
+    Learned and per-pixel numbers are $\sigma_{min} + \mathrm{softplus}(\rho)$. For those that span orders of magnitude
+    `of` is `bounded_exp`: at steps of one size $e^\rho$ gets from 1 to 1,000 where a softplus gets from 0.7 to 7.
     """
 
-    def __init__(self, name: str, form: Form, floor: float, shape: int | Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        form: Form,
+        floor: float,
+        shape: int | Sequence[int] = (),
+        of: Callable[[Tensor], Tensor] = functional.softplus,
+    ) -> None:
         super().__init__()
-        self.name = name
+        self.name, self.of = name, of
         self.floor = _checks.positive(f"min_{name}", floor)
         self.shape = _checks.shape(f"{name}_shape", shape) if shape != () else ()
         self.form: Any = form
@@ -111,7 +119,7 @@ class PositiveNumber(nn.Module):
                 f"network's output of shape {tuple(beside.shape)}; pass the shape of one datum."
             )
         raw = self.raw if raw is None else raw
-        return self.form if raw is None else self.floor + functional.softplus(raw)
+        return self.form if raw is None else self.floor + self.of(raw)
 
     def described(self) -> str:
         """Return the arguments that made it."""

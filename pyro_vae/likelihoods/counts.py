@@ -96,7 +96,7 @@ class NegativeBinomial(Poisson):
     r"""Independent counts with more variance than Poisson's, $\mathrm{Var}\, x_d = \mu_d + \mu_d^2 / r_d$.
 
     A Poisson variable whose mean has a Gamma distribution of mean $\mu_d = t\, e^{\rho_d(z)}$ and shape r. The inverse
-    dispersion r has three forms.
+    dispersion r has three forms; learned or per pixel, it is $r_{min} + e^\rho$, bounded as the mean is.
 
     Args:
         network: any module from z (and context) to the logarithm of each mean (`"per-pixel"`: and the raw inverse
@@ -132,7 +132,7 @@ class NegativeBinomial(Poisson):
         self.inverse_dispersion, self.min_inverse_dispersion = inverse_dispersion, min_inverse_dispersion
         self.inverse_dispersion_shape = inverse_dispersion_shape
         self.inverse_dispersion_form = PositiveNumber(
-            "inverse_dispersion", inverse_dispersion, min_inverse_dispersion, inverse_dispersion_shape
+            "inverse_dispersion", inverse_dispersion, min_inverse_dispersion, inverse_dispersion_shape, bounded_exp
         )
 
     def forward(self, z: Tensor, *context: Tensor) -> dist.Distribution:
