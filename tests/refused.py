@@ -130,6 +130,16 @@ def _():
     return plain, lambda x: None
 
 
+@case("what `obs_mask` leaves out, and the guide does not draw")
+def _():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x, obs_mask=x > 0)
+
+    return model
+
+
 @case("a guide with a site that the model has not")
 def _():
     return with_guide(lambda x: dist.Normal(x, 1.0), name="w")

@@ -142,10 +142,14 @@ def refuse_other_names(model_sites: dict[str, Any], guide_sites: dict[str, Any])
     others = ", ".join(map(repr, sorted(drawn - model_sites.keys())))
     for name in sorted(latent - drawn):
         found = f"no site {name!r}" + (f", but {others}, which the model has not" if others else "")
-        raise ValueError(
-            f"guide: expected it to draw every latent site of the model; got {found}; add it to the guide under that "
-            "name, or, if it is data, observe it in the model with obs=..."
-        )
+        mend = "add it to the guide under that name, or, if it is data, observe it in the model with obs=..."
+        if name.endswith("_unobserved"):
+            mend = (
+                "pyro.sample(..., obs_mask=...) makes it of what the mask leaves out: draw it in the guide under "
+                "poutine.mask(mask=~obs_mask), or have it integrated out, poutine.mask(mask=obs_mask) in the place of "
+                "obs_mask"
+            )
+        raise ValueError(f"guide: expected it to draw every latent site of the model; got {found}; {mend}")
     for name in sorted(drawn - latent):
         what = "observes it" if name in model_sites else "has none"
         raise ValueError(
