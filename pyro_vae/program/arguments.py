@@ -12,9 +12,9 @@ import torch
 from pyro import poutine
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
 from pyro_vae import _checks
+from pyro_vae._private import tree_flatten, tree_leaves, tree_unflatten
 from pyro_vae._random import seeded
 from pyro_vae.program.refusals import refusing_noisy_modules
 from pyro_vae.program.runs import has_rows
@@ -28,7 +28,7 @@ class OfRows:
     """A program that takes, of its arguments, the tensors with a row for each datum; the others are kept."""
 
     program: Callable[..., Any]
-    spec: TreeSpec
+    spec: Any
     places: tuple[int, ...]
     """Of the rows among the leaves."""
 
