@@ -389,6 +389,7 @@ def _counting(fn, calls):
     return counted
 
 
+@pytest.mark.slow
 def test_compiled_it_ends_at_the_same_elbo(tmp_path):
     """After 50 epochs of real digits, with other seeds; at t < 5 with 6 degrees of freedom, a false failure in 400 runs.
 
