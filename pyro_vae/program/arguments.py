@@ -71,7 +71,7 @@ def rows_alone(
         return model, guide, args, kwargs
     places = tuple(place for place, leaf in enumerate(leaves) if has_rows(leaf) and {len(leaf)} == found)
     others = tuple(leaf for place, leaf in enumerate(leaves) if place not in places)
-    taken = OfRows(model, spec, places), guide and OfRows(guide, spec, places)
+    taken = OfRows(model, spec, places), None if guide is None else OfRows(guide, spec, places)
     return *taken, tuple(leaves[place] for place in places), {**(kwargs if args else {}), OTHERS: others}
 
 
