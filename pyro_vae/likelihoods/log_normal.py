@@ -17,7 +17,8 @@ MAX_LOC, MAX_SCALE = 60.0, 5.0
 class LogNormal(ScaledLikelihood):
     r"""Independent positive numbers, $\log x_d \sim N(\mu_d(z), \sigma_d^2)$, with the density of x, not of log x.
 
-    $\mu$ is bounded smoothly by 60, and a scale that is no constant by 5, so that the mean is never infinite, nor the mode zero.
+    $\mu$ is bounded smoothly by 60, and a scale that is no constant by 5, so that the mean is never infinite, nor the
+    mode zero.
 
     Args:
         network: any module from z (and context) to the mean of each logarithm (`"per-pixel"`: mean and raw scale).
