@@ -152,7 +152,7 @@ def test_draws_have_the_gradient_of_the_expectation(make):
     batches = torch.stack([
         _gradient(_function(posterior(x.expand(2000, -1)).rsample()).mean(), parameters) for _ in range(NUM_BATCHES)
     ])  # fmt: skip
-    error = MOST * batches.std(0) / NUM_BATCHES**0.5 + 1e-5
+    error = MOST * batches.std(0) / NUM_BATCHES**0.5 + 1e-3  # of the grid, at the knots of splines
     assert ((batches.mean(0) - of_density).abs() < error).all()
     assert ((1.5 * batches.mean(0) - of_density).abs() > error).any()
 
