@@ -145,6 +145,8 @@ def test_draws_have_the_gradient_of_the_expectation(make):
     The twin is a gradient that is half as large again.
     """
     posterior, x = built(make), torch.randn(NUM_PIXELS)
+    if make is POSTERIORS["Flow, spline"]:
+        pytest.skip("the bins of its splines are narrower than those of a grid")
     parameters = [each for name, each in posterior.named_parameters() if name.endswith("bias")]
     z, log_area = AREA
     density = (posterior(x).log_prob(z) + log_area).exp()
@@ -152,9 +154,33 @@ def test_draws_have_the_gradient_of_the_expectation(make):
     batches = torch.stack([
         _gradient(_function(posterior(x.expand(2000, -1)).rsample()).mean(), parameters) for _ in range(NUM_BATCHES)
     ])  # fmt: skip
-    error = MOST * batches.std(0) / NUM_BATCHES**0.5 + 1e-3  # of the grid, at the knots of splines
+    error = MOST * batches.std(0) / NUM_BATCHES**0.5 + 1e-5
     assert ((batches.mean(0) - of_density).abs() < error).all()
     assert ((1.5 * batches.mean(0) - of_density).abs() > error).any()
+
+
+def test_draws_have_the_gradient_of_finite_differences(make):
+    """In a direction of all biases, with the same noise; the twin is a thousandth larger."""
+    if make is POSTERIORS["NormalMixture"]:
+        pytest.skip("which part a draw comes of has no derivative")
+    posterior, x = built(make), torch.randn(NUM_PIXELS).expand(1000, -1)
+    parameters = [each for name, each in posterior.named_parameters() if name.endswith("bias")]
+    directions = [torch.randn_like(each) for each in parameters]
+
+    def mean(step=0.0):
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for parameter, direction in zip(parameters, directions, strict=True):
+                parameter.add_(step * direction)
+        value = _function(posterior(x).rsample()).mean()
+        with torch.no_grad():
+            for parameter, direction in zip(parameters, directions, strict=True):
+                parameter.sub_(step * direction)
+        return value
+
+    slope = (_gradient(mean(), parameters) * torch.cat([each.flatten() for each in directions])).sum().item()
+    difference = (mean(1e-6) - mean(-1e-6)).item() / 2e-6
+    assert slope == pytest.approx(difference, rel=1e-4) != pytest.approx(1.001 * difference, rel=1e-4)
 
 
 def _function(z):
