@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyro
 import torch
 from pyro import poutine
@@ -21,6 +20,7 @@ from pyro_vae.evidence.bounds import std_error_of_mean
 from pyro_vae.evidence.estimator import Estimator, Found, Task, run
 from pyro_vae.evidence.region import Region
 from pyro_vae.evidence.summary import Row, Table, plus_minus
+from pyro_vae.program.arguments import as_tensors
 from pyro_vae.program.core import Program
 from pyro_vae.program.joint import Compile
 from pyro_vae.program.masks import elements_of
@@ -212,17 +212,13 @@ class BothWays(Estimator[_Part]):
         return Found(annealed(forwards), spent, method, diagnostics={"upper": upper})
 
 
-def _as_tensor(arg: Any) -> Any:
-    return torch.as_tensor(arg) if isinstance(arg, np.ndarray) else arg
-
-
 @torch.no_grad()
 def _simulate(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], num_data: int | None, seed: int
 ) -> tuple[Latents, Tensor, Tensor]:
     """Draw z from the prior and x from p(x|z); return both, and log p(x, z) of that run, of all data together."""
     size = {} if num_data is None else {"num_data": num_data}
-    rows = (_checks.tensor("x", args[0]), *map(_as_tensor, args[1:])) if args else ()
+    rows = as_tensors(args) if args else ()
     device = rows[0].device if rows else torch.get_default_device()
     with poutine.block(), seeded(device, seed % 2**32), refusing_noisy_modules(), pyro.validation_enabled(False):
         sites = dict(sample_sites(_unconditioned(model, rows, {**kwargs, **size})))

@@ -20,7 +20,7 @@ from pyro_vae.program.refusals import refusing_noisy_modules
 from pyro_vae.program.runs import has_rows
 from pyro_vae.program.sites import sample_sites
 
-__all__ = ["OfRows", "rows_alone", "sizes_of_plates"]
+__all__ = ["as_tensors", "rows_alone", "sizes_of_plates"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,3 +99,15 @@ def sizes_of_plates(
         trace = poutine.trace(model).get_trace(*args, **kwargs)
     frames = [{(frame.name, frame.size) for frame in site["cond_indep_stack"]} for _, site in sample_sites(trace)]
     return {size for name, size in set.intersection(*frames) if plate in (None, name)} if frames else set()
+
+
+def as_tensors(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Check the positional arguments, and make tensors of arrays."""
+    if not args:
+        raise TypeError("x: expected the data after model and guide; got nothing; pass a tensor (N, ...).")
+    x, *others = _checks.tensor("x", args[0]), *args[1:]
+    found = [x]
+    for i, arg in enumerate(others, start=1):
+        is_array = isinstance(arg, np.ndarray) or has_rows(arg)
+        found.append(_checks.tensor(f"args[{i}]", arg) if is_array else arg)
+    return tuple(found)

@@ -7,7 +7,6 @@ from dataclasses import replace
 from itertools import product
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyro
 import torch
 from pyro import poutine
@@ -16,7 +15,7 @@ from pyro.infer.autoguide import AutoGuide
 
 from pyro_vae import _checks
 from pyro_vae._random import seeded
-from pyro_vae.program.arguments import rows_alone
+from pyro_vae.program.arguments import as_tensors, rows_alone
 from pyro_vae.program.automatic import gaussian_of
 from pyro_vae.program.company import (
     Densities,
@@ -60,7 +59,7 @@ def program_of(
         raise TypeError(f"plate: expected the name of the plate over data, or None; got {plate!r}; pass its name.")
     kwargs = _checks.keyword_arguments(kwargs)
     model, guide, args, kwargs = rows_alone(model, guide, args, kwargs, plate)
-    pair = _Pair(model, guide, _arguments(args), kwargs, plate)
+    pair = _Pair(model, guide, as_tensors(args), kwargs, plate)
     with seeded(pair.args[0].device, 0):  # whatever runs draw, the caller's generator stays where it was
         return _inspected(pair)
 
@@ -327,18 +326,6 @@ def _on_all(pair: _Pair) -> Program:
             errors[way] = error
     plain = [error for way, error in errors.items() if way.draws == ONE_BY_ONE]
     raise next((error for error in plain if is_refusal(error)), plain[0])
-
-
-def _arguments(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Check the positional arguments, and make tensors of arrays."""
-    if not args:
-        raise TypeError("x: expected the data after model and guide; got nothing; pass a tensor (N, ...).")
-    x, *others = _checks.tensor("x", args[0]), *args[1:]
-    found = [x]
-    for i, arg in enumerate(others, start=1):
-        is_array = isinstance(arg, np.ndarray) or has_rows(arg)
-        found.append(_checks.tensor(f"args[{i}]", arg) if is_array else arg)
-    return tuple(found)
 
 
 def _refuse_other_rows(args: tuple[Any, ...]) -> None:
