@@ -12,6 +12,7 @@ import pyro_vae as pv
 from pyro_vae.evidence import cascade
 from pyro_vae.evidence.cascade import Cascade
 from pyro_vae.evidence.gaussians import FullNormal
+from pyro_vae.evidence.newton import hessian_of, scale_tril_of
 from pyro_vae.evidence.variational import NUM_DRAWS, fit_normal
 from pyro_vae.program.tiles import Noise
 
@@ -198,3 +199,11 @@ def test_a_pole_beside_the_start_is_no_crash():
     found, _ = fit_normal(density, two, noise(2, 3))
     assert all(each.isfinite().all() for each in found)
     assert found.loc[1].abs().max() < 0.05 and found.loc[0].max() < 1.0
+
+
+def test_a_curvature_near_the_largest_number_stays_finite():
+    """Twice it is infinite, for which there are no eigenvalues."""
+    largest = torch.finfo(torch.float64).max
+    hessian = hessian_of(lambda u: -0.3 * largest * u.square().sum(-1), torch.zeros(1, 2).double())
+    assert (2 * hessian).diagonal(dim1=1, dim2=2).isinf().all()
+    assert scale_tril_of(hessian, torch.ones(1, 1).double()).isfinite().all()

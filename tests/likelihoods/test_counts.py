@@ -51,6 +51,16 @@ def test_each_gene_has_its_own_dispersion():
     assert (likelihood.inverse_dispersion_form.raw.grad != 0).all()
 
 
+def test_steps_of_one_size_take_an_inverse_dispersion_through_orders_of_magnitude():
+    """At 7 it is above 500, where a softplus would be 7."""
+    counts = pv.likelihoods.NegativeBinomial(pv.nn.MLP(2, [], 3), "learned")
+    with torch.no_grad():
+        counts.inverse_dispersion_form.raw.fill_(7.0)
+        mean, variance = counts(torch.zeros(1, 2)).mean, counts(torch.zeros(1, 2)).variance
+    r = mean.square() / (variance - mean)
+    assert (r > 500).all() and (r < 1100).all()
+
+
 def test_an_exposure_multiplies_the_mean():
     vae = vae_of(lambda network: pv.likelihoods.Poisson(network, has_exposure=True))
     z, exposure = torch.randn(4, 2), torch.tensor([1.0, 2.0, 5.0, 100.0])

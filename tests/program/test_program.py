@@ -17,6 +17,7 @@ from truths import GaussianPosterior, LinearGaussian, assert_unbiased, draws_of,
 
 import pyro_vae as pv
 from pyro_vae.program import tiles
+from pyro_vae.program.core import LogDensities
 from pyro_vae.program.inspect import program_of
 
 
@@ -677,11 +678,13 @@ def test_a_proposal_may_reach_where_the_program_has_no_numbers():
         pv.importance_sampling(narrows, of_width(4.0), x, num_samples=4000)
 
 
-def test_a_datum_without_any_number_is_refused_whatever_the_proposal():
-    def nowhere(x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
-            pyro.sample("x", dist.Normal(z, torch.where((z == 0) | (x < 2), 1.0, torch.nan)), obs=x)
-
-    with pytest.raises(ValueError, match="expected (numbers|distributions with possible parameters)"):
-        pv.importance_sampling(nowhere, None, torch.tensor([0.0, 3.0]), proposal="inflated", num_samples=50)
+def test_a_datum_without_any_number_is_not_passed_over():
+    """Of three draws for three data: all have numbers, some have, none has. What is left NaN is refused."""
+    prior = torch.tensor([[-1.0, torch.nan, torch.nan], [-1.0, -1.0, torch.nan], [-1.0, -1.0, torch.nan]])
+    densities = LogDensities(prior, torch.zeros(3, 3), torch.zeros(3, 3))
+    with pytest.warns(UserWarning, match="got NaN at draws far from the guide's"):
+        _, found = tiles.zero_where_unknown(lambda strips: ({}, densities))([])
+    assert found.weight[:, :2].tolist() == [[-1.0, -torch.inf], [-1.0, -1.0], [-1.0, -1.0]]
+    assert found.weight[:, 2].isnan().all()
+    with pytest.raises(ValueError, match="expected numbers for log weights; got NaN or .inf, first for .* index 2"):
+        tiles.refuse_nan(found.weight, range(3))
