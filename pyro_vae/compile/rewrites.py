@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +12,16 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae._private import OpOverload, arguments_of_operator, tree_leaves
 
-__all__ = ["REWRITES", "Replacement", "bernoulli_log_prob_sum", "rewrite", "rewritten", "tanh", "with_channels_last"]
+__all__ = [
+    "REWRITES",
+    "Replacement",
+    "bernoulli_log_prob_sum",
+    "linear",
+    "rewrite",
+    "rewritten",
+    "tanh",
+    "with_channels_last",
+]
 
 aten = torch.ops.aten
 CONVOLUTIONS = {aten.convolution.default, aten.convolution_backward.default}
@@ -21,8 +30,15 @@ READING_STRIDES = {
     *(aten.as_strided.default, aten.view.dtype, aten.view_as_complex.default, aten.view_as_real.default),
     *(aten.empty_like.default, aten._reshape_alias.default),
 }
-MAX_FACTORS = 16  # of a product of numbers between 1 and 2, so that it stays exact to rounding
+MAX_FACTORS = 64  # of a product of numbers between 1 and 2, so that it stays exact to rounding
 MIN_FACTORS = 4
+VECTOR = 16  # floats that a CPU works on at once
+END_OF_TANH = 7.90531110763549805
+TANH_ABOVE = (
+    *(-2.76076847742355e-16, 2.00018790482477e-13, -8.60467152213735e-11, 5.12229709037114e-08),
+    *(1.48572235717979e-05, 6.37261928875436e-04, 4.89352455891786e-03),
+)
+TANH_BELOW = 1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03
 
 
 class Replacement(NamedTuple):
@@ -58,10 +74,11 @@ def _cheaper_tanh(node: Any) -> Replacement | None:
 
 
 def tanh(x: Tensor) -> Tensor:
-    """Compute tanh to float32's rounding by one exponential; near 0, where that cancels, by its series."""
+    """Compute tanh to float32's rounding by a rational function, Eigen's; beyond its ends, tanh is 1 or -1."""
+    x = x.clamp(-END_OF_TANH, END_OF_TANH)
     square = x * x
-    series = x * (1 - square * (1 / 3 - square * (2 / 15 - square * (17 / 315))))
-    return torch.where(x.abs() < 0.2, series, 1 - 2 / (torch.exp(2 * x) + 1))
+    numerator, denominator = (reduce(lambda p, c: p * square + c, terms, 0.0) for terms in (TANH_ABOVE, TANH_BELOW))
+    return x * numerator / denominator
 
 
 def _cheaper_bernoulli(node: Any) -> Replacement | None:
@@ -85,19 +102,31 @@ def _cheaper_bernoulli(node: Any) -> Replacement | None:
 
 
 def bernoulli_log_prob_sum(logits: Tensor, x: Tensor, event_dim: int) -> Tensor:
-    r"""$\sum_d x_d l_d - \max(l_d, 0) - \log(1 + e^{-|l_d|})$, with one logarithm for a product of up to 16 terms."""
+    r"""$\sum_d x_d l_d - \max(l_d, 0) - \log(1 + e^{-|l_d|})$, with one logarithm for a product of up to 64 terms."""
     dims = list(range(-event_dim, 0))
     along = max(dims, key=lambda dim: _num_factors(logits.shape[dim]))
-    terms = (1 + torch.exp(-logits.abs())).unflatten(along, (_num_factors(logits.shape[along]), -1))
-    product = math.prod(terms.unbind(along - 1))
+    product = (1 + torch.exp(-logits.abs())).unflatten(along, (_num_factors(logits.shape[along]), -1)).prod(along - 1)
     return (x * logits - logits.clamp(min=0)).sum(dims) - product.log().sum(dims)
 
 
 def _num_factors(size: int) -> int:
-    return max(number for number in range(1, MAX_FACTORS + 1) if size % number == 0)
+    """Return the largest that divides a size, of those that leave whole vectors if there are such."""
+    numbers = [number for number in range(1, MAX_FACTORS + 1) if size % number == 0]
+    in_vectors = [number for number in numbers if size // number % VECTOR == 0]
+    return max(in_vectors) if max(in_vectors, default=0) >= MIN_FACTORS else max(numbers)
+
+
+def _cheaper_linear(node: Any) -> Replacement | None:
+    return Replacement(node, linear, node.args) if len(node.args) == 3 and not node.kwargs else None
+
+
+def linear(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Add the bias in the loop that comes next, not by a pass of its own, which the compiler makes of any x @ w + b."""
+    return x @ weight - (-bias)
 
 
 REWRITES: dict[Any, Callable[[Any], Replacement | None]] = {
+    aten.addmm.default: _cheaper_linear,
     aten.tanh.default: _cheaper_tanh,
     aten.binary_cross_entropy_with_logits.default: _cheaper_bernoulli,
 }

@@ -87,7 +87,7 @@ def log_evidence(
             `num_posterior_draws`), the rest goes to draws from the proposal at hand. A search for modes that has begun
             is finished, with 128 draws after it, and can take a datum beyond a small budget: `num_evaluations` says so.
         seed: fixes the noise.
-        compile: as in `ais`; the search for Laplace's Gaussian is never compiled, for it needs second derivatives.
+        compile: as in `ais`.
         joint, plate, first_index, num_posterior_draws, partial, progress, kwargs: as in `importance_sampling`.
         plan: True to evaluate a twentieth of the data, the first, and return a `Plan`: how long all would take.
 

@@ -106,10 +106,12 @@ def step(
 def _leapfrog(
     state: State, momentum: Tensor, evaluate: Evaluate, metric: Metric, beta: Tensor, size: Tensor, num_leapfrog: int
 ) -> tuple[State, Tensor]:
+    half_kick = 0.5 * size * metric.scaled_transposed(state.gradient(beta))
     for _ in range(num_leapfrog):
-        momentum = momentum + 0.5 * size * metric.scaled_transposed(state.gradient(beta))
+        momentum = momentum + half_kick
         state = evaluate(state.position + size * metric.scaled(momentum))
-        momentum = momentum + 0.5 * size * metric.scaled_transposed(state.gradient(beta))
+        half_kick = 0.5 * size * metric.scaled_transposed(state.gradient(beta))
+        momentum = momentum + half_kick
     return state, momentum
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from pyro_vae.evidence import variational
@@ -54,7 +55,7 @@ def fit_laplace(
     Eigenvalues are kept above that of a Gaussian ten times as wide as the prior.
 
     Searches for other modes start from four draws of the prior, from four that are farthest from all that is
-    known, one after the other, and from where draws of a wider density g show that
+    known and from each other, and from where draws of a wider density g show that
     some of p(x) lies away from the known modes. They climb in the metric of the first mode; where that ends away from
     the known modes, rounds follow. What they find becomes one more part of the mixture, in proportion to its mass.
 
@@ -71,10 +72,8 @@ def fit_laplace(
     known = KnownModes.found_from(start, view, smallest_curvature(prior))
     if summits is not None:
         _go_on_from_summits(known, summits, prior[-NUM_MORE_STARTS:])
-    for other in prior[:NUM_PRIOR_STARTS]:
-        known.go_on_for_all(other)
-    for _ in range(NUM_FAR_STARTS):
-        known.go_on_for_all(known.farthest(prior))
+    everyone = torch.arange(len(start), device=start.device)
+    known.look_around(everyone, torch.cat([prior[:NUM_PRIOR_STARTS], known.farthest(prior, NUM_FAR_STARTS)]))
     if places is not None and log_ratio is not None:
         _go_on_elsewhere(known, places, log_ratio.softmax(0).nan_to_num())
     return LaplaceFit(known.mixture, known.first.converged, known.num_evaluations)

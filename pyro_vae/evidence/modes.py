@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_vae.evidence.gaussians import FullNormal, NormalMixture
-from pyro_vae.evidence.newton import Climbed, climb, hessian_of, log_density, scale_tril_of
+from pyro_vae.evidence.newton import (
+    Climbed,
+    climb,
+    hessian_of,
+    log_density,
+    scale_tril_of,
+    with_second_derivatives,
+)
 from pyro_vae.program.unconstrained import Unconstrained
 
-__all__ = ["NUM_EXPLORING", "KnownModes", "away"]
+__all__ = ["NUM_EXPLORING", "KnownModes", "away", "farthest"]
 
 NUM_STEPS, MAX_ROUNDS = 10, 6
 NUM_EXPLORING = 30  # steps from another start, before a Hessian is spent where they end
@@ -62,13 +69,16 @@ def _search(view: Unconstrained, loc: Tensor, floor: Tensor) -> _Modes:
         left = (~converged).nonzero().flatten()
         if not len(left):
             break
-        density = log_density(view.at(left))
-        metric = FullNormal(loc[left], scale_tril_of(hessian_of(density, loc[left]), floor[left]))
-        climbed = climb(density, metric, loc[left][None], NUM_STEPS).at(0)
+        here = view.at(left)
+        metric = FullNormal(loc[left], _scale_tril_at(here, loc[left], floor[left]))
+        climbed = climb(log_density(here), metric, loc[left][None], NUM_STEPS).at(0)
         loc[left], value[left], converged[left] = climbed.position, climbed.value, climbed.gain < CONVERGED
         spent[left] += NUM_STEPS + 2 * dim
-    scale_tril = scale_tril_of(hessian_of(log_density(view), loc), floor)
-    return _Modes(FullNormal(loc, scale_tril), value, converged, spent + 2 * dim)
+    return _Modes(FullNormal(loc, _scale_tril_at(view, loc, floor)), value, converged, spent + 2 * dim)
+
+
+def _scale_tril_at(view: Unconstrained, loc: Tensor, floor: Tensor) -> Tensor:
+    return scale_tril_of(hessian_of(with_second_derivatives(view), loc), floor)
 
 
 @dataclass
@@ -80,8 +90,6 @@ class KnownModes:
     """Of the curvature, `(N, 1)`."""
     found: list[_Modes]
     num_evaluations: Tensor
-    chosen: list[Tensor] = field(default_factory=list)
-    """Starts that were chosen far from what was known."""
 
     @classmethod
     def found_from(cls, start: Tensor, view: Unconstrained, floor: Tensor) -> KnownModes:
@@ -103,21 +111,9 @@ class KnownModes:
         """Tell which places `(M, N, D)` belong to no known mode, `(M, N)`."""
         return _distances(self.found, places) > away(self.view.dim)
 
-    def farthest(self, places: Tensor) -> Tensor:
-        """Select each datum's place that is farthest from its known modes and from former choices, `(N, D)`."""
-        whitened = self.first.gaussian.whitened
-        white = whitened(places)
-        distance = _distances(self.found, places)
-        for former in self.chosen:
-            distance = torch.minimum(distance, (white - whitened(former[None])).norm(dim=-1))
-        index = distance.nan_to_num(nan=-1.0, posinf=-1.0).argmax(0)
-        self.chosen.append(places[index, torch.arange(places.shape[1], device=places.device)])
-        return self.chosen[-1]
-
-    def go_on_for_all(self, start: Tensor) -> None:
-        """Look for one more mode of each datum, `(N, D)`; a start that is no number is replaced by the first mode."""
-        everyone = torch.arange(len(start), device=start.device)
-        self.go_on(everyone, start.where(start.isfinite(), self.first.gaussian.loc))
+    def farthest(self, places: Tensor, number: int) -> Tensor:
+        """Select each datum's places that are farthest from its known modes and from each other, `(number, N, D)`."""
+        return farthest(self.first.gaussian, places, _distances(self.found, places), number)
 
     def go_on(self, rows: Tensor, start: Tensor) -> None:
         """Look for one more mode of these data."""
@@ -126,10 +122,14 @@ class KnownModes:
         self._add(rows[new], end.position[0, new])
 
     def look_around(self, rows: Tensor, starts: Tensor) -> None:
-        """Look for more modes of these data from all of the starts `(K, N, D)`, the highest summits first."""
+        """Look for more modes of these data from all of the starts `(K, N, D)`, the highest summits first.
+
+        A start that is no number is replaced by the first mode.
+        """
         if not len(rows):
             return
-        end = self._climb(rows, starts[:, rows].where(starts[:, rows].isfinite(), 0.0))
+        start = starts[:, rows]
+        end = self._climb(rows, start.where(start.isfinite(), self.first.gaussian.loc[rows]))
         value = end.value
         for _ in range(MAX_MORE_MODES):
             value = value.where(self._of(rows)._are_new(end), -torch.inf)
@@ -171,6 +171,20 @@ class KnownModes:
 def away(dim: int) -> float:
     """Return the distance from a mode, in standard deviations, beyond which a place does not belong to it."""
     return 1 + math.sqrt(dim)
+
+
+def farthest(gaussian: FullNormal, places: Tensor, distance: Tensor, number: int) -> Tensor:
+    """Select places of `(M, N, D)` one after the other, each as far as can be from what is known and from the others.
+
+    Distances are in standard deviations of a Gaussian; `distance` `(M, N)` is that from what is known.
+    """
+    white, rows = gaussian.whitened(places), torch.arange(places.shape[1], device=places.device)
+    found = []
+    for _ in range(number):
+        index = distance.nan_to_num(nan=-1.0, posinf=-1.0).argmax(0)
+        found.append(places[index, rows])
+        distance = torch.minimum(distance, (white - white[index, rows]).norm(dim=-1))
+    return torch.stack(found)
 
 
 def _distances(known: list[_Modes], u: Tensor) -> Tensor:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_vae.evidence.gaussians import FullNormal, moments
+from pyro_vae.program.joint import as_it_is
 from pyro_vae.program.unconstrained import Unconstrained
 
 __all__ = [
@@ -23,21 +25,28 @@ __all__ = [
     "scale_tril_of",
     "smallest_curvature",
     "with_gradient",
+    "with_second_derivatives",
 ]
 
-MAX_PAIRS = 16_384  # (direction, datum) pairs for which products with the Hessian are formed together
+MAX_PAIRS = 4096  # (draw, datum) pairs whose gradients are found together
+MAX_PRODUCTS = 16_384  # (direction, datum) pairs for which products with the Hessian are formed together
 
 LogDensity = Callable[[Tensor], Tensor]
 
 
 def log_density(view: Unconstrained) -> LogDensity:
-    """Make a function of places `(K, N, D)` that returns log p(x, u), `(K, N)`."""
+    """Make a function of places `(K, N, D)` that returns log p(x, u), `(K, N)`, for `with_gradient`."""
 
     def density(u: Tensor) -> Tensor:
         prior, likelihood = view.log_joint(u)
         return prior + likelihood
 
     return density
+
+
+def with_second_derivatives(view: Unconstrained) -> LogDensity:
+    """Make the same, by the model as it is: a graph can be differentiated once."""
+    return log_density(replace(view, joint=as_it_is))
 
 
 class Climbed(NamedTuple):
@@ -72,7 +81,16 @@ def climb(density: LogDensity, metric: FullNormal, start: Tensor, num_steps: int
 
 
 def with_gradient(density: LogDensity, u: Tensor) -> tuple[Tensor, Tensor]:
-    """Return log p(x, u) `(K, N)` at places `(K, N, D)`, and its gradient."""
+    """Return log p(x, u) `(K, N)` at places `(K, N, D)`, and its gradient.
+
+    Places are evaluated a few at a time: a decoder's gradient takes memory for each (draw, datum) pair.
+    """
+    parts = [_with_gradient(density, part) for part in u.split(max(1, MAX_PAIRS // u.shape[1]))]
+    value, gradient = (torch.cat(each) for each in zip(*parts, strict=True))
+    return value, gradient
+
+
+def _with_gradient(density: LogDensity, u: Tensor) -> tuple[Tensor, Tensor]:
     u = u.detach().requires_grad_()
     with torch.enable_grad():
         value = density(u)
@@ -84,7 +102,7 @@ def hessian_of(density: LogDensity, loc: Tensor) -> Tensor:
     """Return the Hessians `(N, D, D)` at points `(N, D)`, from products with all D directions, a few at a time."""
     num_data, dim = loc.shape
     directions = torch.eye(dim, dtype=loc.dtype, device=loc.device)
-    height = max(1, MAX_PAIRS // num_data)
+    height = max(1, MAX_PRODUCTS // num_data)
     rows = [_hessian_products(density, loc, some) for some in directions.split(height)]
     hessian = torch.cat(rows).movedim(0, 1).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
     return hessian / 2 + hessian.mT / 2  # the sum of two numbers may overflow
@@ -124,7 +142,7 @@ def smallest_curvature(prior: Tensor) -> Tensor:
 def is_twice_differentiable(view: Unconstrained, place: Tensor) -> bool:
     """Tell whether log p(x, u) has second derivatives, as the search for modes needs, at a place `(N, D)`."""
     try:
-        _hessian_products(log_density(view), place, torch.ones_like(place[:1]))
+        _hessian_products(with_second_derivatives(view), place, torch.ones_like(place[:1]))
     except RuntimeError:  # from what has no gradient
         return False
     return True

@@ -51,12 +51,15 @@ class Region:
     """The block's program, with the densities of the latents that count."""
     whole: Unconstrained
     noise: Noise
-    joint: Joint = as_it_is
 
     @classmethod
-    def of(cls, program: Program, whole: Unconstrained, columns: Tensor, joint: Joint = as_it_is) -> Region:
+    def of(cls, program: Program, whole: Unconstrained, columns: Tensor) -> Region:
         """Make the region of some columns of a block."""
-        return cls(program, whole, Noise(whole.program.num_data, columns, whole.dim), joint)
+        return cls(program, whole, Noise(whole.program.num_data, columns, whole.dim))
+
+    @property
+    def joint(self) -> Joint:
+        return self.whole.joint
 
     @property
     def can_draw_prior(self) -> bool:
@@ -69,7 +72,7 @@ class Region:
 
     def at(self, columns: Tensor) -> Region:
         """Select other columns of the block."""
-        return Region.of(self.counting, self.whole, columns, self.joint)
+        return Region.of(self.counting, self.whole, columns)
 
     def of_guide(self, whole: Program, program: Program) -> Component:
         """Make a component of another guide: the whole block's, to draw from, and these columns', to evaluate."""
@@ -91,9 +94,7 @@ class Region:
 
     def log_joint(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Return log p(u) and log p(x|u), `(K, N)` each."""
-        latents, stretch = self.view.unpack(u)
-        prior, likelihood = self.joint(self.view.program, latents)
-        return prior + stretch, likelihood
+        return self.view.log_joint(u)
 
     def log_prior(self, u: Tensor) -> Tensor:
         """Return log p(u), `(K, N)`, without running the decoder."""
@@ -279,4 +280,4 @@ def region_of(view: Unconstrained | None, block: Block, columns: Tensor, joint: 
     """Make a `Region` if the latents have an unconstrained view, otherwise a `DrawnRegion`."""
     if view is None:
         return DrawnRegion(block.program.with_masked_latents, columns, joint)
-    return Region.of(block.program, view.on(block.program), columns, joint)
+    return Region.of(block.program, replace(view.on(block.program), joint=joint), columns)

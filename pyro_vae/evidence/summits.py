@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from pyro_vae.evidence.gaussians import FullNormal, moments
-from pyro_vae.evidence.modes import away
+from pyro_vae.evidence.modes import away, farthest
 from pyro_vae.evidence.newton import (
-    LogDensity,
     climb,
     hessian_of,
     log_density,
     scale_tril_of,
     smallest_curvature,
     with_gradient,
+    with_second_derivatives,
 )
 from pyro_vae.program.unconstrained import Unconstrained
 
@@ -74,8 +74,7 @@ def seek_summits(
         log_evidence: log p(x) as q's draws found it, `(N,)`.
     """
     starts = _far_starts(around, prior)
-    density = log_density(view)
-    end = climb(density, around, starts, NUM_CLIMBING)
+    end = climb(log_density(view), around, starts, NUM_CLIMBING)
     spent = torch.full_like(log_evidence, NUM_CLIMBING * len(starts), dtype=torch.int64)
     is_away = (around.whitened(end.position).norm(dim=-1) > away(view.dim)) & (end.gain < view.dim)
     is_new = is_away & (end.value - log_prob(end.position) > log_evidence + UNCOVERED)
@@ -84,7 +83,7 @@ def seek_summits(
     for place, new, mass in zip(end.position, is_new, log_mass, strict=True):
         rows = new.nonzero().flatten()
         if len(rows):
-            mass[rows] = _log_mass(log_density(view.at(rows)), place[rows], floor[rows])
+            mass[rows] = _log_mass(view.at(rows), place[rows], floor[rows])
             spent[rows] += 1 + 2 * view.dim
     is_large = log_mass > log_evidence + math.log(SHARE_ELSEWHERE)
     return Summits(end.position, log_mass.where(is_large, -math.inf), spent)
@@ -93,20 +92,14 @@ def seek_summits(
 def _far_starts(around: FullNormal, prior: Tensor) -> Tensor:
     """Select draws of the prior, those farthest from a Gaussian and each other, and its mirror image at their mean."""
     middle, _ = moments(prior)
-    white = around.whitened(prior)
-    distance = white.norm(dim=-1)
-    starts = [*prior[:NUM_PRIOR_STARTS], 2 * middle - around.loc]
-    rows = torch.arange(prior.shape[1], device=prior.device)
-    for _ in range(NUM_FAR_STARTS):
-        index = distance.nan_to_num(nan=-1.0, posinf=-1.0).argmax(0)
-        starts.append(prior[index, rows])
-        distance = torch.minimum(distance, (white - white[index, rows]).norm(dim=-1))
-    found = torch.stack(starts)
+    far = farthest(around, prior, around.whitened(prior).norm(dim=-1), NUM_FAR_STARTS)
+    found = torch.cat([prior[:NUM_PRIOR_STARTS], (2 * middle - around.loc)[None], far])
     return found.where(found.isfinite(), around.loc)
 
 
-def _log_mass(density: LogDensity, place: Tensor, floor: Tensor) -> Tensor:
+def _log_mass(view: Unconstrained, place: Tensor, floor: Tensor) -> Tensor:
     """Return Laplace's approximation of the mass about a place near a mode, `(N,)`."""
+    density = with_second_derivatives(view)
     value, gradient = with_gradient(density, place[None])
     gaussian = FullNormal(place, scale_tril_of(hessian_of(density, place), floor))
     return value[0] + 0.5 * gaussian.scaled_transposed(gradient)[0].square().sum(-1) + gaussian.log_volume

@@ -23,7 +23,6 @@ STEEPEST = 1e6  # a gradient in units of q's own width: beyond, it is that of a 
 WIDER = 0.6  # by which variances are raised in the end, over the dimension: the best q is narrower than p(z|x)
 EXACT = 0.02  # nats: the standard deviation of log weights below which q is p(z|x), and needs no fit
 DOUBT = 2.0  # standard errors by which the ELBO may fall before a step is taken back
-MAX_PAIRS = 4096  # (draw, datum) pairs that are evaluated together
 
 
 def refined(laplace: NormalMixture, view: Unconstrained, noise: Noise) -> NormalMixture:
@@ -79,7 +78,7 @@ def fit_normal(density: LogDensity, start: FullNormal, noise: Noise) -> Fit:
         v = noise.normal(NUM_PAIRS)
         v = torch.cat([v, -v])
         u = q.rsample(v)
-        value, gradient = _with_gradient(density, u)
+        value, gradient = with_gradient(density, u)
         log_weights = value - q.log_prob(u)
         found = _Elbo.of(log_weights)
         is_exact = log_weights.std(0) < EXACT if turn == 0 else is_exact
@@ -88,13 +87,6 @@ def fit_normal(density: LogDensity, start: FullNormal, noise: Noise) -> Fit:
         step = _choose(kept, _Step.of(v, q.scaled_transposed(gradient)), step)
         size = torch.where(kept, 1.0, size / 2)
     return Fit(_choose(is_exact, start, best), is_exact)
-
-
-def _with_gradient(density: LogDensity, u: Tensor) -> tuple[Tensor, Tensor]:
-    """Evaluate a few draws at a time: a decoder's gradient takes memory for each (draw, datum) pair."""
-    parts = [with_gradient(density, part) for part in u.split(max(1, MAX_PAIRS // u.shape[1]))]
-    value, gradient = (torch.cat(each) for each in zip(*parts, strict=True))
-    return value, gradient
 
 
 class _Elbo(NamedTuple):

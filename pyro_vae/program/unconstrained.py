@@ -14,6 +14,7 @@ from torch.distributions import ComposeTransform, Transform, biject_to, constrai
 
 from pyro_vae._random import seeded
 from pyro_vae.program.core import Program
+from pyro_vae.program.joint import Joint, as_it_is
 from pyro_vae.program.masks import elements_of
 from pyro_vae.program.runs import Latents
 from pyro_vae.program.sites import CIRCULAR, is_angle, is_circular, is_point
@@ -100,6 +101,8 @@ class Unconstrained:
 
     program: Program
     sites: tuple[_Site, ...]
+    joint: Joint = as_it_is
+    """Evaluates log p(z) and log p(x|z)."""
 
     @classmethod
     def of(cls, program: Program) -> Unconstrained:
@@ -144,7 +147,7 @@ class Unconstrained:
     def on(self, program: Program) -> Unconstrained:
         """Make the same view of other data."""
         if any(site.depends_on_data or site.centre is not None for site in self.sites):
-            return Unconstrained._look_at(program)
+            return replace(Unconstrained._look_at(program), joint=self.joint)
         return replace(self, program=program.with_masked_latents)
 
     @property
@@ -161,8 +164,8 @@ class Unconstrained:
         program, sites = self.program.at(rows), tuple(site.at(rows) for site in self.sites)
         if any(site.depends_on_data for site in sites):
             centres = {site.name: site.centre for site in sites if site.centre is not None}
-            return Unconstrained._look_at(program, centres)
-        return Unconstrained(program, sites)
+            return replace(Unconstrained._look_at(program, centres), joint=self.joint)
+        return replace(self, program=program, sites=sites)
 
     def pack(self, latents: Latents) -> Tensor:
         """Return u of latents."""
@@ -178,7 +181,7 @@ class Unconstrained:
     def log_joint(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Return log p(u) and log p(x|u)."""
         latents, stretch = self.unpack(u)
-        prior, likelihood = self.program.log_joint(latents)
+        prior, likelihood = self.joint(self.program, latents)
         return prior + stretch, likelihood
 
     def log_guide(self, u: Tensor) -> Tensor:
