@@ -319,7 +319,7 @@ def many_modes(scale):
 def test_modes_that_laplace_would_miss_are_left_to_the_guide():
     model, guide, x, exact = many_modes(0.1)
     by_laplace = pv.importance_sampling(model, guide, x, proposal="laplace")
-    assert (by_laplace.log_evidence < exact - 0.5).all() and not by_laplace.reliable.any()
+    assert by_laplace.mean < exact.mean() - 0.5 and not by_laplace.reliable.any()
     evidence = pv.log_evidence(model, guide, x)
     assert all(name.startswith("importance sampling from the guide") for name in evidence.method)
     assert_unbiased(evidence.log_evidence, evidence.std_error, exact)
