@@ -163,8 +163,8 @@ def main() -> None:
     if args.table:
         return print_all(args.output_dir)
     if args.figure:
-        of_digits = [row for row in rows_in(args.output_dir) if not row.get("num_pixels")]
-        return draw(of_digits, args.output_dir / "bias.png")
+        ours = [row for row in rows_in(args.output_dir) if not row["row"].endswith("-by-hand")]
+        return draw([row for row in ours if not row.get("num_pixels")], args.output_dir / "bias.png")
     for name in args.names:
         pyro.clear_param_store()
         (study if name in STUDIES else reproduce)(name, args)

@@ -48,7 +48,7 @@ def results_in(folder: Path) -> list[dict[str, Any]]:
 
 def rows_in(folder: Path) -> list[dict[str, Any]]:
     rows = [result for result in results_in(folder) if "row" in result]
-    return sorted(rows, key=lambda result: list(ROWS).index(result["row"].removesuffix("-by-hand")))
+    return sorted(rows, key=lambda result: (list(ROWS).index(result["row"].removesuffix("-by-hand")), result["row"]))
 
 
 def table(results: list[dict[str, Any]]) -> str:
