@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import pyro_vae as pv
-from pyro_vae.evidence import modes, summits
+from pyro_vae.evidence import modes, newton, summits
+from pyro_vae.evidence.gaussians import FullNormal
 
 DIM, NUM_DATA, NOISE = 20, 60, 0.1
 MOST = 7  # data that may be missed
@@ -95,3 +96,22 @@ def test_ends_of_climbs_that_are_taken_for_draws_belong_to_the_mode_that_is_know
 
     monkeypatch.setattr(modes.KnownModes, "_are_new", are_away)
     assert num_missed(*RIGHT, seed) > MOST
+
+
+def test_starts_are_far_from_what_is_known_and_from_each_other():
+    gaussian = FullNormal(torch.zeros(1, 1).double(), torch.eye(1).double()[None])
+    places = torch.tensor([0.1, 3.0, 3.1, -2.0, 3.2]).double()[:, None, None]
+    found = modes.farthest(gaussian, places, gaussian.whitened(places).norm(dim=-1), 2)
+    assert torch.allclose(found.flatten(), torch.tensor([3.2, -2.0]).double())
+
+
+def test_gradients_of_many_places_are_found_a_few_at_a_time(monkeypatch):
+    monkeypatch.setattr(newton, "MAX_PAIRS", 10)
+    heights, u = [], torch.randn(7, 4, 2).double()
+
+    def density(u):
+        heights.append(len(u))
+        return -u.square().sum(-1) / 2
+
+    value, gradient = newton.with_gradient(density, u)
+    assert max(heights) == 2 and torch.equal(gradient, -u) and torch.allclose(value, -u.square().sum(-1) / 2)

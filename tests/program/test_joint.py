@@ -11,6 +11,7 @@ from torch import nn
 from truths import draws_of, needs_compiler, small_vae
 
 import pyro_vae as pv
+from pyro_vae.evidence import modes
 from pyro_vae.program import joint
 from pyro_vae.program.core import Program
 from pyro_vae.program.inspect import program_of
@@ -223,3 +224,28 @@ def test_compile_is_one_of_three(name):
     model, guide, (x,) = a_vae()
     with pytest.raises(ValueError, match="compile: expected .*'auto'.*; got 'always'"):
         BY_THEMSELVES[name](model, guide, x, compile="always")
+
+
+@needs_compiler
+def test_searches_and_fits_run_by_the_graph_too():
+    """Without chains all evaluations are those of the search for modes and of the Gaussian's fit. Hessians are not."""
+    torch.manual_seed(0)
+    network, runs = torch.nn.Linear(2, 3), []
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            runs.append(z.shape)
+            pyro.sample("x", dist.Normal(network(z).exp(), 0.5).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+
+    x, number, found = torch.rand(128, 3), {}, {}
+    for compile in (False, True):
+        runs.clear()
+        found[compile] = pv.ais(model, guide, x, num_temperatures=1, compile=compile).log_evidence
+        number[compile] = len(runs)
+    assert number[True] <= number[False] - modes.NUM_EXPLORING
+    assert torch.allclose(found[True], found[False], atol=1e-3)
