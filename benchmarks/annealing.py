@@ -19,6 +19,7 @@ from accuracy_programs import PROGRAMS
 
 import pyro_vae as pv
 from pyro_vae.evidence import annealing, hmc
+from pyro_vae.evidence.weights import resampled
 from pyro_vae.program.tiles import Noise
 
 # `ais` takes its chains from here; the name of the module is also that of the function.
@@ -47,6 +48,7 @@ def found(variant, pair, length, num_seeds):
         chains = Chains(**VARIANTS[variant])
         ESTIMATOR.anneal = chains.anneal
         evidence = pv.ais(*pair, num_temperatures=length, seed=seed)
+        ESTIMATOR.anneal = annealing.anneal  # the next program's truth is by it
         others = {name: torch.cat(parts, -1) for name, parts in chains.bridges.items()} if variant == PLAIN else {}
         each.append({"": evidence.log_evidence, **others})
     return {name: torch.stack([estimates[name] for estimates in each]) for name in each[0]}
@@ -84,7 +86,7 @@ class Chains:
             if t == num_steps:
                 break
             if self.resampled and t in (num_steps // 3, 2 * num_steps // 3):
-                log_weights, state = resample(log_weights, state)
+                log_weights, state = resample(log_weights, state, noise)
             state, accepted = hmc.step(
                 state, path.evaluate, noise, path.metric(betas[t]), betas[t], step_sizes[t], num_leapfrog
             )
@@ -99,12 +101,10 @@ class Chains:
         self.bridges["bridge along the path"].append(bennett(below, above).sum(0) + end)
 
 
-def resample(log_weights, state):
+def resample(log_weights, state, noise):
     """Choose chains in proportion to their weights, by strata; all then weigh the same."""
     num_chains = len(log_weights)
-    strata = (torch.arange(num_chains)[:, None] + torch.rand(1, log_weights.shape[1], dtype=torch.float64)) / num_chains
-    cumulative = log_weights.softmax(0).cumsum(0)
-    index = torch.searchsorted(cumulative.T.contiguous(), strata.T.contiguous()).clamp(max=num_chains - 1).T
+    index = resampled(log_weights, noise.stratified(num_chains))
     mean = log_weights.logsumexp(0) - math.log(num_chains)
     chosen = (each[index, torch.arange(log_weights.shape[1])] for each in state)
     return mean.expand(num_chains, -1), hmc.State(*chosen)
