@@ -2,6 +2,7 @@
 
     python benchmarks/evidence.py                 # a few minutes on two CPU cores
     python benchmarks/evidence.py --pythae        # with Pythae's get_nll, where pythae is installed
+    python benchmarks/evidence.py --profile       # what the time of one run goes to, on one core
     python benchmarks/evidence.py --device cuda   # and the seconds for 10,000 images with 5,000 draws, and by AIS
 
 A 784-200-200-50 VAE with random weights on random binary images. A contestant's share is its rate of (datum, draw)
@@ -35,6 +36,8 @@ def main() -> None:
         return peak_of(args.memory_of)
     device = torch.device(args.device)
     torch.manual_seed(0)
+    if args.profile:
+        return print_profile()
     vae = build().to(device)
     x = torch.bernoulli(torch.full((NUM_DATA, 784), 0.2)).to(device)
     contestants = {
@@ -99,6 +102,47 @@ def annealing(vae, x, device: torch.device):
         "log_evidence(compile=True)": of(pv.log_evidence, compile=True, **dear),
         "log_evidence": of(pv.log_evidence, compile=False, **dear),
     }
+
+
+PARTS = {
+    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm"),
+    "other loops of the graphs": ("## Call CompiledFxGraph",),
+    "random numbers": ("aten::normal_", "aten::uniform_", "aten::bernoulli_"),
+    "other operations of torch": ("aten::", "_WithGradients"),
+}
+"""By what the names of events start with; the first that fits. The rest is Python."""
+
+
+def print_profile() -> None:
+    """Print where the time of compiled runs goes. On one core, as the profiler adds up the time of a thread."""
+    torch.set_num_threads(1)
+    vae = build()
+    x = torch.bernoulli(torch.full((NUM_ANNEALED, 784), 0.2))
+    pair, options = (vae.model, vae.guide), {"compile": True}
+    runs = {
+        "importance_sampling": lambda: ours(vae, x, **options),
+        "ais": lambda: pv.ais(*pair, x, num_temperatures=NUM_TEMPERATURES, **options),
+        "log_evidence": lambda: pv.log_evidence(*pair, x, tolerance=1e-3, **options),
+    }
+    found = {name: parts_of(run) for name, run in runs.items()}
+    print(f"{'1 thread, share of a run':<28}" + "".join(f"{name:>22}" for name in found))
+    for part in [*PARTS, "Python"]:
+        print(f"{part:<28}" + "".join(f"{shares[part]:>22.1%}" for shares in found.values()))
+
+
+def parts_of(run) -> dict[str, float]:
+    """Return what share of a run's time each part takes."""
+    run()  # to compile
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+        started = time.perf_counter()
+        run()
+        took = time.perf_counter() - started
+    shares = dict.fromkeys(PARTS, 0.0)
+    for event in found.key_averages():
+        part = next((part for part, names in PARTS.items() if event.key.startswith(names)), None)
+        if part is not None:
+            shares[part] += event.self_cpu_time_total / 1e6 / took
+    return {**shares, "Python": 1 - sum(shares.values())}
 
 
 def build() -> pv.VAE:
@@ -223,6 +267,7 @@ def peak_of(num_samples: int) -> None:
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pythae", action="store_true")
+    parser.add_argument("--profile", action="store_true", help="print what the time of one run goes to, and no more")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--num-repetitions", type=int, default=5)
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)

@@ -96,6 +96,7 @@ class CompiledJoint:
     def __init__(self, num_pairs: int | None = None) -> None:
         self.num_pairs = num_pairs
         self.graphs: dict[bool, Callable[..., Any]] = {}
+        self.rows = _RepeatedRows()
         self.has_warned = False
         self.is_compiled = False
         """Whether a graph was made, and runs some of the calls."""
@@ -121,8 +122,9 @@ class CompiledJoint:
         everyone = torch.arange(len(pairs[0]), device=pairs[0].device)
         filled = torch.nn.functional.pad(everyone, (0, -len(everyone) % size))
         found = []
-        for some in filled.split(size):
-            inputs = [value.detach()[some] for value in pairs] + [arg[some % program.num_data] for arg in program.rows]
+        for place, some in enumerate(filled.split(size)):
+            inputs = [value.detach()[some] for value in pairs]
+            inputs += self.rows.of(program, place * size % program.num_data, size)
             if needs_gradient not in self.graphs:
                 as_it_is = _graph_of(program, names, needs_gradient)
                 self.graphs[needs_gradient] = compiled(as_it_is, *inputs)
@@ -138,6 +140,27 @@ class CompiledJoint:
                 "compile: expected a model and a guide that run on any rows at once, without masked latents; got a "
                 "pair that runs on all data together, or visits them in turn, or has masked latents; it runs as it is."
             )
+
+
+class _RepeatedRows:
+    """The rows of the data, over and over, as graphs of pairs take them.
+
+    Chains ask hundreds of times for the same, so that the last two of a program are kept.
+    """
+
+    def __init__(self) -> None:
+        self.program: Program | None = None
+        self.kept: dict[int, list[Tensor]] = {}
+
+    def of(self, program: Program, first: int, number: int) -> list[Tensor]:
+        """Return so many rows of each argument, from one of them on."""
+        if program is not self.program:
+            self.program, self.kept = program, {}
+        if first not in self.kept:
+            rows = torch.arange(first, first + number, device=program.device) % program.num_data
+            self.kept = dict([*self.kept.items()][-1:])
+            self.kept[first] = [arg[rows] for arg in program.rows]
+        return self.kept[first]
 
 
 def _graph_of(program: Program, names: list[str], with_gradients: bool) -> Callable[..., tuple[Tensor, ...]]:
