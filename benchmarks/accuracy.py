@@ -30,18 +30,37 @@ LENGTHS = (5, 20, 80)
 
 def main() -> None:
     args = parse_args()
-    args.output.mkdir(parents=True, exist_ok=True)
+    for folder in (args.output, args.weights):
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
     found = {}
     for name in args.programs:
         torch.manual_seed(0)
-        found[name] = compared(PROGRAMS[name](args, name), args)
+        found[name] = compared(PROGRAMS[name](args, name), args, name)
         (args.output / f"{name}.json").write_text(json.dumps(found[name], indent=1))
     draw(found, args.output / "accuracy.png")
 
 
-def compared(program, args):
+def compared(program, args, name):
     """Errors and costs of all estimators on one program."""
     pair, data = (program.model, program.guide), program.args
+    truth, gap = kept_or_found(pair, data, args, name)
+    chosen = {name: run for name, run in contestants(pair, data).items() if name.startswith(tuple(args.estimators))}
+    rows = [row for name, run in chosen.items() for row in rows_of(name, [run(seed) for seed in args.seeds], truth)]
+    mean, error = truth.log_evidence.mean(), truth.std_error.square().sum().sqrt() / len(data[0])
+    print(f"\n{program.title}: {len(data[0])} data, truth {mean:.3f} +- {error:.3f}; nats per datum")
+    print_table(rows)
+    found = {name: value.tolist() for name, value in truth._asdict().items()}
+    return {"title": program.title, "truth": found, "bdmc_gap": gap, "rows": rows}
+
+
+def kept_or_found(pair, data, args, name):
+    """Return the truth and BDMC's gap, from the folder that keeps weights if they are there."""
+    kept = f"{name}-truth-{len(data[0])}-{args.num_temperatures}-{args.num_truths}.json"
+    path = None if args.weights is None else args.weights / kept
+    if path is not None and path.exists():
+        found = json.loads(path.read_text())
+        return Truth(*(torch.tensor(each, dtype=torch.float64) for each in found["truth"])), found["bdmc_gap"]
     long = {"start": "gaussian", "num_temperatures": args.num_temperatures}
     truth = Truth.of(
         timed(f"AIS, the truth, run {i}", lambda i=i: pv.ais(*pair, *data, **long, seed=1000 + i))
@@ -49,14 +68,10 @@ def compared(program, args):
     )
     sandwich = timed("BDMC", lambda: pv.bdmc(*pair, *data, **long, seed=1000))
     print(f"\n{sandwich.summary()}\n")
-    chosen = {name: run for name, run in contestants(pair, data).items() if name.startswith(tuple(args.estimators))}
-    rows = [row for name, run in chosen.items() for row in rows_of(name, [run(seed) for seed in args.seeds], truth)]
-    mean, error = truth.log_evidence.mean(), truth.std_error.square().sum().sqrt() / len(data[0])
-    print(f"\n{program.title}: {len(data[0])} data, truth {mean:.3f} +- {error:.3f}; nats per datum")
-    print_table(rows)
     gap = [sandwich.mean_gap, sandwich.mean_gap_std_error]
-    found = {name: value.tolist() for name, value in truth._asdict().items()}
-    return {"title": program.title, "truth": found, "bdmc_gap": gap, "rows": rows}
+    if path is not None:
+        path.write_text(json.dumps({"truth": [each.tolist() for each in truth], "bdmc_gap": gap}))
+    return truth, gap
 
 
 class Truth(NamedTuple):
@@ -178,7 +193,9 @@ def parse_args():
     parser.add_argument("--num-epochs", type=int, help="instead of as many as each program needs")
     parser.add_argument("--num-temperatures", type=int, default=1000)
     parser.add_argument("--num-truths", type=int, default=3, help="long runs whose mean is the truth")
-    parser.add_argument("--weights", type=Path, help="a folder to keep trained weights in, and to take them from")
+    parser.add_argument(
+        "--weights", type=Path, help="a folder to keep trained weights and truths in, and to take them from"
+    )
     parser.add_argument("--others", type=Path, help="the weights of --programs others")
     parser.add_argument("--estimators", nargs="+", default=[""], help="what the names of those to run start with")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])

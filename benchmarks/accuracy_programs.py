@@ -112,7 +112,6 @@ def trained(module: nn.Module, program: Any, data: Any, num_epochs: int, args: a
     pyro.clear_param_store()
     print(f"{name}: {pv.fit(program, data, num_epochs=args.num_epochs or num_epochs, seed=0)}", flush=True)
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(module.state_dict(), path)
 
 

@@ -84,8 +84,9 @@ def log_evidence(
             bias of a logarithm, half its variance, below t / 2. That is far cheaper.
         max_evaluations: the most evaluations of log p(x, z) to spend on a datum, pilots included. Where it does not pay
             for Laplace's Gaussian (6 a latent number, and 710 more) or for annealing after it (about 1,100 and
-            `num_posterior_draws`), the rest goes to draws from the proposal at hand. A search for modes that has begun
-            is finished, with 128 draws after it, and can take a datum beyond a small budget: `num_evaluations` says so.
+            `num_posterior_draws`), the rest goes to draws from the proposal at hand; after Laplace's, of which few
+            draws count, to draws from the fitted Gaussian. A search for modes that has begun is finished, with 128
+            draws after it, and can take a datum beyond a small budget: `num_evaluations` says so.
         seed: fixes the noise.
         compile: as in `ais`.
         joint, plate, first_index, num_posterior_draws, partial, progress, kwargs: as in `importance_sampling`.

@@ -39,6 +39,7 @@ from pyro_vae.program.tiles import Block, Noise, evaluating, noise, refuse_nan, 
 __all__ = ["Cascade", "Result"]
 
 DOUBT = 2.0  # standard errors by which the guide may exceed Laplace's Gaussians before both are drawn from
+FEW_COUNT = 0.5  # the effective share of a pilot's draws, below which a fit is worth more than as many draws
 MORE = 1.0  # standard errors by which fitted Gaussians must exceed the guide again to be annealed from alone
 
 
@@ -93,7 +94,7 @@ class Cascade:
         return None
 
     def _go_on_from_modes(self, columns: Tensor, region: Region, modes: Modes) -> None:
-        laplace = modes.laplace(columns)
+        laplace = modes.source(columns)
         drawn = self._draw(columns, laplace, LAPLACE_PILOT, seed_for(self.seed, "Laplace pilot"))
         found, component = drawn.totals.estimate(), laplace.fitted.component
         around = self._survey(columns, component, laplace.name).against(component)
@@ -102,21 +103,21 @@ class Cascade:
         self._spend_the_rest(columns[many], modes.both)  # few chains would not reach all modes
         doubted = self._go_on_from_both(columns[missed & ~many], modes)
         needed = self.budget.num_draws(found, LAPLACE_PILOT, around, LARGEST_LAPLACE_KHAT).to(columns.device)
-        needed = self._confirmed(columns, needed.where(~missed, torch.inf), around, modes)
-        left = self._sample(columns[~missed], needed[~missed], modes.laplace)
+        needed = self._confirmed(columns, needed.where(~missed, torch.inf), around, modes.source)
+        left = self._sample(columns[~missed], needed[~missed], modes.source)
         rest = torch.cat([left, doubted]).sort().values
-        self._anneal_or_spend(
-            rest, torch.isin(rest, doubted), around.at(torch.searchsorted(columns, rest).cpu()), modes
-        )
+        places = torch.searchsorted(columns, rest).cpu()
+        self._fit_or_spend(rest, torch.isin(rest, doubted), found.at(places), around.at(places), modes)
 
-    def _confirmed(self, columns: Tensor, needed: Tensor, around: Elsewhere, modes: Modes) -> Tensor:
-        """Draw once more from Laplace's Gaussian where it looks good: few draws let it look better than it is."""
+    def _confirmed(
+        self, columns: Tensor, needed: Tensor, around: Elsewhere, source: Callable[[Tensor], Source]
+    ) -> Tensor:
+        """Draw once more from a proposal that looks good: few draws let it look better than it is."""
         good = self._for_all(self.spent[columns] + LAPLACE_PILOT + needed <= self.budget.max_evaluations)
         if not good.any():
             return needed
-        drawn = self._draw(
-            columns[good], modes.laplace(columns[good]), LAPLACE_PILOT, seed_for(self.seed, "second Laplace pilot")
-        )
+        here = source(columns[good])
+        drawn = self._draw(columns[good], here, LAPLACE_PILOT, seed_for(self.seed, f"second pilot from {here.name}"))
         seen = around.at(good.cpu().nonzero().flatten())
         again = self.budget.num_draws(drawn.totals.estimate(), LAPLACE_PILOT, seen, LARGEST_LAPLACE_KHAT)
         return needed.masked_scatter(good, needed[good].maximum(again.to(needed.device)))
@@ -133,11 +134,18 @@ class Cascade:
             self._spend_the_rest(columns, modes.both)
             return columns[:0]
         drawn = self._draw(columns, both, LAPLACE_PILOT, seed_for(self.seed, "pilot of both"))
-        needed = self.budget.num_draws(drawn.totals.estimate(), LAPLACE_PILOT, self._seen_of(both, columns))
-        return self._sample(columns, needed.to(columns.device), modes.both)
+        around = self._seen_of(both, columns)
+        needed = self.budget.num_draws(drawn.totals.estimate(), LAPLACE_PILOT, around, LARGEST_LAPLACE_KHAT)
+        return self._sample(
+            columns, self._confirmed(columns, needed.to(columns.device), around, modes.both), modes.both
+        )
 
-    def _anneal_or_spend(self, columns: Tensor, is_doubted: Tensor, around: Elsewhere, modes: Modes) -> None:
-        """Anneal from fitted Gaussians where the budget pays for it; draw from Laplace's, or from both, elsewhere.
+    def _fit_or_spend(
+        self, columns: Tensor, is_doubted: Tensor, found: Estimate, around: Elsewhere, modes: Modes
+    ) -> None:
+        """Fit Gaussians further where the budget pays for annealing from them; draw from Laplace's, or both, elsewhere.
+
+        They are drawn from where it pays for no more than that, and few of the pilot's draws from Laplace's count.
 
         Laplace's estimate is far too low where it is no good fit, and its own error does not say so. So what the guide
         seemed to have seen beyond it is compared with a pilot of the fitted ones. Unless they found more, chains start
@@ -148,24 +156,32 @@ class Cascade:
         cost = modes.cost_of_refining(columns) + FIT_PILOT * is_doubted
         most = self.budget.affordable_temperatures(self.spent[columns] + cost + self.budget.annealing_pilot)
         can_anneal = self._for_all(most >= FEWEST_TEMPERATURES)
-        self._spend_the_rest(columns[~can_anneal & ~is_doubted], modes.laplace)
-        self._spend_the_rest(columns[~can_anneal & is_doubted], modes.both)
-        if not can_anneal.any():
-            return
-        columns, missed = columns[can_anneal], is_doubted[can_anneal]
+        few_count = found.ess.to(columns.device) < FEW_COUNT * LAPLACE_PILOT
+        can_fit = can_anneal | self._for_all(few_count & (self._unspent(columns) - cost >= FEWEST_DRAWS))
+        self._spend_the_rest(columns[~can_fit & ~is_doubted], modes.source)
+        self._spend_the_rest(columns[~can_fit & is_doubted], modes.both)
+        if can_fit.any():
+            doubtful = around.at((can_fit & is_doubted).nonzero().flatten().cpu())
+            self._go_on_from_fit(columns[can_fit], is_doubted[can_fit], can_anneal[can_fit], doubtful, modes)
+
+    def _go_on_from_fit(
+        self, columns: Tensor, missed: Tensor, can_anneal: Tensor, around: Elsewhere, modes: Modes
+    ) -> None:
+        """Fit Gaussians further, and anneal or draw from them; and from the guide, where they too have missed some."""
         with noise(self.block.program, seed_for(self.seed, "variational fit"), self.block.place):
             fitted = modes.refined(columns)
         self.spent[columns] += modes.cost_of_refining(columns)
-        doubtful = around.at((can_anneal & is_doubted).nonzero().flatten().cpu())
-        missed[missed.clone()] = self._is_missed_by_fit(columns[missed], doubtful, fitted)
-        self._anneal(columns[~missed], fitted.path)
-        self._anneal(columns[missed], fitted.path_from_both)
+        missed[missed.clone()] = self._is_missed_by_fit(columns[missed], around, fitted)
+        self._spend_the_rest(columns[~can_anneal & ~missed], fitted.source)
+        self._spend_the_rest(columns[~can_anneal & missed], fitted.both)
+        self._anneal(columns[can_anneal & ~missed], fitted.path)
+        self._anneal(columns[can_anneal & missed], fitted.path_from_both)
 
     def _is_missed_by_fit(self, columns: Tensor, around: Elsewhere, fitted: Modes) -> Tensor:
         """Tell for which data fitted Gaussians were not seen to find more than other draws."""
         if not len(columns):
             return torch.zeros_like(columns, dtype=torch.bool)
-        drawn = self._draw(columns, fitted.laplace(columns), FIT_PILOT, seed_for(self.seed, "pilot of the fit"))
+        drawn = self._draw(columns, fitted.source(columns), FIT_PILOT, seed_for(self.seed, "pilot of the fit"))
         found = drawn.totals.estimate()
         return self._is_missed(columns, found, -MORE) | around.contradicts(found).to(columns.device)
 

@@ -1,4 +1,4 @@
-"""What the data of one block can be drawn from: the guide, Laplace's Gaussians, and a mixture of both."""
+"""What the data of one block can be drawn from: the guide, Gaussians at its modes, and a mixture of both."""
 
 from __future__ import annotations
 
@@ -47,33 +47,34 @@ def guide_at(program: Program, region: Any, columns: Tensor) -> Source:
 
 @dataclass(frozen=True)
 class Modes:
-    """Laplace's Gaussians of a block's data, and what they can be used for."""
+    """Gaussians at the modes of a block's data, Laplace's or fitted ones, and what they can be used for."""
 
     program: Program
     """The block's."""
     region: Region
     gaussians: NormalMixture
     """At their places in the block."""
+    name: str = Laplace.name
 
-    def laplace(self, columns: Tensor) -> Source:
+    def source(self, columns: Tensor) -> Source:
         """Return the Gaussians as a source."""
         region = self.region.at(columns)
-        return Source(Laplace.name, Fitted.to(region.gaussian(self.gaussians.at(columns)), region))
+        return Source(self.name, Fitted.to(region.gaussian(self.gaussians.at(columns)), region))
 
     def both(self, columns: Tensor) -> Source:
-        """Mix the guide and Laplace's Gaussian in equal parts; take the guide alone if its density is not known."""
-        guide, laplace = guide_at(self.program, self.region, columns), self.laplace(columns)
-        if guide.fitted.component is None or laplace.fitted.component is None:
+        """Mix the guide and the Gaussians in equal parts; take the guide alone if its density is not known."""
+        guide, gaussians = guide_at(self.program, self.region, columns), self.source(columns)
+        if guide.fitted.component is None or gaussians.fitted.component is None:
             return guide
         region = self.region.at(columns)
-        mixture = region.half_and_half(guide.fitted.component, laplace.fitted.component)
-        return Source(f"{guide.name} and {laplace.name}", Fitted.to(mixture, region))
+        mixture = region.half_and_half(guide.fitted.component, gaussians.fitted.component)
+        return Source(f"{guide.name} and {gaussians.name}", Fitted.to(mixture, region))
 
     def refined(self, columns: Tensor) -> Modes:
         """Fit the Gaussians of some columns further. It consumes noise of the block."""
         region = self.region.at(columns)
         found = variational.refined(self.gaussians.at(columns), region.view, region.noise)
-        return replace(self, gaussians=found.spread(columns, self.program.num_data))
+        return replace(self, gaussians=found.spread(columns, self.program.num_data), name=START_NAMES["gaussian"])
 
     def cost_of_refining(self, columns: Tensor) -> Tensor:
         """Return how many evaluations of each datum that takes."""
@@ -82,14 +83,14 @@ class Modes:
     def path(self, columns: Tensor) -> Start:
         """Return the path of annealing from the Gaussians, once they are refined."""
         region = self.region.at(columns)
-        return Start(START_NAMES["gaussian"], gaussian_path(region, self.gaussians.at(columns)), region.noise)
+        return Start(self.name, gaussian_path(region, self.gaussians.at(columns)), region.noise)
 
     def path_from_both(self, columns: Tensor) -> Start:
         """Return the path of annealing from the guide and them, in equal parts."""
         guide, region = guide_at(self.program, self.region, columns), self.region.at(columns)
         assert guide.fitted.component is not None
         path = path_from_both(region, guide.fitted.component, self.gaussians.at(columns))
-        return Start(f"{guide.name} and {START_NAMES['gaussian']}", path, region.noise)
+        return Start(f"{guide.name} and {self.name}", path, region.noise)
 
     def are_several(self, columns: Tensor) -> Tensor:
         """Tell for which data more than one mode was found."""
