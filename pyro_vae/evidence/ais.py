@@ -25,6 +25,7 @@ from pyro_vae.evidence.estimator import Estimator, Found, Task, evaluate
 from pyro_vae.evidence.path import START_NAMES
 from pyro_vae.evidence.region import Region
 from pyro_vae.evidence.result import Evidence
+from pyro_vae.evidence.weights import Estimate
 from pyro_vae.program.core import Program
 from pyro_vae.program.joint import Compile
 from pyro_vae.program.tiles import Block, noise, refuse_nan
@@ -159,6 +160,9 @@ class AIS(Estimator[_Part]):
             trajectory.log_weights, trajectory.acceptance, prepared.settings.step_sizes[-1], prepared.seen,
             prepared.converged, prepared.num_evaluations, draws,
         )  # fmt: skip
+
+    def estimate_of(self, part: _Part) -> Estimate:
+        return annealed(part.log_weights)
 
     def found(self, parts: list[_Part], task: Task) -> Found:
         def joined(name: str) -> Tensor:

@@ -176,6 +176,11 @@ class Auto(Estimator[_Part]):
         cascade.run()
         return _Part(cascade.results, cascade.terms)
 
+    def estimate_of(self, part: _Part) -> Estimate:
+        order = torch.cat([result.columns for result in part.results]).argsort()
+        estimates = zip(*(result.estimate for result in part.results), strict=True)
+        return Estimate(*(torch.cat(each)[order] for each in estimates))
+
     def found(self, parts: list[_Part], task: Task) -> Found:
         """Put the results in the order of the data."""
         order = [torch.cat([result.columns for result in part.results]).argsort() for part in parts]
@@ -184,18 +189,17 @@ class Auto(Estimator[_Part]):
             each = (torch.cat([of_result(result) for result in part.results], dim=-1) for part in parts)
             return torch.cat([values[..., index] for values, index in zip(each, order, strict=True)], dim=-1)
 
-        estimate = Estimate(*joined(lambda result: torch.stack([each.double() for each in result.estimate])))
-        reliable = estimate.reliable.bool()
+        estimate = Estimate(*map(torch.cat, zip(*map(self.estimate_of, parts), strict=True)))
         names = [[result.method for result in part.results for _ in result.columns] for part in parts]
         draws = [Draws.joined([result.draws for result in part.results]) for part in parts]
         return Found(
-            estimate._replace(reliable=reliable),
+            estimate,
             joined(lambda result: result.num_evaluations),
             tuple(named[i] for named, index in zip(names, order, strict=True) for i in index.tolist()),
             Draws.joined(draws, order),
             GuideTerms.joined([part.terms for part in parts]),
             diagnostics={
-                "reached": reliable & (estimate.std_error <= self.tolerance),
+                "reached": estimate.reliable & (estimate.std_error <= self.tolerance),
                 "contradicted": joined(lambda result: result.contradicted),
             },
         )

@@ -20,6 +20,7 @@ from pyro_vae.evidence.bounds import std_error_of_mean
 from pyro_vae.evidence.estimator import Estimator, Found, Task, run
 from pyro_vae.evidence.region import Region
 from pyro_vae.evidence.summary import Row, Table, plus_minus
+from pyro_vae.evidence.weights import Estimate
 from pyro_vae.program.arguments import as_tensors
 from pyro_vae.program.core import Program
 from pyro_vae.program.joint import Compile
@@ -204,6 +205,9 @@ class BothWays(Estimator[_Part]):
             refuse_nan(trajectory.log_weights, block.rows)
             runs.append(trajectory.log_weights.cpu())
         return _Part(runs[0], runs[1], prepared.num_evaluations.cpu())
+
+    def estimate_of(self, part: _Part) -> Estimate:
+        return annealed(part.forwards)
 
     def found(self, parts: list[_Part], task: Task) -> Found:
         forwards, backwards, spent = (torch.cat(each, dim=-1) for each in zip(*parts, strict=True))

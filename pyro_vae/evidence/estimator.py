@@ -171,6 +171,10 @@ class Estimator(ABC, Generic[Part]):
         """Estimate log p(x) for the columns `block.asked_for`; the other columns are padding."""
 
     @abstractmethod
+    def estimate_of(self, part: Part) -> Estimate:
+        """Return what was measured for the data of one block, to be shown while others are measured."""
+
+    @abstractmethod
     def found(self, parts: list[Part], task: Task) -> Found:
         """Join what was measured, in the order of the data."""
 
@@ -192,17 +196,36 @@ def run(estimator: Estimator[Part], task: Task) -> Found:
     team, size = distributed.team(), task.program.num_data
     is_shown = task.progress and (team is None or team.is_first)
     with tqdm(total=size, disable=None if is_shown else True, unit="datum") as bar:
+        so_far = _SoFar()
 
         def measured(block: Block) -> Part:
             def measure() -> Part:
                 return estimator.measure(block, task.region(block), task)
 
             part = measure() if kept is None else kept.of_block(block.place, measure)
+            if not bar.disable:
+                so_far.add(estimator.estimate_of(part))
+                bar.set_postfix_str(str(so_far), refresh=False)
             bar.update(min(len(block.rows) * (1 if team is None else team.size), size - bar.n))
             return part
 
         parts = distributed.shared(task.blocks(estimator.block_size(task.program)), measured)
     return estimator.found(parts, task)
+
+
+class _SoFar:
+    """The mean of log p(x) over the data that this process has measured, and its error."""
+
+    def __init__(self) -> None:
+        self.sums = torch.zeros(3, dtype=torch.float64)
+
+    def add(self, found: Estimate) -> None:
+        one = torch.ones_like(found.log_evidence)
+        self.sums += torch.stack([one, found.log_evidence, found.std_error.square()]).sum(1).cpu()
+
+    def __str__(self) -> str:
+        number, total, squares = self.sums.tolist()
+        return f"log p(x) {total / number:.2f} +- {squares**0.5 / number:.2f}"
 
 
 def _identity(estimator: Estimator[Any], task: Task) -> tuple[dict[str, Any], Tensor]:

@@ -90,7 +90,7 @@ def importance_sampling(
             compiled runs eagerly, with a warning.
         partial: a folder to keep what was measured in, block by block: the same call, killed and made again, goes on
             from there, with the same numbers. It may be removed afterwards.
-        progress: show a bar.
+        progress: show a bar, with the data done, the mean so far and its error, and the time left.
         kwargs: keyword arguments of both, by name.
         joint: whether to treat all data as one datum: log p(x) of the whole data set. The model may then have latents
             that all data share, all arguments are passed unchanged, and `Evidence` has one entry.
@@ -228,6 +228,9 @@ class ImportanceSampling(Estimator[_Part]):
         seen = _seen(block, region, fitted, seed) if self.surveys and self.is_fitted else []
         spent = fitted.num_evaluations + self.num_samples + NUM_POINTS * (len(seen) > 0)
         return _Part(kept, torch.zeros_like(columns) + spent, seen, fitted.converged)
+
+    def estimate_of(self, part: _Part) -> Estimate:
+        return part.kept.totals.estimate()
 
     def found(self, parts: list[_Part], task: Task) -> Found:
         kept = [part.kept for part in parts]

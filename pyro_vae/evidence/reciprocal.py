@@ -113,6 +113,9 @@ class Reciprocal(Estimator[_Part]):
         )
         return _Part(upside_down, chain_diagnostics(u)[0], spent)
 
+    def estimate_of(self, part: _Part) -> Estimate:
+        return part.estimate
+
     def found(self, parts: list[_Part], task: Task) -> Found:
         method = ("reciprocal importance sampling (biased upwards)",) * task.program.num_data
         return Found(

@@ -1,6 +1,8 @@
 """Laws of estimators of log p(x)."""
 
 import inspect
+import io
+import sys
 from collections import Counter
 
 import pyro
@@ -95,3 +97,22 @@ def test_a_keyword_that_is_no_option_shows_both_ways(estimator):
         estimator(vae.model, vae.guide, x, tolerence=2.0)
     with pytest.raises(TypeError, match="kwargs: expected a dictionary"):
         estimator(vae.model, vae.guide, x, kwargs=[("scale", 2.0)])
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("estimate", [pv.importance_sampling, pv.ais, pv.log_evidence])
+def test_the_bar_says_what_was_found_so_far(monkeypatch, estimate):
+    truth = LinearGaussian()
+    vae, x = truth.vae(), truth.draw(300)  # in several blocks
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    screen = Terminal()
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stderr", screen)
+        evidence = estimate(vae.model, vae.guide, x, progress=True)
+    last = screen.getvalue().split("\r")[-1]
+    assert "300/300" in last
+    assert f"log p(x) {evidence.mean:.2f} +- {evidence.mean_std_error:.2f}" in last
