@@ -12,6 +12,7 @@ Prints a table of each program, and writes `PROGRAM.json` and `accuracy.png` to 
 """
 
 import argparse
+import hashlib
 import json
 import math
 import time
@@ -56,7 +57,8 @@ def compared(program, args, name):
 
 def kept_or_found(pair, data, args, name):
     """Return the truth and BDMC's gap, from the folder that keeps weights if they are there."""
-    kept = f"{name}-truth-{len(data[0])}-{args.num_temperatures}-{args.num_truths}.json"
+    weights = f"-{hashlib.sha256(args.others.read_bytes()).hexdigest()[:8]}" if name == "others" else ""
+    kept = f"{name}{weights}-truth-{len(data[0])}-{args.num_temperatures}-{args.num_truths}.json"
     path = None if args.weights is None else args.weights / kept
     if path is not None and path.exists():
         found = json.loads(path.read_text())
