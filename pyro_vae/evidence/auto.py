@@ -132,6 +132,11 @@ class _Part(NamedTuple):
     results: list[Result]
     terms: GuideTerms
 
+    @property
+    def order(self) -> Tensor:
+        """Where the results have the data of the block, in their order."""
+        return torch.cat([result.columns for result in self.results]).argsort()
+
 
 @dataclass(frozen=True)
 class Auto(Estimator[_Part]):
@@ -177,13 +182,12 @@ class Auto(Estimator[_Part]):
         return _Part(cascade.results, cascade.terms)
 
     def estimate_of(self, part: _Part) -> Estimate:
-        order = torch.cat([result.columns for result in part.results]).argsort()
         estimates = zip(*(result.estimate for result in part.results), strict=True)
-        return Estimate(*(torch.cat(each)[order] for each in estimates))
+        return Estimate(*(torch.cat(each)[part.order] for each in estimates))
 
     def found(self, parts: list[_Part], task: Task) -> Found:
         """Put the results in the order of the data."""
-        order = [torch.cat([result.columns for result in part.results]).argsort() for part in parts]
+        order = [part.order for part in parts]
 
         def joined(of_result: Callable[[Result], Tensor]) -> Tensor:
             each = (torch.cat([of_result(result) for result in part.results], dim=-1) for part in parts)

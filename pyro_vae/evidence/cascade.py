@@ -136,9 +136,8 @@ class Cascade:
         drawn = self._draw(columns, both, LAPLACE_PILOT, seed_for(self.seed, "pilot of both"))
         around = self._seen_of(both, columns)
         needed = self.budget.num_draws(drawn.totals.estimate(), LAPLACE_PILOT, around, LARGEST_LAPLACE_KHAT)
-        return self._sample(
-            columns, self._confirmed(columns, needed.to(columns.device), around, modes.both), modes.both
-        )
+        needed = self._confirmed(columns, needed.to(columns.device), around, modes.both)
+        return self._sample(columns, needed, modes.both)
 
     def _fit_or_spend(
         self, columns: Tensor, is_doubted: Tensor, found: Estimate, around: Elsewhere, modes: Modes

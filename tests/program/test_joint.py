@@ -95,7 +95,8 @@ def with_gradients(joint, program, latents):
 def test_densities_and_gradients_are_the_models(make, float64, interpreted, as_in_a_tile):
     model, guide, args = make()
     program, joint = program_of(model, guide, args), CompiledJoint(num_pairs=8)
-    for rows, num_samples in ((torch.arange(5), 3), (torch.tensor([3, 1]), 4), (torch.tensor([4]), 11)):
+    rows_and_draws = ((torch.arange(5), 3), (torch.arange(5), 9), (torch.tensor([3, 1]), 4), (torch.tensor([4]), 11))
+    for rows, num_samples in rows_and_draws:
         some = program.at(rows)
         latents, _ = some.draw(num_samples)
         latents = dict(sorted(latents.items(), reverse=num_samples > 3))  # in any order
@@ -106,6 +107,7 @@ def test_densities_and_gradients_are_the_models(make, float64, interpreted, as_i
         for one, other in zip(found, expected, strict=True):
             assert one.shape == other.shape and torch.allclose(one, other, rtol=1e-10, atol=1e-12)
     assert len(interpreted) == 2  # with and without gradients
+    assert len(joint.rows.kept) <= 2  # however many there were
 
 
 def test_a_row_that_is_another_shows(float64, interpreted, as_in_a_tile):
