@@ -205,8 +205,9 @@ def of_poor_guides(num_draws):
     return found
 
 
-def test_where_annealing_is_too_dear_a_fitted_gaussian_is_drawn_from(monkeypatch):
-    """A few hundred draws from it are worth more than thousands from Laplace's, where few of these count."""
+@pytest.fixture(scope="module")
+def images():
+    """A VAE of 16 latents whose posteriors Laplace's Gaussian fits badly, and data of it."""
     torch.manual_seed(0)
     decoder = pv.nn.MLP(16, [32], 24)
     for parameter in decoder.parameters():
@@ -214,25 +215,57 @@ def test_where_annealing_is_too_dear_a_fitted_gaussian_is_drawn_from(monkeypatch
     posterior = pv.posteriors.DiagonalNormal(pv.nn.MLP(24, [16], 32))
     vae = pv.VAE(pv.priors.StandardNormal(16), pv.likelihoods.Bernoulli(decoder), posterior).eval()
     with torch.no_grad():
-        x = vae.likelihood(vae.prior().sample((24,))).sample()
+        return vae, vae.likelihood(vae.prior().sample((24,))).sample()
+
+
+def with_a_small_budget(vae, x, seed=0):
+    evidence = pv.log_evidence(vae.model, vae.guide, x, tolerance=0.02, max_evaluations=1700, seed=seed)
+    assert (evidence.num_evaluations <= 1700).all()
+    return evidence
+
+
+def test_where_annealing_is_too_dear_a_fitted_gaussian_is_drawn_from(images, monkeypatch):
+    """A few hundred draws from it are worth more than thousands from Laplace's, where few of these count."""
+    vae, x = images
     truth = pv.ais(vae.model, vae.guide, x, num_temperatures=300, seed=9)
 
-    def errors():
-        found = [
-            pv.log_evidence(vae.model, vae.guide, x, tolerance=0.02, max_evaluations=1700, seed=seed)
-            for seed in range(2)
-        ]
-        assert all((each.num_evaluations <= 1700).all() for each in found)
-        names.update(*(each.method for each in found))
-        return torch.cat([each.log_evidence - truth.log_evidence for each in found])
+    def found():
+        runs = [with_a_small_budget(vae, x, seed) for seed in range(2)]
+        errors = torch.cat([run.log_evidence - truth.log_evidence for run in runs])
+        return errors, {name for run in runs for name in run.method}
 
-    names: set[str] = set()
-    fitted = errors()
+    fitted, names = found()
     assert "importance sampling from a fitted Gaussian" in names
     ratio = fitted.exp()
     assert (ratio.mean() - 1).abs() < 4 * ratio.std() / math.sqrt(len(ratio))  # one in 16,000 fails
     monkeypatch.setattr(cascade, "FEW_COUNT", 0.0)
-    assert fitted.square().mean() < 0.25 * errors().square().mean()
+    from_laplace, _ = found()
+    assert fitted.square().mean() < 0.25 * from_laplace.square().mean()
+
+
+def test_what_the_fit_costs_is_not_spent_again(images, monkeypatch):
+    left = []
+    spend = Cascade._spend_the_rest
+
+    def spy(self, columns, source):
+        left.append(int(self._unspent(columns).sum()))
+        spend(self, columns, source)
+
+    monkeypatch.setattr(Cascade, "_spend_the_rest", spy)
+    monkeypatch.setattr(Cascade, "_is_missed", lambda self, columns, *_: torch.zeros_like(columns, dtype=torch.bool))
+    with_a_small_budget(*images)
+    of_fitted = sum(left)
+    left.clear()
+    monkeypatch.setattr(cascade, "FEW_COUNT", 0.0)
+    with_a_small_budget(*images)
+    assert sum(left) > of_fitted and (sum(left) - of_fitted) % NUM_DRAWS == 0
+
+
+def test_the_guide_is_drawn_from_too_where_the_fit_has_missed_some(images, monkeypatch):
+    monkeypatch.setattr(Cascade, "_is_missed", lambda self, columns, *_: torch.ones_like(columns, dtype=torch.bool))
+    names = set(with_a_small_budget(*images).method)
+    assert "importance sampling from the guide and a fitted Gaussian" in names
+    assert "importance sampling from a fitted Gaussian" not in names
 
 
 @pytest.mark.parametrize("max_evaluations", [552, 600])
