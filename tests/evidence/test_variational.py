@@ -252,13 +252,12 @@ def test_what_the_fit_costs_is_not_spent_again(images, monkeypatch):
         spend(self, columns, source)
 
     monkeypatch.setattr(Cascade, "_spend_the_rest", spy)
-    monkeypatch.setattr(Cascade, "_is_missed", lambda self, columns, *_: torch.zeros_like(columns, dtype=torch.bool))
     with_a_small_budget(*images)
     of_fitted = sum(left)
     left.clear()
     monkeypatch.setattr(cascade, "FEW_COUNT", 0.0)
     with_a_small_budget(*images)
-    assert sum(left) > of_fitted and (sum(left) - of_fitted) % NUM_DRAWS == 0
+    assert sum(left) - of_fitted >= NUM_DRAWS * len(images[1])  # each datum was fitted
 
 
 def test_the_guide_is_drawn_from_too_where_the_fit_has_missed_some(images, monkeypatch):
