@@ -25,9 +25,9 @@ from pyro_vae.evidence.budget import (
     rounded_down,
 )
 from pyro_vae.evidence.collect import Collected, collected
+from pyro_vae.evidence.derivatives import is_twice_differentiable
 from pyro_vae.evidence.draws import Draws
 from pyro_vae.evidence.elsewhere import Elsewhere, checked
-from pyro_vae.evidence.newton import is_twice_differentiable
 from pyro_vae.evidence.pilot import PILOT_CHAINS, Pilot, pilot
 from pyro_vae.evidence.region import Component, Region
 from pyro_vae.evidence.sources import Modes, Source, Start, guide_at
@@ -247,7 +247,8 @@ class Cascade:
         """Find Laplace's Gaussians of these columns."""
         with noise(self.block.program, seed_for(self.seed, "where to start"), self.block.place):
             seen = self.seen.at(columns - self.block.columns.start)
-            fit = find_modes(region.at(columns), seen, self.summits and self.summits.at(columns))
+            summits = self.summits and self.summits.at(columns)
+            fit = find_modes(region.at(columns), seen, summits, self._unspent(columns) / 2)
         self.spent[columns] += fit.num_evaluations
         return Modes(self.block.program, region, fit.gaussians.spread(columns, self.width))
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from pyro_vae.evidence import variational
+from pyro_vae.evidence.derivatives import smallest_curvature
 from pyro_vae.evidence.gaussians import NormalMixture
 from pyro_vae.evidence.modes import NUM_EXPLORING, KnownModes
-from pyro_vae.evidence.newton import smallest_curvature
 from pyro_vae.evidence.summits import SHARE_ELSEWHERE, Summits
 from pyro_vae.program.tiles import Noise
 from pyro_vae.program.unconstrained import Unconstrained
@@ -46,24 +46,27 @@ def fit_laplace(
     places: Tensor | None = None,
     log_ratio: Tensor | None = None,
     summits: Summits | None = None,
+    allowance: Tensor | None = None,
 ) -> LaplaceFit:
     r"""Fit N(m, H^{-1}), with m a mode of $\log p(x, u)$ over u and $H = -\nabla^2 \log p(x, m)$; or a mixture.
 
-    Each round forms H and takes ten steps $m \leftarrow m + a |H|^{-1} \nabla$, where $|H|$ has the absolute
-    eigenvalues of H and each datum its own a, halved when its density falls. So the steps climb even away from a mode,
-    and where the density bends upwards. There are at most six rounds; they end when a step would gain next to nothing.
+    Each round forms H, takes the step $m \leftarrow m + |H|^{-1} \nabla$, where $|H|$ has the absolute eigenvalues of
+    H, and climbs on by L-BFGS in the metric $|H|$. So it climbs even away from a mode, and where the density bends
+    upwards. There are at most seven rounds; they end when that step is a tenth of a standard deviation long.
     Eigenvalues are kept above that of a Gaussian ten times as wide as the prior.
 
     Searches for other modes start from four draws of the prior, from four that are farthest from all that is
     known and from each other, and from where draws of a wider density g show that
     some of p(x) lies away from the known modes. They climb in the metric of the first mode; where that ends away from
     the known modes, rounds follow. What they find becomes one more part of the mixture, in proportion to its mass.
+    Where there are several parts, there may be others, for which 16 more draws of the prior are starts.
 
     Args:
         view: the posterior.
         start: where to begin, `(N, D)`.
         prior: draws from the prior, `(K, N, D)`.
         summits: where former climbs ended, from which searches start too.
+        allowance: how many evaluations each datum's search may take with the 16 more starts, `(N,)`.
         places, log_ratio: draws of g `(M, N, D)`, and log p / g of them `(M, N)`.
 
     References:
@@ -71,21 +74,21 @@ def fit_laplace(
     """
     known = KnownModes.found_from(start, view, smallest_curvature(prior))
     if summits is not None:
-        _go_on_from_summits(known, summits, prior[-NUM_MORE_STARTS:])
+        _go_on_from_summits(known, summits)
     everyone = torch.arange(len(start), device=start.device)
     known.look_around(everyone, torch.cat([prior[:NUM_PRIOR_STARTS], known.farthest(prior, NUM_FAR_STARTS)]))
     if places is not None and log_ratio is not None:
         _go_on_elsewhere(known, places, log_ratio.softmax(0).nan_to_num())
+    can_go_on = True if allowance is None else known.num_evaluations + NUM_MORE_STARTS * NUM_EXPLORING <= allowance
+    rows = (known.are_several & can_go_on).nonzero().flatten()
+    known.look_around(rows, prior[-NUM_MORE_STARTS:, rows])
     return LaplaceFit(known.mixture, known.first.converged, known.num_evaluations)
 
 
-def _go_on_from_summits(known: KnownModes, summits: Summits, more: Tensor) -> None:
-    """Search from each summit; where there is one, there may be others, which more starts `(K, N, D)` look for."""
+def _go_on_from_summits(known: KnownModes, summits: Summits) -> None:
     for place, log_mass in zip(summits.places, summits.log_mass, strict=True):
         rows = log_mass.isfinite().nonzero().flatten()
-        if len(rows):
-            known.go_on(rows, place[rows])
-    known.look_around(summits.log_mass.isfinite().any(0).nonzero().flatten(), more)
+        known.look_around(rows, place[None, rows])
 
 
 def _go_on_elsewhere(known: KnownModes, places: Tensor, share: Tensor) -> None:
@@ -96,5 +99,5 @@ def _go_on_elsewhere(known: KnownModes, places: Tensor, share: Tensor) -> None:
         if not len(left):
             return
         index = share[:, left].argmax(0)
-        known.go_on(left, places[index, left])
+        known.look_around(left, places[index, left][None])
         share[index, left] = 0.0

@@ -9,15 +9,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_vae.evidence.gaussians import FullNormal, NormalMixture
-from pyro_vae.evidence.newton import (
-    Climbed,
-    climb,
+from pyro_vae.evidence.climb import Climbed, climb
+from pyro_vae.evidence.derivatives import (
     hessian_of,
     log_density,
     scale_tril_of,
     with_second_derivatives,
 )
+from pyro_vae.evidence.gaussians import FullNormal, NormalMixture
 from pyro_vae.program.unconstrained import Unconstrained
 
 __all__ = ["NUM_EXPLORING", "KnownModes", "away", "farthest"]
@@ -59,26 +58,27 @@ class _Modes(NamedTuple):
 
 
 def _search(view: Unconstrained, loc: Tensor, floor: Tensor) -> _Modes:
-    """Run rounds of Newton steps from one start for each datum."""
+    """From one start for each datum, find a Hessian and climb in its metric, until its Newton step is short."""
     num_data, dim = loc.shape
+    loc, scale_tril = loc.clone(), loc.new_empty(num_data, dim, dim)
+    value, converged = torch.full_like(loc[:, 0], -math.inf), torch.zeros(num_data, dtype=torch.bool, device=loc.device)
     spent = torch.zeros(num_data, dtype=torch.int64, device=loc.device)
-    converged = torch.zeros(num_data, dtype=torch.bool, device=loc.device)
-    value = torch.full_like(loc[:, 0], -math.inf)
-    loc = loc.clone()
-    for _ in range(MAX_ROUNDS):
-        left = (~converged).nonzero().flatten()
-        if not len(left):
-            break
+    left = torch.arange(num_data, device=loc.device)
+    for number in range(1 + MAX_ROUNDS):
         here = view.at(left)
-        metric = FullNormal(loc[left], _scale_tril_at(here, loc[left], floor[left]))
-        climbed = climb(log_density(here), metric, loc[left][None], NUM_STEPS).at(0)
-        loc[left], value[left], converged[left] = climbed.position, climbed.value, climbed.gain < CONVERGED
-        spent[left] += NUM_STEPS + 2 * dim
-    return _Modes(FullNormal(loc, _scale_tril_at(view, loc, floor)), value, converged, spent + 2 * dim)
-
-
-def _scale_tril_at(view: Unconstrained, loc: Tensor, floor: Tensor) -> Tensor:
-    return scale_tril_of(hessian_of(with_second_derivatives(view), loc), floor)
+        metric = FullNormal(loc[left], scale_tril_of(hessian_of(with_second_derivatives(here), loc[left]), floor[left]))
+        step = climb(log_density(here), metric, loc[left][None], 2)
+        length = metric.whitened(step.position).square().sum(-1)
+        loc[left], value[left], scale_tril[left] = step.position[0], step.value[0], metric.scale_tril
+        converged[left] = ((length < CONVERGED) & (step.gain < CONVERGED))[0]
+        spent[left] += 2 + 2 * dim
+        left = left[~converged[left]]
+        if number == MAX_ROUNDS or not len(left):
+            break
+        metric = FullNormal(loc[left], scale_tril[left])
+        loc[left] = climb(log_density(view.at(left)), metric, loc[left][None], NUM_STEPS).position[0]
+        spent[left] += NUM_STEPS
+    return _Modes(FullNormal(loc, scale_tril), value, converged, spent)
 
 
 @dataclass
@@ -107,6 +107,11 @@ class KnownModes:
         """The modes, mixed in proportion to their mass."""
         return _mixture_of(self.found)
 
+    @property
+    def are_several(self) -> Tensor:
+        """Tell which data have more than one mode of some mass, `(N,)`: where there are two, there may be others."""
+        return self.mixture.log_shares.isfinite().sum(0) > 1
+
     def are_away(self, places: Tensor) -> Tensor:
         """Tell which places `(M, N, D)` belong to no known mode, `(M, N)`."""
         return _distances(self.found, places) > away(self.view.dim)
@@ -115,21 +120,14 @@ class KnownModes:
         """Select each datum's places that are farthest from its known modes and from each other, `(number, N, D)`."""
         return farthest(self.first.gaussian, places, _distances(self.found, places), number)
 
-    def go_on(self, rows: Tensor, start: Tensor) -> None:
-        """Look for one more mode of these data."""
-        end = self._climb(rows, start[None])
-        new = self._of(rows)._are_new(end)[0].nonzero().flatten()
-        self._add(rows[new], end.position[0, new])
-
     def look_around(self, rows: Tensor, starts: Tensor) -> None:
-        """Look for more modes of these data from all of the starts `(K, N, D)`, the highest summits first.
+        """Look for more modes of these data from all of the starts `(K, len(rows), D)`, the highest summits first.
 
         A start that is no number is replaced by the first mode.
         """
         if not len(rows):
             return
-        start = starts[:, rows]
-        end = self._climb(rows, start.where(start.isfinite(), self.first.gaussian.loc[rows]))
+        end = self._climb(rows, starts.where(starts.isfinite(), self.first.gaussian.loc[rows]), NUM_EXPLORING)
         value = end.value
         for _ in range(MAX_MORE_MODES):
             value = value.where(self._of(rows)._are_new(end), -torch.inf)
@@ -137,8 +135,14 @@ class KnownModes:
             new = best.isfinite().nonzero().flatten()
             if not len(new):
                 return
-            self._add(rows[new], end.position[index[new], new])
+            self._climb_on(rows[new], end.position[index[new], new])
             value[index[new], new] = -torch.inf
+
+    def _climb_on(self, rows: Tensor, start: Tensor) -> None:
+        """Climb on to the summit before as many evaluations go to a Hessian: most ends lead to a known mode."""
+        end = self._climb(rows, start[None], min(NUM_EXPLORING, 2 * self.view.dim))
+        new = self._of(rows)._are_new(end)[0].nonzero().flatten()
+        self._add(rows[new], end.position[0, new])
 
     def _are_new(self, end: Climbed) -> Tensor:
         """Tell which ends of climbs are near a mode that is not known, `(K, N)`: not as far from it as from the others.
@@ -152,10 +156,10 @@ class KnownModes:
     def _of(self, rows: Tensor) -> KnownModes:
         return replace(self, found=[each.at(rows) for each in self.found])
 
-    def _climb(self, rows: Tensor, start: Tensor) -> Climbed:
-        spent = torch.full_like(rows, len(start) * NUM_EXPLORING)
+    def _climb(self, rows: Tensor, start: Tensor, number: int) -> Climbed:
+        spent = torch.full_like(rows, len(start) * number)
         self.num_evaluations = self.num_evaluations.index_add(0, rows, spent)
-        return climb(log_density(self.view.at(rows)), self.first.gaussian.at(rows), start, NUM_EXPLORING)
+        return climb(log_density(self.view.at(rows)), self.first.gaussian.at(rows), start, number)
 
     def _add(self, rows: Tensor, start: Tensor) -> None:
         """Search from a summit, and keep the mode if it is new."""

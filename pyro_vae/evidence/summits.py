@@ -9,10 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_vae.evidence.gaussians import FullNormal, moments
-from pyro_vae.evidence.modes import away, farthest
-from pyro_vae.evidence.newton import (
-    climb,
+from pyro_vae.evidence.climb import climb
+from pyro_vae.evidence.derivatives import (
     hessian_of,
     log_density,
     scale_tril_of,
@@ -20,6 +18,8 @@ from pyro_vae.evidence.newton import (
     with_gradient,
     with_second_derivatives,
 )
+from pyro_vae.evidence.gaussians import FullNormal, moments
+from pyro_vae.evidence.modes import away, farthest
 from pyro_vae.program.unconstrained import Unconstrained
 
 __all__ = ["CLIMBS", "SHARE_ELSEWHERE", "Summits", "seek_summits"]

@@ -86,13 +86,15 @@ def _number(log_density: Tensor) -> Tensor:
     return log_density.where(~log_density.isnan(), -torch.inf)
 
 
-def find_modes(region: Region, seen: Survey, summits: Summits | None = None) -> LaplaceFit:
+def find_modes(
+    region: Region, seen: Survey, summits: Summits | None = None, allowance: Tensor | None = None
+) -> LaplaceFit:
     """Find Laplace's Gaussians, starting at the guide's mean, and where a survey or climbs found what they leave out.
 
     It consumes noise of the block.
     """
     loc, _ = moments(region.draw_guide(NUM_MOMENT_DRAWS))
-    return fit_laplace(region.view, loc, _prior(region, seen), seen.places, seen.log_ratio, summits)
+    return fit_laplace(region.view, loc, _prior(region, seen), seen.places, seen.log_ratio, summits, allowance)
 
 
 def find_summits(region: Region, seen: Survey, log_evidence: Tensor) -> Summits:

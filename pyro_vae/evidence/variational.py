@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_vae.evidence.derivatives import LogDensity, log_density, lower_factor, with_gradient
 from pyro_vae.evidence.gaussians import FullNormal, NormalMixture
-from pyro_vae.evidence.newton import LogDensity, log_density, lower_factor, with_gradient
 from pyro_vae.program.tiles import Noise
 from pyro_vae.program.unconstrained import Unconstrained
 

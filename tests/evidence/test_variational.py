@@ -11,8 +11,8 @@ from truths import LinearGaussian
 import pyro_vae as pv
 from pyro_vae.evidence import cascade
 from pyro_vae.evidence.cascade import Cascade
+from pyro_vae.evidence.derivatives import hessian_of, scale_tril_of
 from pyro_vae.evidence.gaussians import FullNormal
-from pyro_vae.evidence.newton import hessian_of, scale_tril_of
 from pyro_vae.evidence.variational import NUM_DRAWS, fit_normal
 from pyro_vae.program.tiles import Noise
 
@@ -178,10 +178,10 @@ def num_wrong(x):
 def test_a_gaussian_on_one_of_two_modes_does_not_settle_what_the_guide_saw(monkeypatch):
     """It is half of p(x), within the error of the guide's few draws: few data are then called reliable; and many, were
     it enough that the guide did not find significantly more."""
-    x = torch.linspace(2, 6, 24)
+    x = torch.linspace(1, 8, 80)
     few = num_wrong(x)
     monkeypatch.setattr(cascade, "MORE", -cascade.DOUBT)
-    assert few <= 3 < num_wrong(x)
+    assert few <= 10 < num_wrong(x)  # 4 and 17
 
 
 def test_a_mixture_that_looks_good_is_drawn_from_once_more(monkeypatch):

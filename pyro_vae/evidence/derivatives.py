@@ -1,23 +1,19 @@
-"""Climb to a mode by Newton steps whose Hessian has absolute eigenvalues, for many data at once."""
+"""The first and second derivatives of log p(x, u), for many data at once."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pyro_vae.evidence.gaussians import FullNormal, moments
+from pyro_vae.evidence.gaussians import moments
 from pyro_vae.program.joint import as_it_is
 from pyro_vae.program.unconstrained import Unconstrained
 
 __all__ = [
-    "Climbed",
     "LogDensity",
-    "climb",
     "hessian_of",
     "is_twice_differentiable",
     "log_density",
@@ -47,37 +43,6 @@ def log_density(view: Unconstrained) -> LogDensity:
 def with_second_derivatives(view: Unconstrained) -> LogDensity:
     """Make the same, by the model as it is: a graph can be differentiated once."""
     return log_density(replace(view, joint=as_it_is))
-
-
-class Climbed(NamedTuple):
-    """Where K climbs ended for each of N data."""
-
-    position: Tensor
-    value: Tensor
-    gain: Tensor
-    """The squared length of the next step."""
-
-    def at(self, index: int) -> Climbed:
-        """Select one of the K."""
-        return Climbed(*(each[index] for each in self))
-
-
-def climb(density: LogDensity, metric: FullNormal, start: Tensor, num_steps: int) -> Climbed:
-    """Climb from `(K, N, D)` by a number of steps in the metric of a Gaussian."""
-    size = torch.ones_like(start[..., :1])
-    best, value, step = start, torch.full_like(start[..., 0], -math.inf), torch.zeros_like(start)
-    gain = torch.full_like(value, math.inf)
-    for _ in range(num_steps):
-        proposed = best + size * step
-        new_value, gradient = with_gradient(density, proposed)
-        better = new_value > value
-        value = new_value.where(better, value)
-        best = proposed.where(better[..., None], best)
-        whitened = metric.scaled_transposed(gradient)
-        gain = whitened.square().sum(-1).where(better, gain)
-        step = metric.scaled(whitened).where(better[..., None], step)
-        size = torch.where(better[..., None], (1.5 * size).clamp(max=1.0), 0.5 * size)
-    return Climbed(best, value, gain)
 
 
 def with_gradient(density: LogDensity, u: Tensor) -> tuple[Tensor, Tensor]:
