@@ -83,7 +83,7 @@ def log_evidence(
             N data. Each datum gets the smaller of $t \sqrt N$, which averages to t, and $\sqrt t$, which keeps the
             bias of a logarithm, half its variance, below t / 2. That is far cheaper.
         max_evaluations: the most evaluations of log p(x, z) to spend on a datum, pilots included. Where it does not pay
-            for Laplace's Gaussian (6 a latent number, and 710 more) or for annealing after it (about 1,100 and
+            for Laplace's Gaussian (4 a latent number, and 700 more) or for annealing after it (about 1,100 and
             `num_posterior_draws`), the rest goes to draws from the proposal at hand; after Laplace's, of which few
             draws count, to draws from the fitted Gaussian. A search for modes that has begun is finished, with 128
             draws after it, and can take a datum beyond a small budget: `num_evaluations` says so.

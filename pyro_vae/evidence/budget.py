@@ -58,7 +58,7 @@ class Budget:
 
     def can_find_modes(self, dim: int) -> bool:
         """Tell whether the budget pays for two rounds of the search, pilots of what it finds, and draws after it."""
-        search = 20 + 6 * dim + EXPLORING
+        search = 14 + 4 * dim + EXPLORING
         return GUIDE_PILOT + 2 * NUM_POINTS + search + 2 * LAPLACE_PILOT + FEWEST_DRAWS <= self.max_evaluations
 
     def num_draws(self, pilot: Estimate, num_pilot: int, seen: Elsewhere, largest_khat: float = LARGEST_KHAT) -> Tensor:

@@ -25,6 +25,10 @@ class Climbed(NamedTuple):
     gain: Tensor
     """The squared length of the gradient there, in the metric."""
 
+    def at(self, index: int) -> Climbed:
+        """Select one of the K."""
+        return Climbed(*(each[index] for each in self))
+
 
 def climb(density: LogDensity, metric: FullNormal, start: Tensor, num_evaluations: int) -> Climbed:
     """Climb from `(K, N, D)` by L-BFGS, in coordinates in which a Gaussian is standard.
@@ -53,7 +57,7 @@ def climb(density: LogDensity, metric: FullNormal, start: Tensor, num_evaluation
 
 def _in_metric(density: LogDensity, metric: FullNormal, u: Tensor) -> tuple[Tensor, Tensor]:
     value, gradient = with_gradient(density, u)
-    return value.nan_to_num(nan=-torch.inf, posinf=-torch.inf), metric.scaled_transposed(gradient)
+    return value.where(value.isfinite(), -torch.inf), metric.scaled_transposed(gradient)
 
 
 class _Memory:

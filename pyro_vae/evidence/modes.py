@@ -43,6 +43,18 @@ class _Modes(NamedTuple):
         """Select rows by index."""
         return _Modes(self.gaussian.at(rows), *(each[rows] for each in self[1:]))
 
+    def followed_by(self, later: _Modes, rows: Tensor, num_between: int) -> _Modes:
+        """Let these rows go on to where later searches ended, after some evaluations between."""
+        spent = self.num_evaluations[rows] + num_between + later.num_evaluations
+        (loc, scale_tril), *rest = self
+        (new_loc, new_scale_tril), *new_rest = later._replace(num_evaluations=spent)
+
+        def replaced(old: Tensor, new: Tensor) -> Tensor:
+            return old.index_copy(0, rows, new)
+
+        gaussian = FullNormal(replaced(loc, new_loc), replaced(scale_tril, new_scale_tril))
+        return _Modes(gaussian, *map(replaced, rest, new_rest))
+
     def spread(self, like: _Modes, rows: Tensor) -> _Modes:
         """Place these as rows among all data; a value of -inf says that the others have no such mode."""
         loc, scale_tril = like.gaussian.loc.clone(), like.gaussian.scale_tril.clone()
@@ -58,27 +70,26 @@ class _Modes(NamedTuple):
 
 
 def _search(view: Unconstrained, loc: Tensor, floor: Tensor) -> _Modes:
-    """From one start for each datum, find a Hessian and climb in its metric, until its Newton step is short."""
-    num_data, dim = loc.shape
-    loc, scale_tril = loc.clone(), loc.new_empty(num_data, dim, dim)
-    value, converged = torch.full_like(loc[:, 0], -math.inf), torch.zeros(num_data, dtype=torch.bool, device=loc.device)
-    spent = torch.zeros(num_data, dtype=torch.int64, device=loc.device)
-    left = torch.arange(num_data, device=loc.device)
-    for number in range(1 + MAX_ROUNDS):
-        here = view.at(left)
-        metric = FullNormal(loc[left], scale_tril_of(hessian_of(with_second_derivatives(here), loc[left]), floor[left]))
-        step = climb(log_density(here), metric, loc[left][None], 2)
-        length = metric.whitened(step.position).square().sum(-1)
-        loc[left], value[left], scale_tril[left] = step.position[0], step.value[0], metric.scale_tril
-        converged[left] = ((length < CONVERGED) & (step.gain < CONVERGED))[0]
-        spent[left] += 2 + 2 * dim
-        left = left[~converged[left]]
-        if number == MAX_ROUNDS or not len(left):
+    """From one start for each datum, climb in the metric of a Hessian, until a new one shows no gain."""
+    found = _newton_step(view, loc, floor)
+    for _ in range(MAX_ROUNDS):
+        left = (~found.converged).nonzero().flatten()
+        if not len(left):
             break
-        metric = FullNormal(loc[left], scale_tril[left])
-        loc[left] = climb(log_density(view.at(left)), metric, loc[left][None], NUM_STEPS).position[0]
-        spent[left] += NUM_STEPS
-    return _Modes(FullNormal(loc, scale_tril), value, converged, spent)
+        here, start = view.at(left), found.gaussian.at(left)
+        end = climb(log_density(here), start, start.loc[None], NUM_STEPS).at(0)
+        found = found.followed_by(_newton_step(here, end.position, floor[left]), left, NUM_STEPS)
+    return found
+
+
+def _newton_step(view: Unconstrained, loc: Tensor, floor: Tensor) -> _Modes:
+    """Find a Hessian, and take the step that it shows if that leads up."""
+    metric = FullNormal(loc, scale_tril_of(hessian_of(with_second_derivatives(view), loc), floor))
+    end = climb(log_density(view), metric, loc[None], 2).at(0)
+    was_short = metric.whitened(end.position[None])[0].square().sum(-1) < CONVERGED
+    spent = torch.full(loc.shape[:1], 2 + 2 * loc.shape[1], dtype=torch.int64, device=loc.device)
+    gaussian = FullNormal(end.position, metric.scale_tril)
+    return _Modes(gaussian, end.value, was_short & (end.gain < CONVERGED), spent)
 
 
 @dataclass
