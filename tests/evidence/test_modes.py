@@ -8,8 +8,12 @@ import pytest
 import torch
 
 import pyro_vae as pv
-from pyro_vae.evidence import derivatives, modes, summits
+from pyro_vae.evidence import derivatives, laplace, modes, summits
 from pyro_vae.evidence.gaussians import FullNormal
+from pyro_vae.evidence.region import Region
+from pyro_vae.evidence.survey import find_modes, survey
+from pyro_vae.program.inspect import program_of
+from pyro_vae.program.unconstrained import Unconstrained
 
 DIM, NUM_DATA, NOISE = 20, 60, 0.1
 MOST = 7  # data that may be missed
@@ -96,6 +100,32 @@ def test_ends_of_climbs_that_are_taken_for_draws_belong_to_the_mode_that_is_know
 
     monkeypatch.setattr(modes.KnownModes, "_are_new", are_away)
     assert num_missed(*RIGHT, seed) > MOST
+
+
+def corners(x):
+    """Sixteen modes, at the corners of a cube of four dimensions, and two more dimensions."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(6), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(torch.cat([z[..., :4].square(), z[..., 4:]], -1), 0.2).to_event(1), obs=x)
+
+
+def modes_of(x, allowance):
+    torch.manual_seed(0)
+    program = program_of(corners, None, (x,))
+    region = Region.of(program, Unconstrained.of(program), torch.arange(len(x)))
+    with torch.no_grad():
+        fit = find_modes(region, survey(region, [region.guide]), allowance=allowance)
+    return fit.gaussians.log_shares.isfinite().sum(0), fit.num_evaluations
+
+
+def test_where_there_are_two_modes_more_starts_look_for_others_if_they_may():
+    x = torch.cat([torch.full((10, 4), 0.8), torch.zeros(10, 2)], -1)
+    with_more, cost = modes_of(x, None)
+    without, cheaper = modes_of(x, torch.full((10,), 100.0))
+    more = laplace.NUM_MORE_STARTS * modes.NUM_EXPLORING
+    assert with_more.double().mean() > 1.4 * without.double().mean() and (cost - cheaper >= more).all()
+    enough, _ = modes_of(x, cheaper + more)
+    assert enough.equal(with_more)
 
 
 def test_starts_are_far_from_what_is_known_and_from_each_other():
