@@ -79,6 +79,11 @@ class NormalMixture(NamedTuple):
     """`(number of parts, N)`; -inf where a datum has no such part."""
 
     @property
+    def num_parts(self) -> Tensor:
+        """How many parts each datum has, `(N,)`."""
+        return self.log_shares.isfinite().sum(0)
+
+    @property
     def main(self) -> FullNormal:
         """The Gaussian at the main mode."""
         return self.parts[0]

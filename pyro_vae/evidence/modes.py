@@ -121,7 +121,7 @@ class KnownModes:
     @property
     def are_several(self) -> Tensor:
         """Tell which data have more than one mode of some mass, `(N,)`: where there are two, there may be others."""
-        return self.mixture.log_shares.isfinite().sum(0) > 1
+        return self.mixture.num_parts > 1
 
     def are_away(self, places: Tensor) -> Tensor:
         """Tell which places `(M, N, D)` belong to no known mode, `(M, N)`."""

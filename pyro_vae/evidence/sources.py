@@ -94,8 +94,8 @@ class Modes:
 
     def are_several(self, columns: Tensor) -> Tensor:
         """Tell for which data more than one mode was found."""
-        return self.gaussians.log_shares[:, columns].isfinite().sum(0).cpu() > 1
+        return self.gaussians.num_parts[columns].cpu() > 1
 
     def are_many(self, columns: Tensor) -> Tensor:
         """Tell for which data so many modes were found that there may be others."""
-        return self.gaussians.log_shares[:, columns].isfinite().sum(0).cpu() >= MANY_MODES
+        return self.gaussians.num_parts[columns].cpu() >= MANY_MODES
