@@ -1,7 +1,8 @@
-"""The budget of `log_evidence` for a datum, and how the pilots divide it."""
+"""The budget of `log_evidence`, how pilots divide that of a datum, and how data share that of their block."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -20,11 +21,12 @@ __all__ = [
     "GUIDE_PILOT",
     "LAPLACE_PILOT",
     "LARGEST_LAPLACE_KHAT",
+    "LARGEST_MULTIPLE",
     "NUM_CHAINS",
     "NUM_LEAPFROG",
     "PILOT_LENGTH",
     "Budget",
-    "rounded_down",
+    "chains_of",
 ]
 
 GUIDE_PILOT = 200
@@ -36,9 +38,10 @@ PILOT_LENGTH = 10  # temperatures from a fitted Gaussian, which is near; from th
 LARGEST_KHAT = 0.3  # of a pilot run, whose k-hat is rough: well below the measured run's threshold
 LARGEST_LAPLACE_KHAT = 0.1  # the same of Laplace's Gaussian, after which annealing costs little more
 SAFETY = 3.0  # factor on the variance that a pilot run saw, which is rough
-SAFETY_OF_CHAINS = 8.0  # the same for annealing, whose pilot has few chains
-FEWEST_TEMPERATURES = 10  # fewer are not worth their pilot run, and their weights are skewed
-LEVELS = 4  # lengths of annealing to choose from, each half the next
+SAFETY_OF_CHAINS = 5.0  # the same for annealing, whose pilot has few chains; lengths are rounded up besides
+FEWEST_TEMPERATURES = 16  # fewer are not worth their pilot run, and their weights are skewed
+MOST_TEMPERATURES = 64  # beyond, more chains lower the error as much, reach more modes, and run together
+LARGEST_MULTIPLE = 4  # of the mean budget, for one datum
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class Budget:
     max_evaluations: int
     num_posterior_draws: int
     amortized: bool
+    is_mean: bool = True
+    """Whether that is the mean over a block, whose data share what some of them leave."""
     always_seeks_modes: bool = False
     """Whether to look for modes also where the guide's draws look good: a guide on one mode sees no other."""
 
@@ -69,23 +74,66 @@ class Budget:
         needed = (SAFETY * variance / self.tolerance**2).clamp(min=FEWEST_DRAWS).log2().ceil().exp2()
         return self._for_all(needed.where((pilot.khat < largest_khat) & ~seen.contradicts(pilot), torch.inf))
 
-    def affordable_temperatures(self, spent: Tensor) -> Tensor:
-        """Return how many temperatures of a measured run are affordable, rounded down to one of few numbers."""
-        left = self.max_evaluations - spent - self.num_posterior_draws
-        return rounded_down(1 + (torch.div(left, NUM_CHAINS, rounding_mode="floor") - 1).div(NUM_LEAPFROG).floor())
+    @property
+    def is_shared(self) -> bool:
+        return self.is_mean and self.amortized
 
-    def num_temperatures(self, seen: Pilot, most: Tensor) -> Tensor:
-        """Return how many temperatures are enough, one of a few lengths: the variance of log w falls with them."""
+    @property
+    def cap(self) -> int:
+        """The most that one datum may take."""
+        return self.max_evaluations * (LARGEST_MULTIPLE if self.is_shared else 1)
+
+    def share(self, spent: Tensor, left: Tensor, num_open: int) -> Tensor:
+        """Return what data may spend by now: an equal part of what the block has left, if it is shared."""
+        if not self.is_shared:
+            return self.max_evaluations - spent
+        return torch.div(left, num_open, rounding_mode="floor").clamp(max=self.cap - spent)
+
+    def granted(self, wanted: Tensor, spent: Tensor, left: Tensor) -> Tensor:
+        """Return what each datum's last run may spend: all that it wants, up to the level that the block can pay."""
+        if self.is_shared:
+            return wanted.minimum(level_of(wanted, left))
+        most = self.max_evaluations - spent
+        return wanted.minimum(most if self.amortized else most.min())
+
+    def num_draws_for(self, granted: Tensor) -> Tensor:
+        """Return how many draws to spend that on; where each datum has another rest, one of few numbers."""
+        return (granted if self.is_shared else rounded_down(granted)).clamp(min=FEWEST_DRAWS)
+
+    def affordable_length(self, evaluations: Tensor) -> Tensor:
+        """Return for how many temperatures of 16 chains, and draws of z, these are enough, one of few lengths."""
+        left = torch.div(evaluations - self.num_posterior_draws, NUM_CHAINS, rounding_mode="floor")
+        return rounded_down(1 + (left - 1).div(NUM_LEAPFROG).floor())
+
+    def cost_of_annealing(self, length: Tensor) -> Tensor:
+        """Return the evaluations of so many temperatures of 16 chains, and draws of z."""
+        return NUM_CHAINS * (1 + (length - 1) * NUM_LEAPFROG) + self.num_posterior_draws
+
+    def length(self, seen: Pilot) -> Tensor:
+        """Return how many temperatures of 16 chains are enough, a power of two: with them the variance falls."""
         needed = SAFETY_OF_CHAINS * PILOT_LENGTH * seen.variance / (NUM_CHAINS * self.tolerance**2)
-        chosen = most.to(needed.dtype)
-        for level in range(1, LEVELS):
-            length = (most / 2**level).floor().clamp(min=FEWEST_TEMPERATURES)
-            chosen = torch.where(needed <= length, length.to(needed.dtype), chosen)
-        return self._for_all(chosen)
+        needed = needed.nan_to_num(nan=math.inf).clamp(FEWEST_TEMPERATURES, self.cap)
+        return self._for_all(needed.log2().ceil().exp2())
 
     def _for_all(self, needed: Tensor) -> Tensor:
         """Give all data what the worst needs, if the guide has parameters for each datum and runs on all or none."""
         return needed if self.amortized else needed.max().expand_as(needed)
+
+
+def level_of(wanted: Tensor, total: Tensor) -> Tensor:
+    """Return the level L at which the smaller of L and what is wanted sum to the total, or one above all of them."""
+    ordered = wanted.sort().values
+    before = ordered.cumsum(0) - ordered
+    others = torch.arange(len(ordered), 0, -1, device=ordered.device)
+    return torch.div(total - before, others, rounding_mode="floor").max()
+
+
+def chains_of(length: int) -> tuple[int, int]:
+    """Divide so many temperatures of 16 chains into temperatures and chains."""
+    num_chains = NUM_CHAINS
+    while length > MOST_TEMPERATURES:
+        length, num_chains = length // 2, num_chains * 2
+    return length, num_chains
 
 
 def rounded_down(number: Tensor) -> Tensor:

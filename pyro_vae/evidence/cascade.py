@@ -18,11 +18,10 @@ from pyro_vae.evidence.budget import (
     GUIDE_PILOT,
     LAPLACE_PILOT,
     LARGEST_LAPLACE_KHAT,
-    NUM_CHAINS,
     NUM_LEAPFROG,
     PILOT_LENGTH,
     Budget,
-    rounded_down,
+    chains_of,
 )
 from pyro_vae.evidence.collect import Collected, collected
 from pyro_vae.evidence.derivatives import is_twice_differentiable
@@ -54,6 +53,16 @@ class Result(NamedTuple):
     draws: Draws | None
 
 
+class Waiting(NamedTuple):
+    """Data whose measured run takes what it wants of the block's rest, once all pilots are done."""
+
+    columns: Tensor
+    wanted: Tensor
+    """Evaluations of each datum."""
+    measure: Callable[[Tensor], None]
+    """Called with the evaluations that each is granted."""
+
+
 @dataclass
 class Cascade:
     """The data of one block; each leaves once an estimator is found for it."""
@@ -63,11 +72,20 @@ class Cascade:
     budget: Budget
     seed: int
     results: list[Result] = field(default_factory=list)
+    waiting: list[Waiting] = field(default_factory=list)
     summits: Summits | None = None
     """Where climbs from afar ended, at their places in the block."""
 
     def run(self) -> None:
-        """Find a result for each datum that was asked for."""
+        """Find a result for each datum that was asked for.
+
+        A datum that can afford the draws that it needs is measured at once. The others wait for the last pilot of the
+        block. What they are granted then depends on pilots alone, never on a measured run.
+        """
+        self._decide()
+        self._measure_what_waits()
+
+    def _decide(self) -> None:
         everyone = self.block.asked_for
         self.spent = torch.zeros(self.width, dtype=torch.int64, device=everyone.device)
         guide = self._guide(everyone)
@@ -90,7 +108,7 @@ class Cascade:
             return None
         if can_seek:
             return self._go_on_from_modes(left, self.region, self._find_modes(left, self.region))
-        self._measure(left, self._unspent(left), self._guide)
+        self._spend_the_rest(left, self._guide)
         return None
 
     def _go_on_from_modes(self, columns: Tensor, region: Region, modes: Modes) -> None:
@@ -153,10 +171,11 @@ class Cascade:
         if not len(columns):
             return
         cost = modes.cost_of_refining(columns) + FIT_PILOT * is_doubted
-        most = self.budget.affordable_temperatures(self.spent[columns] + cost + self.budget.annealing_pilot)
-        can_anneal = self._for_all(most >= FEWEST_TEMPERATURES)
+        left = self._unspent(columns) - cost
+        can_anneal = self.budget.affordable_length(left - self.budget.annealing_pilot) >= FEWEST_TEMPERATURES
+        can_anneal = self._for_all(can_anneal)
         few_count = found.ess.to(columns.device) < FEW_COUNT * LAPLACE_PILOT
-        can_fit = can_anneal | self._for_all(few_count & (self._unspent(columns) - cost >= FEWEST_DRAWS))
+        can_fit = can_anneal | self._for_all(few_count & (left >= FEWEST_DRAWS))
         self._spend_the_rest(columns[~can_fit & ~is_doubted], modes.source)
         self._spend_the_rest(columns[~can_fit & is_doubted], modes.both)
         if can_fit.any():
@@ -209,17 +228,41 @@ class Cascade:
     def _for_all(self, possible: Tensor) -> Tensor:
         return possible if self.budget.amortized else possible.all().expand_as(possible)
 
+    @property
+    def _left(self) -> Tensor:
+        """What the block may still spend."""
+        asked_for = self.block.asked_for
+        return self.budget.max_evaluations * len(asked_for) - self.spent[asked_for].sum()
+
     def _unspent(self, columns: Tensor) -> Tensor:
-        return self.budget.max_evaluations - self.spent[columns]
+        num_open = len(self.block.asked_for) - sum(len(result.columns) for result in self.results)
+        return self.budget.share(self.spent[columns], self._left, num_open)
+
+    def _wait(self, columns: Tensor, wanted: Tensor, measure: Callable[[Tensor], None]) -> None:
+        self.waiting.append(Waiting(columns, wanted, measure))
+
+    def _measure_what_waits(self) -> None:
+        if not self.waiting:
+            return
+        columns, wanted = (torch.cat([getattr(each, name) for each in self.waiting]) for name in ("columns", "wanted"))
+        granted = self.budget.granted(wanted, self.spent[columns], self._left)
+        sizes = [len(each.columns) for each in self.waiting]
+        for each, evaluations in zip(self.waiting, granted.split(sizes), strict=True):
+            each.measure(evaluations)
 
     def _spend_the_rest(self, columns: Tensor, source: Callable[[Tensor], Source]) -> None:
         """Spend the rest on draws, where they miss the tolerance and nothing better is affordable.
 
-        The search for modes costs each datum another number: rounded, few numbers are left, and data are drawn for
-        together. Where it cost more than was foreseen, a few draws go beyond the budget: each datum gets an estimate.
+        Where the search for modes cost more than was foreseen, a few draws go beyond the budget: each datum gets an
+        estimate.
         """
-        if len(columns):
-            self._measure(columns, rounded_down(self._unspent(columns)).clamp(min=FEWEST_DRAWS), source)
+        if not len(columns):
+            return
+
+        def measure(granted: Tensor) -> None:
+            self._measure(columns, self.budget.num_draws_for(granted), source)
+
+        self._wait(columns, self.budget.cap - self.spent[columns], measure)
 
     def _missed_by(self, columns: Tensor, modes: Modes, found: Estimate, around: Elsewhere) -> Tensor:
         """Tell for which data Laplace's Gaussian, and annealing from it, would miss what other draws found."""
@@ -307,21 +350,25 @@ class Cascade:
         with noise(path.view.program, seed_for(self.seed, f"pilot from {name}"), self.block.place):
             seen = pilot(path, numbers, PILOT_LENGTH, PILOT_CHAINS, NUM_LEAPFROG)
         self.spent[columns] += self.budget.annealing_pilot
-        most = self.budget.affordable_temperatures(self.spent[columns])
-        needed = self.budget.num_temperatures(seen, most)
-        for number in map(int, needed.unique().tolist()):
-            these = needed == number
-            self._measure_chains(columns[these], start, seen.at(these), number)
+        length = self.budget.length(seen)
+        wanted = self.budget.cost_of_annealing(length).long().minimum(self.budget.cap - self.spent[columns])
+
+        def measure(granted: Tensor) -> None:
+            chosen = length.minimum(self.budget.affordable_length(granted)).clamp(min=FEWEST_TEMPERATURES)
+            for number in chosen.unique().tolist():
+                these = chosen == number
+                self._measure_chains(columns[these], start, seen.at(these), *chains_of(int(number)))
+
+        self._wait(columns, wanted, measure)
 
     def _measure_chains(
-        self, columns: Tensor, start: Callable[[Tensor], Start], seen: Pilot, num_temperatures: int
+        self, columns: Tensor, start: Callable[[Tensor], Start], seen: Pilot, num_temperatures: int, num_chains: int
     ) -> None:
         name, path, numbers = start(columns)
-        annealing = Annealing("gaussian", num_temperatures, NUM_CHAINS, NUM_LEAPFROG)
+        annealing = Annealing("gaussian", num_temperatures, num_chains, NUM_LEAPFROG)
         num_draws = self.budget.num_posterior_draws
-        with noise(
-            path.view.program, seed_for(self.seed, f"measured, AIS from {name}, {num_temperatures}"), self.block.place
-        ):
+        seed = seed_for(self.seed, f"measured, AIS from {name}, {num_temperatures}, {num_chains}")
+        with noise(path.view.program, seed, self.block.place):
             trajectory = anneal(path, numbers, annealing.settings_from(seen))
             draws = end_draws(path.view, trajectory, numbers, num_draws)
         refuse_nan(trajectory.log_weights, self.block.part(columns).rows)

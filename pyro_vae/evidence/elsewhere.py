@@ -72,8 +72,9 @@ class Elsewhere(NamedTuple):
         relative = (self.log_weight.gather(0, order) - log_evidence).clamp(max=200).exp()
         nothing = torch.zeros_like(share[:1])
         mass = torch.cat([nothing, share.cumsum(0)])
-        second = torch.cat([(share * relative).flip(0).cumsum(0).flip(0), nothing])
-        return (second - (1 - mass).clamp(min=0).square()).clamp(min=0), mass
+        kept, second = (torch.cat([each.flip(0).cumsum(0).flip(0), nothing]) for each in (share, share * relative))
+        # In expectation, kept is 1 - mass. With it, equal weights have no variance, whichever draws there are.
+        return (second - (1 - mass).clamp(min=0) * kept).clamp(min=0), mass
 
     def contradicts(self, found: Estimate) -> Tensor:
         """Tell where these draws found significantly more than an estimate, which then missed some of p(x), `(N,)`."""

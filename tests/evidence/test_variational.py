@@ -141,7 +141,7 @@ def test_where_laplace_has_missed_some_a_mixture_with_the_guide_takes_its_place(
     named = {"AIS from the guide and a fitted Gaussian"} if can_anneal else set()
     named |= {f"importance sampling from the guide{also}" for also in ("", *BESIDE_THE_GUIDE)}
     assert set(evidence.method) <= named and (not can_anneal or any("AIS" in name for name in evidence.method))
-    assert (evidence.num_evaluations <= max_evaluations).all()
+    assert evidence.num_evaluations.double().mean() <= max_evaluations
     z = (evidence.log_evidence - exact) / evidence.std_error
     assert z.mean().abs() < 4 * z.std() / math.sqrt(len(z)) + 0.2 and z.square().mean() < 2
 
@@ -219,7 +219,8 @@ def images():
 
 
 def with_a_small_budget(vae, x, seed=0):
-    evidence = pv.log_evidence(vae.model, vae.guide, x, tolerance=0.02, max_evaluations=1700, seed=seed)
+    budget = dict(max_evaluations=1700, max_evaluations_of="datum")
+    evidence = pv.log_evidence(vae.model, vae.guide, x, tolerance=0.02, **budget, seed=seed)
     assert (evidence.num_evaluations <= 1700).all()
     return evidence
 
