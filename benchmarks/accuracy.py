@@ -119,6 +119,9 @@ def contestants(pair, data):
             found[f"AIS from {start}, {length} temperatures"] = lambda seed, start=start, length=length: pv.ais(
                 *pair, *data, start=start, num_temperatures=length, seed=seed
             )
+    found["log_evidence, 2,000 evaluations"] = lambda seed: pv.log_evidence(
+        *pair, *data, tolerance=0.1, max_evaluations=2000, seed=seed
+    )
     for tolerance in (0.2, 0.1, 0.05):
         found[f"log_evidence, tolerance {tolerance}"] = lambda seed, tolerance=tolerance: pv.log_evidence(
             *pair, *data, tolerance=tolerance, seed=seed
