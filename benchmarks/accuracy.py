@@ -8,7 +8,8 @@
 
 The truth is a long AIS (`--num-temperatures`), the mean of a few runs in p(x), as any one may miss a mode;
 bidirectional Monte Carlo bounds the error of such a run on data from the model.
-Prints a table of each program, and writes `PROGRAM.json` and `accuracy.png` to `--output`.
+Prints each row once it is measured, and writes it to `PROGRAM.json` in `--output`, beside the rows that are there. From
+all that are there it prints a table of each program, and draws `accuracy.png`.
 """
 
 import argparse
@@ -27,6 +28,9 @@ import pyro_vae as pv
 
 DRAWS = (10, 100, 1000, 10_000)
 LENGTHS = (5, 20, 80)
+PROPOSALS = ("guide", "inflated", "heavy-tailed", "defensive", "laplace", "gaussian", "local")
+STARTS = ("laplace", "gaussian", "guide", "prior")
+FAMILIES = (*PROPOSALS, "guide jackknifed", *(f"AIS from {start}" for start in STARTS))
 
 
 def main() -> None:
@@ -34,25 +38,39 @@ def main() -> None:
     for folder in (args.output, args.weights):
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-    found = {}
     for name in args.programs:
         torch.manual_seed(0)
-        found[name] = compared(PROGRAMS[name](args, name), args, name)
-        (args.output / f"{name}.json").write_text(json.dumps(found[name], indent=1))
+        compare(PROGRAMS[name](args, name), args, name)
+    found = {name: json.loads(path.read_text()) for name in PROGRAMS if (path := args.output / f"{name}.json").exists()}
+    for result in found.values():
+        values, errors = (torch.tensor(each) for each in result["truth"].values())
+        truth = f"truth {values.mean():.3f} +- {errors.square().sum().sqrt() / len(errors):.3f}"
+        print(f"\n{result['title']}: {len(values)} data, {truth}; nats per datum")
+        print_table(result["rows"])
     draw(found, args.output / "accuracy.png")
 
 
-def compared(program, args, name):
-    """Errors and costs of all estimators on one program."""
+def compare(program, args, name):
+    """Find errors and costs of the estimators that were asked for on one program."""
     pair, data = (program.model, program.guide), program.args
     truth, gap = kept_or_found(pair, data, args, name)
-    chosen = {name: run for name, run in contestants(pair, data).items() if name.startswith(tuple(args.estimators))}
-    rows = [row for name, run in chosen.items() for row in rows_of(name, [run(seed) for seed in args.seeds], truth)]
-    mean, error = truth.log_evidence.mean(), truth.std_error.square().sum().sqrt() / len(data[0])
-    print(f"\n{program.title}: {len(data[0])} data, truth {mean:.3f} +- {error:.3f}; nats per datum")
-    print_table(rows)
-    found = {name: value.tolist() for name, value in truth._asdict().items()}
-    return {"title": program.title, "truth": found, "bdmc_gap": gap, "rows": rows}
+    truth_as_lists = {name: value.tolist() for name, value in truth._asdict().items()}
+    path = args.output / f"{name}.json"
+    kept = json.loads(path.read_text()) if path.exists() else {"truth": truth_as_lists, "rows": []}
+    if kept["truth"] != truth_as_lists:
+        raise SystemExit(f"--output: expected rows of the same truth; {path} has another: choose another folder.")
+    rows = {row["name"]: row for row in kept["rows"]}
+    everyone = contestants(pair, data)
+    order = {row: i for i, name in enumerate(everyone) for row in (name, jackknifed(name))}
+    for contestant, run in everyone.items():
+        if not contestant.startswith(tuple(args.estimators)):
+            continue
+        for row in rows_of(contestant, [run(seed) for seed in args.seeds], truth):
+            print_table([row])
+            rows[row["name"]] = row
+            of_all = sorted(rows.values(), key=lambda row: order[row["name"]])
+            result = {"title": program.title, "truth": truth_as_lists, "bdmc_gap": gap, "rows": of_all}
+            path.write_text(json.dumps(result, indent=1))
 
 
 def kept_or_found(pair, data, args, name):
@@ -94,14 +112,14 @@ class Truth(NamedTuple):
 
 def print_table(rows):
     print(
-        f"{'estimator':<38}{'evaluations':>12}{'bias':>9}{'+-':>8}{'RMSE':>8}{'largest':>9}{'reliable':>10}{'RMSE':>8}"
-        f"{'reached':>9}"
+        f"{'estimator':<36}{'runs':>5}{'evaluations':>12}{'bias':>9}{'+-':>8}{'RMSE':>8}{'largest':>9}{'reliable':>10}"
+        f"{'RMSE':>8}{'reached':>9}"
     )
     for row in rows:
         reached = "" if row["reached"] is None else f"{row['reached']:.0%}"
         of_reliable = "" if math.isnan(row["rmse_of_reliable"]) else f"{row['rmse_of_reliable']:.3f}"
         print(
-            f"{row['name']:<38}{row['evaluations']:>12,.0f}{row['bias']:>9.3f}{row['std_error']:>8.3f}"
+            f"{row['name']:<36}{len(row['rmse_of_seeds']):>5}{row['evaluations']:>12,.0f}{row['bias']:>9.3f}{row['std_error']:>8.3f}"
             f"{row['rmse']:>8.3f}{row['largest']:>9.2f}{row['reliable']:>10.0%}{of_reliable:>8}{reached:>9}"
         )
 
@@ -109,12 +127,12 @@ def print_table(rows):
 def contestants(pair, data):
     """Estimators by name, from cheap to dear."""
     found = {}
-    for proposal in ("guide", "inflated", "heavy-tailed", "defensive", "laplace", "gaussian", "local"):
+    for proposal in PROPOSALS:
         for k in DRAWS:
             found[f"{proposal}, {k:,} draws"] = lambda seed, proposal=proposal, k=k: pv.importance_sampling(
                 *pair, *data, proposal=proposal, num_samples=k, seed=seed
             )
-    for start in ("laplace", "gaussian", "guide", "prior"):
+    for start in STARTS:
         for length in LENGTHS:
             found[f"AIS from {start}, {length} temperatures"] = lambda seed, start=start, length=length: pv.ais(
                 *pair, *data, start=start, num_temperatures=length, seed=seed
@@ -136,7 +154,11 @@ def rows_of(name, runs, truth):
     """One for the estimates of all seeds; for draws from the guide another for the same draws' jackknife."""
     yield row_of(name, runs, [run.log_evidence for run in runs], truth)
     if name.startswith("guide"):
-        yield row_of(name.replace("guide", "guide jackknifed"), runs, [run.jackknife for run in runs], truth)
+        yield row_of(jackknifed(name), runs, [run.jackknife for run in runs], truth)
+
+
+def jackknifed(name):
+    return name.replace("guide", "guide jackknifed", 1)
 
 
 def row_of(name, runs, estimates, truth):
@@ -168,26 +190,43 @@ def timed(name, run):
 
 
 def draw(found, path):
-    """A column for each program: the bias of the mean above, the RMSE of a datum below."""
+    """A panel for each program: the RMSE of a datum against cost."""
+    height = math.ceil(len(found) / 4)
+    width = math.ceil(len(found) / height)
     figure, axes = plt.subplots(
-        2, len(found), figsize=(1.5 + 4.2 * len(found), 7), sharex="col", layout="constrained", squeeze=False
+        height,
+        width,
+        figsize=(1 + 4 * width, 3.6 * height),
+        sharex=True,
+        sharey=True,
+        layout="constrained",
+        squeeze=False,
     )
-    for column, result in zip(axes.T, found.values(), strict=True):
+    for axis, result in zip(axes.flat, found.values(), strict=False):
         families = {}
         for row in result["rows"]:
             families.setdefault(row["name"].split(",")[0], []).append(row)
-        for name, points in families.items():
-            style = "*-" if name == "log_evidence" else "o--" if name.startswith("AIS") else "o-"
-            size, color = (12, "black") if name == "log_evidence" else (5, None)
-            cost = [point["evaluations"] for point in points]
-            column[0].plot(cost, [abs(point["bias"]) for point in points], style, ms=size, color=color, label=name)
-            column[1].plot(cost, [point["rmse"] for point in points], style, ms=size, color=color, label=name)
-        column[0].set(xscale="log", yscale="log", title=result["title"])
-        column[1].set(xscale="log", yscale="log", xlabel="evaluations of log p(x, z) a datum")
-    axes[0, 0].set_ylabel("|bias| of the mean, nats")
-    axes[1, 0].set_ylabel("RMSE of a datum, nats")
-    axes[1, -1].legend(fontsize=8, loc="lower left")
+        for name, rows in families.items():
+            axis.plot([row["evaluations"] for row in rows], [row["rmse"] for row in rows], label=name, **style_of(name))
+        axis.set(xscale="log", yscale="log", title=result["title"])
+    for axis in axes.flat[len(found) :]:
+        axis.set_axis_off()
+    figure.supxlabel("evaluations of log p(x, z) a datum")
+    figure.supylabel("RMSE of a datum, nats")
+    handles = {name: line for axis in axes.flat for line, name in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles, loc="outside right upper", fontsize=9)
     figure.savefig(path, dpi=100)
+
+
+def style_of(name):
+    """Give an estimator the same look in each panel."""
+    if name == "log_evidence":
+        return {"marker": "*", "markersize": 12, "color": "black"}
+    return {
+        "marker": "o",
+        "linestyle": "--" if name.startswith("AIS") else "-",
+        "color": f"C{FAMILIES.index(name) % 10}",
+    }
 
 
 def parse_args():

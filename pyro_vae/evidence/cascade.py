@@ -86,6 +86,7 @@ class Cascade:
         self._measure_what_waits()
 
     def _decide(self) -> None:
+        """Run the pilots."""
         everyone = self.block.asked_for
         self.spent = torch.zeros(self.width, dtype=torch.int64, device=everyone.device)
         guide = self._guide(everyone)
@@ -238,10 +239,8 @@ class Cascade:
         num_open = len(self.block.asked_for) - sum(len(result.columns) for result in self.results)
         return self.budget.share(self.spent[columns], self._left, num_open)
 
-    def _wait(self, columns: Tensor, wanted: Tensor, measure: Callable[[Tensor], None]) -> None:
-        self.waiting.append(Waiting(columns, wanted, measure))
-
     def _measure_what_waits(self) -> None:
+        """Grant each datum what it wants, up to a level that the block's budget pays for."""
         if not self.waiting:
             return
         columns, wanted = (torch.cat([getattr(each, name) for each in self.waiting]) for name in ("columns", "wanted"))
@@ -262,7 +261,7 @@ class Cascade:
         def measure(granted: Tensor) -> None:
             self._measure(columns, self.budget.num_draws_for(granted), source)
 
-        self._wait(columns, self.budget.cap - self.spent[columns], measure)
+        self.waiting.append(Waiting(columns, self.budget.cap - self.spent[columns], measure))
 
     def _missed_by(self, columns: Tensor, modes: Modes, found: Estimate, around: Elsewhere) -> Tensor:
         """Tell for which data Laplace's Gaussian, and annealing from it, would miss what other draws found."""
@@ -359,7 +358,7 @@ class Cascade:
                 these = chosen == number
                 self._measure_chains(columns[these], start, seen.at(these), *chains_of(int(number)))
 
-        self._wait(columns, wanted, measure)
+        self.waiting.append(Waiting(columns, wanted, measure))
 
     def _measure_chains(
         self, columns: Tensor, start: Callable[[Tensor], Start], seen: Pilot, num_temperatures: int, num_chains: int

@@ -146,7 +146,7 @@ class Estimator(ABC, Generic[Part]):
     The loop cuts the data into blocks. `measure` does all the work for one: it finds settings with separate noise
     (`seed_for` of a purpose), freezes them, and draws anew. `found` joins the blocks. An estimator promises
     $E \\hat p(x) = p(x)$ for each datum, unless `is_bound` is False, and numbers of a datum that depend only on the
-    seed and on its place.
+    seed and on its place; and, where data share a budget, on those of its block.
     """
 
     is_bound: bool = True
