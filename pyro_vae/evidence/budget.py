@@ -41,6 +41,7 @@ SAFETY = 3.0  # factor on the variance that a pilot run saw, which is rough
 SAFETY_OF_CHAINS = 5.0  # the same for annealing, whose pilot has few chains; lengths are rounded up besides
 FEWEST_TEMPERATURES = 16  # fewer are not worth their pilot run, and their weights are skewed
 MOST_TEMPERATURES = 64  # beyond, more chains lower the error as much, reach more modes, and run together
+MOST_CHAINS = 64  # which bounds the memory
 LARGEST_MULTIPLE = 4  # of the mean budget, for one datum
 
 
@@ -131,7 +132,7 @@ def level_of(wanted: Tensor, total: Tensor) -> Tensor:
 def chains_of(length: int) -> tuple[int, int]:
     """Divide so many temperatures of 16 chains into temperatures and chains."""
     num_chains = NUM_CHAINS
-    while length > MOST_TEMPERATURES:
+    while length > MOST_TEMPERATURES and num_chains < MOST_CHAINS:
         length, num_chains = length // 2, num_chains * 2
     return length, num_chains
 
