@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -29,32 +31,49 @@ KINGMA = {
     "distribution and have none. Its digits have no binarization that is told; ours are binarized anew for each batch. "
     "The mean of its faces is a sigmoid; ours is free.",
 }
-METHODS = ("AEVB", "wake-sleep")
 
 
 def curves(args: argparse.Namespace) -> dict[str, Any]:
-    """Train by both methods with each number of latents, and evaluate the ends by `log_evidence`."""
+    """Train by both methods with each number of latents, and evaluate the ends by `log_evidence`.
+
+    What is found of each is kept in the folder of runs, and taken from there.
+    """
     found = []
     for name, (train, test) in {"MNIST": digits(args), "Frey Face": faces(args)}.items():
         num_epochs = args.num_epochs or math.ceil(KINGMA["num_samples"][args.budget][name] / len(train))
-        for num_latents in KINGMA["num_latents"][name]:
-            for method, run in zip(METHODS, (by_fit, by_wake_sleep), strict=True):
-                rate = max(KINGMA["rates"], key=lambda rate: run(train, test, num_latents, rate, 1, args)[1][-1][0])
-                vae, elbos = run(train, test, num_latents, rate, num_epochs, args)
-                x = test.x[: min(KINGMA["num_evaluated"], args.num_test)]
-                evidence = pv.log_evidence(vae.model, vae.guide, x, tolerance=0.1, seed=args.seed)
-                found.append(
-                    {
-                        "data": name, "num_latents": num_latents, "method": method, "rate": rate,
-                        "curve": [[epoch * len(train), *elbos[epoch - 1]] for epoch in some_of(num_epochs)],
-                        "num_evaluated": len(x), "log_p": evidence.mean, "monte_carlo_error": evidence.mean_std_error,
-                        "elbo_of_the_same": evidence.elbo.mean().item(),
-                        "reliable": evidence.reliable.double().mean().item(),
-                    }
-                )  # fmt: skip
-                print(f"{name}, {num_latents} latents, {method} at {rate}: {evidence!r}", flush=True)
+        for num_latents, method in product(KINGMA["num_latents"][name], METHODS):
+            path = args.runs / f"curves-{args.budget}" / f"{name}-{num_latents}-{method}-{num_epochs}-{args.seed}.json"
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                of_one = {"data": name} | curve_of(method, train, test, num_latents, num_epochs, args)
+                path.write_text(json.dumps(of_one))
+            found.append(json.loads(path.read_text()))
     draw_curves(found, args.output_dir / f"curves-{args.budget}.png")
     return {**KINGMA, "num_samples": KINGMA["num_samples"][args.budget], "found": found}
+
+
+def curve_of(
+    method: str,
+    train: pv.data.Dataset,
+    test: pv.data.Dataset,
+    num_latents: int,
+    num_epochs: int,
+    args: argparse.Namespace,
+) -> dict[str, Any]:
+    """Train at the best of a few rates, by one epoch of each, and evaluate the end."""
+    run = METHODS[method]
+    rate = max(KINGMA["rates"], key=lambda rate: run(train, test, num_latents, rate, 1, args)[1][-1][0])
+    vae, elbos = run(train, test, num_latents, rate, num_epochs, args)
+    x = test.x[: min(KINGMA["num_evaluated"], args.num_test)]
+    evidence = pv.log_evidence(vae.model, vae.guide, x, tolerance=0.1, seed=args.seed)
+    print(f"{num_latents} latents, {method} at {rate}: {evidence!r}", flush=True)
+    return {
+        "num_latents": num_latents, "method": method, "rate": rate,
+        "curve": [[epoch * len(train), *elbos[epoch - 1]] for epoch in some_of(num_epochs)],
+        "num_evaluated": len(x), "log_p": evidence.mean, "monte_carlo_error": evidence.mean_std_error,
+        "elbo_of_the_same": evidence.elbo.mean().item(),
+        "reliable": evidence.reliable.double().mean().item(),
+    }  # fmt: skip
 
 
 def digits(args: argparse.Namespace) -> tuple[pv.data.Dataset, pv.data.Dataset]:
@@ -121,6 +140,9 @@ def by_wake_sleep(
         with torch.no_grad():
             elbos.append((total / len(train), elbo_of(vae, test.x).mean().item()))
     return vae.eval(), elbos
+
+
+METHODS = {"AEVB": by_fit, "wake-sleep": by_wake_sleep}
 
 
 def wake_and_sleep(vae: pv.VAE, x: Tensor) -> tuple[Tensor, float]:

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from functools import partial
 from itertools import groupby
 
 import pyro
@@ -155,3 +156,41 @@ def test_m2_adds_up_its_classes():
     assert ((found.log_evidence - of_classes.logsumexp(0)).abs() < 5 * found.std_error + 1e-3).all()
     without_best = of_classes.sort(0)[0][:-1].logsumexp(0)
     assert ((found.log_evidence - without_best).abs() > 5 * found.std_error + 1e-3).all()
+
+
+def test_m2_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
+    digits = pv.data.from_tensor(images_like("static").x.repeat(3, 1), torch.arange(120) % 10)
+    monkeypatch.setattr(m2.pv.data, "mnist", lambda *_, **__: digits)
+    monkeypatch.setitem(m2.KINGMA_M2, "num_labels", 20)
+    monkeypatch.setattr(m2.pv, "log_evidence", partial(pv.log_evidence, max_evaluations=400))
+    ends = []
+    for folder, stops in (("at once", [3]), ("in two", [1, 3])):
+        for num_epochs in stops:
+            args = argparse.Namespace(
+                runs=tmp_path / folder, data_dir=None, budget="minutes", seed=0, num_epochs=num_epochs, num_test=1
+            )
+            ends.append(m2.m2(args))
+    at_once, first, in_two = ends
+    assert at_once == in_two and first["elbo"] != in_two["elbo"]
+
+
+def test_curves_that_are_kept_are_not_trained_again(tmp_path, monkeypatch):
+    few = {"MNIST": (2,), "Frey Face": (2, 3)}
+    monkeypatch.setitem(curves.KINGMA, "num_latents", few)
+    monkeypatch.setattr(curves, "digits", lambda args: 2 * (images_like("dynamic"),))
+    monkeypatch.setattr(curves, "faces", lambda args: 2 * (images_like("frey"),))
+    trained = []
+
+    def curve_of(method, train, test, num_latents, num_epochs, args):
+        trained.append((method, num_latents))
+        if len(trained) == 4:
+            raise KeyboardInterrupt
+        return {"method": method, "num_latents": num_latents, "curve": [[40, -5.0, -6.0]], "log_p": -4.0}
+
+    monkeypatch.setattr(curves, "curve_of", curve_of)
+    args = argparse.Namespace(runs=tmp_path / "runs", output_dir=tmp_path, budget="minutes", seed=0, num_epochs=1)
+    with pytest.raises(KeyboardInterrupt):
+        curves.curves(args)
+    found = curves.curves(args)["found"]
+    assert len(found) == 6 and [each["data"] for each in found] == 2 * ["MNIST"] + 4 * ["Frey Face"]
+    assert len(trained) == 7 and (tmp_path / "curves-minutes.png").exists()
