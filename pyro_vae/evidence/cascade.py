@@ -261,7 +261,8 @@ class Cascade:
         def measure(granted: Tensor) -> None:
             self._measure(columns, self.budget.num_draws_for(granted), source)
 
-        self.waiting.append(Waiting(columns, self.budget.cap - self.spent[columns], measure))
+        wanted = (self.budget.cap - self.spent[columns]).clamp(min=FEWEST_DRAWS)
+        self.waiting.append(Waiting(columns, wanted, measure))
 
     def _missed_by(self, columns: Tensor, modes: Modes, found: Estimate, around: Elsewhere) -> Tensor:
         """Tell for which data Laplace's Gaussian, and annealing from it, would miss what other draws found."""
