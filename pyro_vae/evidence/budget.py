@@ -27,6 +27,7 @@ __all__ = [
     "PILOT_LENGTH",
     "Budget",
     "chains_of",
+    "rounded_down",
 ]
 
 GUIDE_PILOT = 200
@@ -54,7 +55,7 @@ class Budget:
     num_posterior_draws: int
     amortized: bool
     is_mean: bool = True
-    """Whether that is the mean over a block, whose data share what some of them leave."""
+    """Whether `max_evaluations` are the mean over a block, whose data share what some of them leave."""
     always_seeks_modes: bool = False
     """Whether to look for modes also where the guide's draws look good: a guide on one mode sees no other."""
 
@@ -96,10 +97,6 @@ class Budget:
             return wanted.minimum(level_of(wanted, left))
         most = self.max_evaluations - spent
         return wanted.minimum(most if self.amortized else most.min())
-
-    def num_draws_for(self, granted: Tensor) -> Tensor:
-        """Return how many draws to spend that on; where each datum has another rest, one of few numbers."""
-        return (granted if self.is_shared else rounded_down(granted)).clamp(min=FEWEST_DRAWS)
 
     def affordable_length(self, evaluations: Tensor) -> Tensor:
         """Return for how many temperatures of 16 chains, and draws of z, these are enough, one of few lengths."""

@@ -22,6 +22,7 @@ from pyro_vae.evidence.budget import (
     PILOT_LENGTH,
     Budget,
     chains_of,
+    rounded_down,
 )
 from pyro_vae.evidence.collect import Collected, collected
 from pyro_vae.evidence.derivatives import is_twice_differentiable
@@ -252,16 +253,16 @@ class Cascade:
     def _spend_the_rest(self, columns: Tensor, source: Callable[[Tensor], Source]) -> None:
         """Spend the rest on draws, where they miss the tolerance and nothing better is affordable.
 
-        Where the search for modes cost more than was foreseen, a few draws go beyond the budget: each datum gets an
-        estimate.
+        The search for modes costs each datum another number: rounded, few numbers are left, and data are drawn for
+        together. Where it cost more than was foreseen, a few draws go beyond the budget: each datum gets an estimate.
         """
         if not len(columns):
             return
 
         def measure(granted: Tensor) -> None:
-            self._measure(columns, self.budget.num_draws_for(granted), source)
+            self._measure(columns, granted.clamp(min=FEWEST_DRAWS), source)
 
-        wanted = (self.budget.cap - self.spent[columns]).clamp(min=FEWEST_DRAWS)
+        wanted = rounded_down(self.budget.cap - self.spent[columns]).clamp(min=FEWEST_DRAWS).long()
         self.waiting.append(Waiting(columns, wanted, measure))
 
     def _missed_by(self, columns: Tensor, modes: Modes, found: Estimate, around: Elsewhere) -> Tensor:
