@@ -28,7 +28,7 @@ from pyro_vae.program.tiles import Block
 __all__ = ["Auto", "log_evidence"]
 
 
-Of = Literal["datum", "mean"]
+Scope = Literal["datum", "mean"]
 
 
 @refusing_unknown_options
@@ -39,9 +39,9 @@ def log_evidence(
     kwargs: Mapping[str, Any] | None = None,
     joint: bool = False,
     tolerance: float = 0.05,
-    tolerance_of: Of = "datum",
+    tolerance_of: Scope = "datum",
     max_evaluations: int = 6000,
-    max_evaluations_of: Of = "mean",
+    max_evaluations_of: Scope = "mean",
     seed: int = 0,
     plate: str | None = None,
     first_index: int = 0,
@@ -91,7 +91,7 @@ def log_evidence(
             draws count, to draws from the fitted Gaussian. A search for modes that has begun is finished, with 128
             draws after it, and can take a datum beyond a small budget: `num_evaluations` says so.
         max_evaluations_of: `"datum"` for a limit that each datum keeps, and numbers that depend on the seed and its
-            place alone. With `"mean"` they depend on the data of the same block too, where it wants more than it has.
+            place alone. With `"mean"` they depend on the data of the same block too, of which the others take a part.
             With a guide that is not amortized it is always that of each datum.
         seed: fixes the noise.
         compile: as in `ais`.
@@ -118,8 +118,8 @@ def log_evidence(
         >>> bool(evidence.diagnostics["reached"].all()), evidence.method[0]
         (True, 'importance sampling from the guide')
     """
-    _checks.choice("tolerance_of", tolerance_of, get_args(Of))
-    _checks.choice("max_evaluations_of", max_evaluations_of, get_args(Of))
+    _checks.choice("tolerance_of", tolerance_of, get_args(Scope))
+    _checks.choice("max_evaluations_of", max_evaluations_of, get_args(Scope))
     estimator = Auto(
         _checks.positive("tolerance", tolerance),
         _checks.whole_number("max_evaluations", max_evaluations),
@@ -154,7 +154,7 @@ class Auto(Estimator[_Part]):
 
     tolerance: float = 0.05
     max_evaluations: int = 6000
-    max_evaluations_of: Of = "mean"
+    max_evaluations_of: Scope = "mean"
     always_seeks_modes: bool = False
     tolerance_of_mean: float | None = None
     """The tolerance that was asked for, if it was that of the mean over data."""
@@ -188,7 +188,7 @@ class Auto(Estimator[_Part]):
         amortized = task.program.structure.amortized
         budget = Budget(
             self.tolerance, self.max_evaluations, task.num_posterior_draws, amortized,
-            is_mean=self.max_evaluations_of == "mean", always_seeks_modes=self.always_seeks_modes,
+            is_shared=amortized and self.max_evaluations_of == "mean", always_seeks_modes=self.always_seeks_modes,
         )  # fmt: skip
         cascade = Cascade(block, region, budget, task.seed)
         cascade.run()

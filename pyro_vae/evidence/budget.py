@@ -41,7 +41,8 @@ LARGEST_LAPLACE_KHAT = 0.1  # the same of Laplace's Gaussian, after which anneal
 SAFETY = 3.0  # factor on the variance that a pilot run saw, which is rough
 SAFETY_OF_CHAINS = 5.0  # the same for annealing, whose pilot has few chains; lengths are rounded up besides
 FEWEST_TEMPERATURES = 16  # fewer are not worth their pilot run, and their weights are skewed
-MOST_TEMPERATURES = 64  # beyond, more chains lower the error as much, reach more modes, and run together
+ENOUGH_TEMPERATURES = 64  # beyond, where weights are even, more chains help as much, reach more modes, and run together
+EVEN = 0.1  # the largest variance of log weights that are: more chains do not mend uneven ones
 MOST_CHAINS = 64  # which bounds the memory
 LARGEST_MULTIPLE = 4  # of the mean budget, for one datum
 
@@ -54,7 +55,7 @@ class Budget:
     max_evaluations: int
     num_posterior_draws: int
     amortized: bool
-    is_mean: bool = True
+    is_shared: bool
     """Whether `max_evaluations` are the mean over a block, whose data share what some of them leave."""
     always_seeks_modes: bool = False
     """Whether to look for modes also where the guide's draws look good: a guide on one mode sees no other."""
@@ -77,10 +78,6 @@ class Budget:
         return self._for_all(needed.where((pilot.khat < largest_khat) & ~seen.contradicts(pilot), torch.inf))
 
     @property
-    def is_shared(self) -> bool:
-        return self.is_mean and self.amortized
-
-    @property
     def cap(self) -> int:
         """The most that one datum may take."""
         return self.max_evaluations * (LARGEST_MULTIPLE if self.is_shared else 1)
@@ -96,7 +93,7 @@ class Budget:
         if self.is_shared:
             return wanted.minimum(level_of(wanted, left))
         most = self.max_evaluations - spent
-        return wanted.minimum(most if self.amortized else most.min())
+        return wanted.minimum(most if self.amortized else rounded_down(most.min()).long())
 
     def affordable_length(self, evaluations: Tensor) -> Tensor:
         """Return for how many temperatures of 16 chains, and draws of z, these are enough, one of few lengths."""
@@ -110,7 +107,8 @@ class Budget:
     def length(self, seen: Pilot) -> Tensor:
         """Return how many temperatures of 16 chains are enough, a power of two: with them the variance falls."""
         needed = SAFETY_OF_CHAINS * PILOT_LENGTH * seen.variance / (NUM_CHAINS * self.tolerance**2)
-        needed = needed.nan_to_num(nan=math.inf).clamp(FEWEST_TEMPERATURES, self.cap)
+        most = self.affordable_length(torch.tensor(self.cap)).item()
+        needed = needed.nan_to_num(nan=most).clamp(max=most).clamp(min=FEWEST_TEMPERATURES)
         return self._for_all(needed.log2().ceil().exp2())
 
     def _for_all(self, needed: Tensor) -> Tensor:
@@ -126,12 +124,14 @@ def level_of(wanted: Tensor, total: Tensor) -> Tensor:
     return torch.div(total - before, others, rounding_mode="floor").max()
 
 
-def chains_of(length: int) -> tuple[int, int]:
-    """Divide so many temperatures of 16 chains into temperatures and chains."""
-    num_chains = NUM_CHAINS
-    while length > MOST_TEMPERATURES and num_chains < MOST_CHAINS:
-        length, num_chains = length // 2, num_chains * 2
-    return length, num_chains
+def chains_of(length: Tensor, seen: Pilot) -> tuple[Tensor, Tensor]:
+    """Divide so many temperatures of 16 chains into temperatures and chains.
+
+    Chains are doubled where as many temperatures are left as are enough, and make the weights even.
+    """
+    enough = (PILOT_LENGTH * seen.variance / EVEN).nan_to_num(nan=math.inf).clamp(min=ENOUGH_TEMPERATURES)
+    multiple = (length / enough).clamp(1, MOST_CHAINS // NUM_CHAINS).log2().floor().exp2()
+    return (length / multiple).floor().long(), (NUM_CHAINS * multiple).long()
 
 
 def rounded_down(number: Tensor) -> Tensor:

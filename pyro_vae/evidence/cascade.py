@@ -87,7 +87,7 @@ class Cascade:
         self._measure_what_waits()
 
     def _decide(self) -> None:
-        """Run the pilots."""
+        """Run pilots, and measure the data that can afford what these say."""
         everyone = self.block.asked_for
         self.spent = torch.zeros(self.width, dtype=torch.int64, device=everyone.device)
         guide = self._guide(everyone)
@@ -110,7 +110,7 @@ class Cascade:
             return None
         if can_seek:
             return self._go_on_from_modes(left, self.region, self._find_modes(left, self.region))
-        self._spend_the_rest(left, self._guide)
+        self._spend_the_rest(left, self._guide, needed[left - self.block.columns.start])
         return None
 
     def _go_on_from_modes(self, columns: Tensor, region: Region, modes: Modes) -> None:
@@ -244,14 +244,17 @@ class Cascade:
         """Grant each datum what it wants, up to a level that the block's budget pays for."""
         if not self.waiting:
             return
-        columns, wanted = (torch.cat([getattr(each, name) for each in self.waiting]) for name in ("columns", "wanted"))
+        columns = torch.cat([each.columns for each in self.waiting])
+        wanted = torch.cat([each.wanted for each in self.waiting])
         granted = self.budget.granted(wanted, self.spent[columns], self._left)
         sizes = [len(each.columns) for each in self.waiting]
         for each, evaluations in zip(self.waiting, granted.split(sizes), strict=True):
             each.measure(evaluations)
 
-    def _spend_the_rest(self, columns: Tensor, source: Callable[[Tensor], Source]) -> None:
-        """Spend the rest on draws, where they miss the tolerance and nothing better is affordable.
+    def _spend_the_rest(
+        self, columns: Tensor, source: Callable[[Tensor], Source], needed: float | Tensor = torch.inf
+    ) -> None:
+        """Spend the rest on draws, where they miss the tolerance and nothing better is affordable, or what is needed.
 
         The search for modes costs each datum another number: rounded, few numbers are left, and data are drawn for
         together. Where it cost more than was foreseen, a few draws go beyond the budget: each datum gets an estimate.
@@ -262,7 +265,7 @@ class Cascade:
         def measure(granted: Tensor) -> None:
             self._measure(columns, granted.clamp(min=FEWEST_DRAWS), source)
 
-        wanted = rounded_down(self.budget.cap - self.spent[columns]).clamp(min=FEWEST_DRAWS).long()
+        wanted = rounded_down(self.budget.cap - self.spent[columns]).clamp(max=needed).clamp(min=FEWEST_DRAWS).long()
         self.waiting.append(Waiting(columns, wanted, measure))
 
     def _missed_by(self, columns: Tensor, modes: Modes, found: Estimate, around: Elsewhere) -> Tensor:
@@ -355,10 +358,11 @@ class Cascade:
         wanted = self.budget.cost_of_annealing(length).long().minimum(self.budget.cap - self.spent[columns])
 
         def measure(granted: Tensor) -> None:
-            chosen = length.minimum(self.budget.affordable_length(granted)).clamp(min=FEWEST_TEMPERATURES)
-            for number in chosen.unique().tolist():
-                these = chosen == number
-                self._measure_chains(columns[these], start, seen.at(these), *chains_of(int(number)))
+            chosen = length.minimum(self.budget.affordable_length(granted)).clamp(min=2)
+            temperatures_and_chains = torch.stack(chains_of(chosen, seen))
+            for each in temperatures_and_chains.unique(dim=1).T:
+                these = (temperatures_and_chains == each[:, None]).all(0)
+                self._measure_chains(columns[these], start, seen.at(these), *each.tolist())
 
         self.waiting.append(Waiting(columns, wanted, measure))
 

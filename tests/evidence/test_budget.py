@@ -1,5 +1,7 @@
 """The budget of `log_evidence`, which easy data leave to hard ones."""
 
+from types import SimpleNamespace
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -58,10 +60,32 @@ def test_a_level_grants_what_the_total_pays_for():
             assert wanted.minimum(level).sum() <= total < wanted.minimum(level + 1).sum()
 
 
-def test_long_annealing_is_divided_into_more_chains():
-    """Up to 64, as all chains of a block are in memory together."""
-    divided = {16: (16, 16), 64: (64, 16), 65: (32, 32), 128: (64, 32), 256: (64, 64), 2000: (500, 64)}
-    assert {length: chains_of(length) for length in divided} == divided
+def test_long_annealing_is_divided_into_more_chains_where_weights_are_even():
+    """Up to 64, as all chains of a block are in memory together; the variance is that of ten temperatures."""
+    length = torch.tensor([16, 64, 127, 128, 256, 2000, 256, 256, 2000])
+    variance = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.2, 3.6, 8.0])
+    temperatures, chains = chains_of(length, SimpleNamespace(variance=variance))
+    assert temperatures.tolist() == [16, 64, 127, 64, 64, 500, 128, 256, 1000]
+    assert chains.tolist() == [16, 16, 16, 32, 64, 64, 32, 16, 32]
+
+
+def test_a_hard_posterior_of_one_mode_is_reliable_with_a_larger_budget():
+    """More chains would not do that: few weights would count as before."""
+    torch.manual_seed(0)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(20), 1.0).to_event(1))
+            pyro.sample("x", dist.Poisson((3 * z - 1).exp()).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x), 20), 0.5).to_event(1))
+
+    x = torch.poisson((3 * torch.randn(6, 20) - 1).exp())
+    options = dict(tolerance=0.05, num_posterior_draws=0)
+    few, many = (pv.log_evidence(model, guide, x, max_evaluations=most, **options) for most in (4000, 40_000))
+    assert few.reliable.sum() <= 1 and many.reliable.sum() >= 5
 
 
 def test_what_easy_data_leave_goes_to_hard_ones():
@@ -124,7 +148,8 @@ def test_numbers_are_those_of_the_place_where_the_budget_is_enough_or_is_that_of
         assert same is enough and (part.method == whole.method[8:12] or not enough)
 
 
-def test_a_guide_that_is_not_amortized_has_the_limit_of_each_datum():
+@pytest.mark.parametrize("max_evaluations", [1200, 3000])
+def test_a_guide_that_is_not_amortized_has_the_limit_of_each_datum(max_evaluations):
     x, bend = easy_and_hard(8)
     loc = torch.nn.Parameter(x.clone())
 
@@ -133,9 +158,9 @@ def test_a_guide_that_is_not_amortized_has_the_limit_of_each_datum():
             pyro.sample("one", dist.Normal(torch.zeros(len(x)), 0.7))
             pyro.sample("other", dist.Normal(loc, 0.5))
 
-    found = pv.log_evidence(bent, guide, x, bend, tolerance=1e-3, max_evaluations=3000)
+    found = pv.log_evidence(bent, guide, x, bend, tolerance=1e-3, max_evaluations=max_evaluations)
     assert found.settings["amortized"] is False
-    assert (found.num_evaluations <= 3000).all()
+    assert (found.num_evaluations <= max_evaluations).all() and len(set(found.method)) == 1
 
 
 def test_whose_budget_is_one_of_two():
