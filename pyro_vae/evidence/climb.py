@@ -33,16 +33,19 @@ class Climbed(NamedTuple):
 def climb(density: LogDensity, metric: FullNormal, start: Tensor, num_evaluations: int) -> Climbed:
     """Climb from `(K, N, D)` by L-BFGS, in coordinates in which a Gaussian is standard.
 
-    A step that gains nothing is halved. From a start of no density there is no climb; its gain is infinite.
+    A step that gains nothing is halved, and shortened faster from the fifth time on: where a density falls like an
+    exponential function, a first step can be a thousand times too long. From a start of no density there is no climb;
+    its gain is infinite.
 
     References:
         Liu and Nocedal (1989).
     """
     best = start
     value, gradient = _in_metric(density, metric, best)
-    step, size = gradient, torch.ones_like(value)[..., None]
-    memory = _Memory(torch.ones_like(size))
+    step, misses = gradient, torch.zeros_like(value)[..., None]
+    memory = _Memory(torch.ones_like(misses))
     for _ in range(num_evaluations - 1):
+        size = (-misses * (misses / 4).clamp(min=1)).exp2()
         proposed = best + metric.scaled(size * step)
         new_value, new_gradient = _in_metric(density, metric, proposed)
         is_better = new_value > value
@@ -51,7 +54,7 @@ def climb(density: LogDensity, metric: FullNormal, start: Tensor, num_evaluation
         best, gradient = proposed.where(better, best), new_gradient.where(better, gradient)
         value = new_value.where(is_better, value)
         step = memory.uphill(gradient).where(better, step)
-        size = torch.where(better, 1.0, size / 2)
+        misses = torch.where(better, 0.0, misses + 1)
     return Climbed(best, value, gradient.square().sum(-1).where(value.isfinite(), torch.inf))
 
 

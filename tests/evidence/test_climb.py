@@ -1,7 +1,10 @@
 """Climbs by L-BFGS, in a few dimensions where the summit is known."""
 
+import pyro
+import pyro.distributions as dist
 import torch
 
+import pyro_vae as pv
 from pyro_vae.evidence.climb import climb
 from pyro_vae.evidence.gaussians import FullNormal
 
@@ -95,3 +98,24 @@ def test_where_the_density_bends_upwards_it_climbs_all_the_same():
 
     end = climb(two_summits, standard(1, 2), torch.tensor([[[0.01, 3.0]], [[-0.01, 3.0]]]).double(), 40)
     assert torch.allclose(end.position, torch.tensor([[[2.0, 0.0]], [[-2.0, 0.0]]]).double(), atol=1e-3)
+
+
+def test_a_first_step_that_is_a_thousand_times_too_long_is_no_end():
+    """Counts with a logarithmic link, from where a Newton step leads to e^15,000: the mode is found at the usual cost."""
+    counts = torch.tensor([[2000.0, 500.0, 3.0]]).double()
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3).double(), 1.0).to_event(1))
+            pyro.sample("x", dist.Poisson((3 * z - 1).exp()).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.full((len(x), 3), -2.0).double(), 0.1).to_event(1))
+
+    found = pv.importance_sampling(model, guide, counts, proposal="laplace", num_samples=1000)
+    z = torch.linspace(-10, 10, 100_001).double()[:, None]
+    log_joint = dist.Normal(0.0, 1.0).log_prob(z) + dist.Poisson((3 * z - 1).exp()).log_prob(counts[0])
+    exact = (log_joint.logsumexp(0) + (z[1] - z[0]).log()).sum()
+    assert found.diagnostics["converged"].all()
+    assert abs(found.log_evidence.item() - exact) < 5 * found.std_error.item()
