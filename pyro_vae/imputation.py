@@ -78,7 +78,8 @@ def impute(
         x: `(N, ...)`, NaN where an entry is missing.
         context: the further arguments of a conditional VAE, complete.
         num_draws: of z, for each datum, taken by weight from what the estimator evaluated: some may be the same.
-        tolerance, max_evaluations, progress: as in `log_evidence`.
+        tolerance, progress: as in `log_evidence`.
+        max_evaluations: the most to spend on a datum. None depends on the others.
         seed: fixes the noise.
 
     Returns:
@@ -125,7 +126,7 @@ def impute(
         model, guide, data = _of_observed(vae, given[rows], some)
     evidence = log_evidence(
         model, guide, *data, *some, tolerance=tolerance,
-        max_evaluations=max_evaluations, num_posterior_draws=num_draws, seed=seed, progress=progress,
+        max_evaluations=max_evaluations, max_evaluations_of="datum", num_posterior_draws=num_draws, seed=seed, progress=progress,
     )  # fmt: skip
     assert evidence.draws is not None
     z = evidence.draws.latents[vae.model.site("z")]

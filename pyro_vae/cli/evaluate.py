@@ -59,9 +59,9 @@ OPTIONS: dict[str, tuple[str, Kind, str]] = {
     "tolerance_of": (
         "tolerance_of", choice("datum", "mean"), "whose: each datum's, or that of the mean over all data",
     ),
-    "max_evaluations": ("max_evaluations", whole(), "the most evaluations of log p(x, z) to spend on a datum"),
+    "max_evaluations": ("max_evaluations", whole(), "evaluations of log p(x, z) to spend on a datum at most"),
     "max_evaluations_of": (
-        "max_evaluations_of", choice("datum", "mean"), "of each datum, or in the mean over neighbouring data",
+        "max_evaluations_of", choice("datum", "mean"), "whether each datum keeps that limit, or the mean over neighbouring data, the default",
     ),
     "num_samples": ("num_samples", whole(), "draws for each datum"),
     "proposal": (
