@@ -125,8 +125,8 @@ def impute(
     with seeded(given.device, seed_for(seed, "filling in") % 2**32):
         model, guide, data = _of_observed(vae, given[rows], some)
     evidence = log_evidence(
-        model, guide, *data, *some, tolerance=tolerance,
-        max_evaluations=max_evaluations, max_evaluations_of="datum", num_posterior_draws=num_draws, seed=seed, progress=progress,
+        model, guide, *data, *some, tolerance=tolerance, max_evaluations=max_evaluations, max_evaluations_of="datum",
+        num_posterior_draws=num_draws, seed=seed, progress=progress,
     )  # fmt: skip
     assert evidence.draws is not None
     z = evidence.draws.latents[vae.model.site("z")]

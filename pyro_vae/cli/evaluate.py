@@ -61,7 +61,7 @@ OPTIONS: dict[str, tuple[str, Kind, str]] = {
     ),
     "max_evaluations": ("max_evaluations", whole(), "evaluations of log p(x, z) to spend on a datum at most"),
     "max_evaluations_of": (
-        "max_evaluations_of", choice("datum", "mean"), "whether each datum keeps that limit, or the mean over neighbouring data, the default",
+        "max_evaluations_of", choice("datum", "mean"), "what keeps that limit: each, or the mean over neighbours",
     ),
     "num_samples": ("num_samples", whole(), "draws for each datum"),
     "proposal": (
