@@ -447,7 +447,7 @@ def test_the_tolerance_of_a_mean_is_that_of_the_data_set_and_cheaper():
         found = pv.log_evidence(vae.model, vae.guide, x, tolerance=tolerance, tolerance_of="mean", seed=seed)
         assert found.mean_std_error <= tolerance
         assert abs(found.mean - exact.mean()) <= 4.5 * found.mean_std_error + tolerance / 2
-        assert found.num_evaluations.sum() < each.num_evaluations.sum() / 2
+        assert found.num_evaluations.sum() < 0.8 * each.num_evaluations.sum()
     assert found.settings["tolerance_of_mean"] == tolerance
     assert found.settings["tolerance"] == pytest.approx(0.1)
 
