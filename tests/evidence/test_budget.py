@@ -69,24 +69,6 @@ def test_long_annealing_is_divided_into_more_chains_where_weights_are_even():
     assert chains.tolist() == [16, 16, 16, 32, 64, 64, 32, 16, 32]
 
 
-def test_a_hard_posterior_of_one_mode_is_reliable_with_a_larger_budget():
-    """More chains would not do that: few weights would count as before."""
-    torch.manual_seed(0)
-
-    def model(x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(50), 1.0).to_event(1))
-            pyro.sample("x", dist.Poisson((3 * z - 1).exp()).to_event(1), obs=x)
-
-    def guide(x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(torch.zeros(len(x), 50), 0.5).to_event(1))
-
-    x = torch.poisson((3 * torch.randn(4, 50) - 1).exp())
-    few, many = (pv.log_evidence(model, guide, x, max_evaluations=most, tolerance=0.05) for most in (3000, 50_000))
-    assert not few.reliable.any() and many.reliable.sum() >= 3
-
-
 def test_what_easy_data_leave_goes_to_hard_ones():
     """One datum in eight is hard; in the twin each has a limit of its own."""
     x, bend = easy_and_hard(64)
