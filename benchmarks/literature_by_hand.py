@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import torch
+from literature_checkpoints import go_on, keep
 from literature_rows import Row, data_of
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -41,14 +42,9 @@ def trained_by_hand(
     vae = row.make(train)
     optimizer = torch.optim.Adam(vae.parameters(), lr=1e-3, eps=1e-4, fused=True)
     path = args.runs / f"{name}-{args.budget}.pt"
-    bounds: list[float] = []
-    seconds = 0.0
-    if path.exists():
-        kept = torch.load(path, weights_only=True)
-        vae.load_state_dict(kept["vae"])
-        optimizer.load_state_dict(kept["optimizer"])
-        torch.set_rng_state(kept["generator"])
-        bounds, seconds = kept["bounds"], kept["seconds"]
+    kept = go_on(path, vae, optimizer)
+    bounds: list[float] = kept.get("bounds", [])
+    seconds = kept.get("seconds", 0.0)
     for epoch in range(len(bounds), num_epochs):
         started = time.perf_counter()
         optimizer.param_groups[0]["lr"] = 1e-3 * (1.0 if row.factor is None else row.factor(epoch))
@@ -62,7 +58,5 @@ def trained_by_hand(
         bounds.append(total / len(train))
         seconds += time.perf_counter() - started
         if epoch % 10 == 9 or epoch + 1 == num_epochs:
-            state = {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "generator": torch.get_rng_state()}
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save({**state, "bounds": bounds, "seconds": seconds}, path)
+            keep(path, vae, optimizer, bounds=bounds, seconds=seconds)
     return vae, bounds, seconds, test

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import pyro
 import torch
+from literature_checkpoints import go_on, keep
 from pyro import distributions as dist
 from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import Tensor, nn
@@ -70,8 +70,7 @@ def m2(args: argparse.Namespace) -> dict[str, Any]:
     y = nn.functional.one_hot(train.labels[labelled], 10).float()
     num_epochs = args.num_epochs or KINGMA_M2["num_epochs"][args.budget]
     kept = args.runs / f"m2-{args.budget}-{args.seed}.pt"
-    begun = go_on(kept, net, optimizer) if kept.exists() else 0
-    for epoch in range(begun, num_epochs):
+    for epoch in range(go_on(kept, net, optimizer).get("num_epochs", 0), num_epochs):
         elbo = 0.0
         for rows in torch.randperm(len(train)).split(100):
             optimizer.zero_grad()
@@ -81,7 +80,7 @@ def m2(args: argparse.Namespace) -> dict[str, Any]:
             loss.backward()
             optimizer.step()
             elbo += without_labels * len(rows) / len(train)
-        keep(kept, net, optimizer, epoch + 1)
+        keep(kept, net, optimizer, num_epochs=epoch + 1)
         print(f"epoch {epoch + 1}: ELBO {elbo:.2f}, {accuracy(net, test):.2%} of test digits told", flush=True)
     x = test.x[:: max(1, len(test) // args.num_test)].flatten(1)
     evidence = pv.log_evidence(net.model, config_enumerate(net.guide), x, tolerance=0.1, seed=args.seed)
@@ -95,23 +94,6 @@ def m2(args: argparse.Namespace) -> dict[str, Any]:
         "reliable": evidence.reliable.double().mean().item(),
         "elbo": evidence.elbo.mean().item(),
     }
-
-
-def keep(path: Path, net: nn.Module, optimizer: torch.optim.Optimizer, num_epochs: int) -> None:
-    """Write the state after so many epochs, at once or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "random": torch.get_rng_state()}
-    torch.save(state | {"num_epochs": num_epochs}, path.with_suffix(".new"))
-    path.with_suffix(".new").replace(path)
-
-
-def go_on(path: Path, net: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Take up the state that was kept, and return after how many epochs it was."""
-    state = torch.load(path, weights_only=True)
-    net.load_state_dict(state["net"])
-    optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["random"])
-    return state["num_epochs"]
 
 
 def some_of_each(labels: Tensor, number: int) -> Tensor:

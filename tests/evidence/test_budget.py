@@ -83,6 +83,26 @@ def test_what_easy_data_leave_goes_to_hard_ones():
     assert squares[0] < 0.5 * squares[1]
 
 
+def test_draws_that_are_known_to_be_enough_take_no_more_than_these():
+    """One datum in eight has a guide that is too wide, and wants more than the mean budget of 600, but not the rest."""
+    x = torch.where(torch.arange(64) % 8 == 0, 1.0, -1.0)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, torch.where(x > 0, 1.3, 1.0) * 0.5**0.5))
+
+    found = pv.log_evidence(model, guide, x, tolerance=0.02, max_evaluations=600)
+    wide, others = found.num_evaluations[x > 0], found.num_evaluations[x < 0]
+    assert (others == others[0]).all() and others[0] < 600
+    assert (wide > 600).all() and set((wide - 260).tolist()) <= {512, 1024, 2048}
+    assert found.num_evaluations.double().mean() < 590
+
+
 def test_a_gaussian_posterior_takes_the_fewest_draws():
     """All weights are equal, which few draws from elsewhere tell too."""
     x, bend = easy_and_hard(64, one_in=1000)
