@@ -73,9 +73,9 @@ def ais(
         num_chains: K, for each datum; 2 or more.
         num_leapfrog: leapfrog steps of each transition.
         start: $f_0$: "laplace", a Gaussian at the datum's posterior mode, exact where the posterior is one; "gaussian",
-            the same fitted further by variational inference (`proposals.Gaussian`): 384 more evaluations, and log
-            weights of less variance where the posterior is no Gaussian; "guide"; "prior", which takes about ten times
-            more temperatures, and finds modes that the others may miss. The metric of the chains is that of the
+            the same fitted further by variational inference (`proposals.Gaussian`): 320 more evaluations or so, and
+            log weights of less variance where the posterior is no Gaussian; "guide"; "prior", which takes about ten
+            times more temperatures, and finds modes that the others may miss. The metric of the chains is that of the
             Gaussian; from the guide or the prior, it moves from the start's to that of Laplace's.
         schedule: "linear"; "sigmoid", denser at both ends; "adaptive", from the spread that the pilot saw.
         seed: fixes the noise.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -46,6 +47,8 @@ EVEN = 0.1  # the largest variance of log weights that are: more chains do not m
 MOST_CHAINS = 64  # which bounds the memory
 LARGEST_MULTIPLE = 4  # of the mean budget, for one datum
 
+Number = TypeVar("Number", int, Tensor)
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -63,6 +66,11 @@ class Budget:
     @property
     def annealing_pilot(self) -> int:
         return PILOT_CHAINS * (1 + PILOT_LENGTH * NUM_LEAPFROG)
+
+    @property
+    def cheapest_annealing(self) -> int:
+        """What annealing takes at least, its pilot included."""
+        return self.annealing_pilot + self.cost_of_annealing(FEWEST_TEMPERATURES)
 
     def can_find_modes(self, dim: int) -> bool:
         """Tell whether the budget pays for two rounds of the search, pilots of what it finds, and draws after it."""
@@ -100,7 +108,7 @@ class Budget:
         left = torch.div(evaluations - self.num_posterior_draws, NUM_CHAINS, rounding_mode="floor")
         return rounded_down(1 + (left - 1).div(NUM_LEAPFROG).floor())
 
-    def cost_of_annealing(self, length: Tensor) -> Tensor:
+    def cost_of_annealing(self, length: Number) -> Number:
         """Return the evaluations of so many temperatures of 16 chains, and draws of z."""
         return NUM_CHAINS * (1 + (length - 1) * NUM_LEAPFROG) + self.num_posterior_draws
 

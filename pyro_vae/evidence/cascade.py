@@ -13,7 +13,6 @@ from pyro_vae._random import seed_for
 from pyro_vae.evidence.annealing import Annealing, anneal, annealed, end_draws
 from pyro_vae.evidence.budget import (
     FEWEST_DRAWS,
-    FEWEST_TEMPERATURES,
     FIT_PILOT,
     GUIDE_PILOT,
     LAPLACE_PILOT,
@@ -174,23 +173,24 @@ class Cascade:
             return
         cost = modes.cost_of_refining(columns) + FIT_PILOT * is_doubted
         left = self._unspent(columns) - cost
-        can_anneal = self.budget.affordable_length(left - self.budget.annealing_pilot) >= FEWEST_TEMPERATURES
-        can_anneal = self._for_all(can_anneal)
+        left_of_annealing = left - self.budget.cheapest_annealing
+        can_anneal = self._for_all(left_of_annealing >= 0)
         few_count = found.ess.to(columns.device) < FEW_COUNT * LAPLACE_PILOT
         can_fit = can_anneal | self._for_all(few_count & (left >= FEWEST_DRAWS))
         self._spend_the_rest(columns[~can_fit & ~is_doubted], modes.source)
         self._spend_the_rest(columns[~can_fit & is_doubted], modes.both)
         if can_fit.any():
             doubtful = around.at((can_fit & is_doubted).nonzero().flatten().cpu())
-            self._go_on_from_fit(columns[can_fit], is_doubted[can_fit], can_anneal[can_fit], doubtful, modes)
+            spare = left_of_annealing.where(can_anneal, left - FEWEST_DRAWS)[can_fit]
+            self._go_on_from_fit(columns[can_fit], is_doubted[can_fit], can_anneal[can_fit], doubtful, modes, spare)
 
     def _go_on_from_fit(
-        self, columns: Tensor, missed: Tensor, can_anneal: Tensor, around: Elsewhere, modes: Modes
+        self, columns: Tensor, missed: Tensor, can_anneal: Tensor, around: Elsewhere, modes: Modes, spare: Tensor
     ) -> None:
         """Fit Gaussians further, and anneal or draw from them; and from the guide, where they too have missed some."""
         with noise(self.block.program, seed_for(self.seed, "variational fit"), self.block.place):
-            fitted = modes.refined(columns)
-        self.spent[columns] += modes.cost_of_refining(columns)
+            fitted, spent = modes.refined(columns, spare)
+        self.spent[columns] += spent
         missed[missed.clone()] = self._is_missed_by_fit(columns[missed], around, fitted)
         self._spend_the_rest(columns[~can_anneal & ~missed], fitted.source)
         self._spend_the_rest(columns[~can_anneal & missed], fitted.both)

@@ -35,8 +35,8 @@ class LaplaceFit(NamedTuple):
 
     def refined(self, view: Unconstrained, noise: Noise) -> LaplaceFit:
         """Fit the Gaussians further, by variational inference. It consumes noise of the block."""
-        spent = self.num_evaluations + variational.num_evaluations(self.gaussians)
-        return self._replace(gaussians=variational.refined(self.gaussians, view, noise), num_evaluations=spent)
+        gaussians, spent = variational.refined(self.gaussians, view, noise)
+        return self._replace(gaussians=gaussians, num_evaluations=self.num_evaluations + spent)
 
 
 def fit_laplace(

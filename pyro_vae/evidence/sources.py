@@ -70,14 +70,15 @@ class Modes:
         mixture = region.half_and_half(guide.fitted.component, gaussians.fitted.component)
         return Source(f"{guide.name} and {gaussians.name}", Fitted.to(mixture, region))
 
-    def refined(self, columns: Tensor) -> Modes:
-        """Fit the Gaussians of some columns further. It consumes noise of the block."""
+    def refined(self, columns: Tensor, spare: Tensor) -> tuple[Modes, Tensor]:
+        """Fit the Gaussians of some columns further, and say what that took. It consumes noise of the block."""
         region = self.region.at(columns)
-        found = variational.refined(self.gaussians.at(columns), region.view, region.noise)
-        return replace(self, gaussians=found.spread(columns, self.program.num_data), name=START_NAMES["gaussian"])
+        found, spent = variational.refined(self.gaussians.at(columns), region.view, region.noise, spare)
+        gaussians = found.spread(columns, self.program.num_data)
+        return replace(self, gaussians=gaussians, name=START_NAMES["gaussian"]), spent
 
     def cost_of_refining(self, columns: Tensor) -> Tensor:
-        """Return how many evaluations of each datum that takes."""
+        """Return how many evaluations of each datum that takes at least."""
         return variational.num_evaluations(self.gaussians.at(columns))
 
     def path(self, columns: Tensor) -> Start:

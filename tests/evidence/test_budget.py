@@ -79,8 +79,13 @@ def test_what_easy_data_leave_goes_to_hard_ones():
     assert (shared.num_evaluations <= 3000 * LARGEST_MULTIPLE).all()
     assert (shared.num_evaluations[~is_hard] == own.num_evaluations[~is_hard]).double().mean() > 0.9
     assert shared.settings["max_evaluations_of"] == "mean" and own.settings["max_evaluations_of"] == "datum"
-    squares = [(found.log_evidence - exact)[is_hard].square().mean() for found in (shared, own)]
-    assert squares[0] < 0.5 * squares[1]
+    errors = [
+        torch.cat(
+            [(evaluated(x, bend, max_evaluations_of=of, seed=seed).log_evidence - exact)[is_hard] for seed in range(4)]
+        )
+        for of in ("mean", "datum")
+    ]
+    assert errors[0].abs().median() < 0.8 * errors[1].abs().median()
 
 
 def test_draws_that_are_known_to_be_enough_take_no_more_than_these():
@@ -125,8 +130,8 @@ def test_shared_evaluations_leave_the_estimates_unbiased():
     x = draws_of(vae, 100)
     exact = log_evidence_by_quadrature(vae, x, 2).repeat(5)
     pair = (vae.model, vae.guide)
-    runs = [pv.log_evidence(*pair, x, tolerance=0.05, max_evaluations=1200, seed=seed) for seed in range(10)]
-    assert all((run.num_evaluations > 1200).sum() > 50 for run in runs)
+    runs = [pv.log_evidence(*pair, x, tolerance=0.05, max_evaluations=1100, seed=seed) for seed in range(10)]
+    assert all((run.num_evaluations > 1100).sum() > 50 for run in runs)
     one, other = (
         [torch.cat([getattr(run, name) for run in half]) for name in ("log_evidence", "std_error")]
         for half in (runs[::2], runs[1::2])

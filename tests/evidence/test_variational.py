@@ -9,11 +9,11 @@ import torch
 from truths import LinearGaussian
 
 import pyro_vae as pv
-from pyro_vae.evidence import cascade
+from pyro_vae.evidence import cascade, variational
 from pyro_vae.evidence.cascade import Cascade
 from pyro_vae.evidence.derivatives import hessian_of, scale_tril_of
 from pyro_vae.evidence.gaussians import FullNormal
-from pyro_vae.evidence.variational import NUM_DRAWS, fit_normal
+from pyro_vae.evidence.variational import NUM_PAIRS, NUM_TURNS, fit_normal
 from pyro_vae.program.tiles import Noise
 
 
@@ -26,6 +26,15 @@ def start(num_data, dim, scale=1.0):
     return FullNormal(torch.zeros(num_data, dim).double(), scale * torch.eye(dim).double().repeat(num_data, 1, 1))
 
 
+def densities_of(gaussian):
+    return lambda rows: gaussian.at(rows).log_prob
+
+
+def same(density):
+    """Return one density for all data."""
+    return lambda rows: density
+
+
 def test_a_gaussian_is_found_in_any_units():
     """Ten data, four dimensions, of any covariance, from 1.5 away and 0.6 of the width."""
     generator = torch.Generator().manual_seed(0)
@@ -33,7 +42,7 @@ def test_a_gaussian_is_found_in_any_units():
     covariance = factor @ factor.mT + 0.3 * torch.eye(4)
     truth = FullNormal(torch.randn(10, 4, generator=generator).double(), torch.linalg.cholesky(covariance))
     near = FullNormal(truth.loc + 1.5, truth.scale_tril * 0.6)
-    found, _ = fit_normal(truth.log_prob, near, noise(10, 4))
+    found, *_ = fit_normal(densities_of(truth), near, noise(10, 4))
     assert torch.allclose(found.loc, truth.loc, atol=0.05)
     assert torch.allclose(found.scale_tril @ found.scale_tril.mT, covariance, rtol=0.05, atol=0.05)
 
@@ -41,10 +50,31 @@ def test_a_gaussian_is_found_in_any_units():
 def test_what_is_a_gaussian_already_stays_as_it_is():
     """To the last bit; a start that is a little off, in the twin, does not."""
     truth = FullNormal(torch.randn(10, 4).double(), torch.eye(4).double().repeat(10, 1, 1))
-    kept = fit_normal(truth.log_prob, truth, noise(10, 4))
-    moved = fit_normal(truth.log_prob, truth._replace(loc=truth.loc + 0.1), noise(10, 4))
+    kept = fit_normal(densities_of(truth), truth, noise(10, 4))
+    moved = fit_normal(densities_of(truth), truth._replace(loc=truth.loc + 0.1), noise(10, 4))
     assert kept.is_exact.all() and all(map(torch.equal, kept.gaussian, truth))
     assert not moved.is_exact.any() and not torch.equal(moved.gaussian.loc, truth.loc + 0.1)
+
+
+def test_what_is_a_gaussian_already_takes_one_turn():
+    truth = FullNormal(torch.randn(10, 4).double(), torch.eye(4).double().repeat(10, 1, 1))
+    assert (fit_normal(densities_of(truth), truth, noise(10, 4)).num_turns == 1).all()
+
+
+def test_a_fit_goes_on_where_it_still_rises():
+    """Two of four data start eight times as far away as four steps lead; the others neither go on nor feel them."""
+    truth = FullNormal(torch.zeros(4, 3).double(), torch.eye(3).double().repeat(4, 1, 1))
+    near = truth._replace(loc=truth.loc + 0.5)
+    far = near._replace(loc=near.loc + 9.0 * torch.tensor([1.0, 0.0, 1.0, 0.0])[:, None])
+    gone_on = fit_normal(densities_of(truth), far, noise(4, 3))
+    after = torch.rand(1)
+    stopped = fit_normal(densities_of(truth), far, noise(4, 3), most_turns=NUM_TURNS)
+    alone = fit_normal(densities_of(truth), near, noise(4, 3))
+    assert after.equal(torch.rand(1))
+    assert gone_on.num_turns.tolist() == [gone_on.num_turns[0], NUM_TURNS, gone_on.num_turns[2], NUM_TURNS]
+    assert (gone_on.gaussian.loc.norm(dim=-1) < 0.1).all() and (gone_on.num_turns[::2] > NUM_TURNS).all()
+    assert (stopped.gaussian.loc.norm(dim=-1)[::2] > 3).all()
+    assert gone_on.gaussian.loc[1::2].equal(alone.gaussian.loc[1::2])
 
 
 def test_the_best_gaussian_of_a_skewed_density():
@@ -52,7 +82,7 @@ def test_the_best_gaussian_of_a_skewed_density():
     pairs = Noise(400, torch.arange(400), 1)
     torch.manual_seed(5)
     mode = FullNormal(torch.zeros(400, 1).double(), torch.full((400, 1, 1), math.sqrt(0.5)).double())
-    found, _ = fit_normal(lambda u: (2 * u - 2 * u.exp()).sum(-1), mode, pairs)
+    found, *_ = fit_normal(same(lambda u: (2 * u - 2 * u.exp()).sum(-1)), mode, pairs)
     variance = found.scale_tril[:, 0, 0].square()
     for values, truth in ((found.loc[:, 0], -0.25), (variance, 0.5)):
         error = values.std() / math.sqrt(len(values))
@@ -67,9 +97,9 @@ def test_a_step_that_loses_is_taken_back():
         return torch.where(u.abs().amax(-1) < 0.5, 5.0, -1e6) + 50 * u.sum(-1)
 
     narrow = start(3, 2, 0.05)
-    found, _ = fit_normal(density, narrow, noise(3, 2))
+    found, *_ = fit_normal(same(density), narrow, noise(3, 2))
     assert (found.loc.abs() < 0.5).all()
-    nowhere, _ = fit_normal(lambda u: -torch.inf * u.square().sum(-1), narrow, noise(3, 2))
+    nowhere, *_ = fit_normal(same(lambda u: -torch.inf * u.square().sum(-1)), narrow, noise(3, 2))
     assert nowhere.loc.equal(narrow.loc) and nowhere.scale_tril.equal(narrow.scale_tril)
 
 
@@ -107,7 +137,7 @@ def test_it_serves_better_than_laplace_where_the_posterior_is_bent(bananas):
     variances = {name: each.diagnostics["log_weights"].var(0).mean() for name, each in found.items()}
     assert variances["gaussian"] < variances["laplace"]
     more = found["gaussian"].num_evaluations - found["laplace"].num_evaluations
-    assert ((more % NUM_DRAWS == 0) & (more > 0)).all()
+    assert ((more % (2 * NUM_PAIRS) == 0) & (more >= NUM_TURNS * 2 * NUM_PAIRS)).all()
 
 
 def test_it_is_a_proposal(bananas):
@@ -258,7 +288,7 @@ def test_what_the_fit_costs_is_not_spent_again(images, monkeypatch):
     left.clear()
     monkeypatch.setattr(cascade, "FEW_COUNT", 0.0)
     with_a_small_budget(*images)
-    assert sum(left) - of_fitted >= NUM_DRAWS * len(images[1])  # each datum was fitted
+    assert sum(left) - of_fitted >= NUM_TURNS * 2 * NUM_PAIRS * len(images[1])  # each datum was fitted
 
 
 def test_the_guide_is_drawn_from_too_where_the_fit_has_missed_some(images, monkeypatch):
@@ -275,6 +305,18 @@ def test_a_small_budget_is_kept(bananas, max_evaluations):
     assert (evidence.num_evaluations <= max_evaluations).all()
 
 
+@pytest.mark.parametrize("max_evaluations", [1700, 2200, 2600])
+def test_a_budget_is_kept_where_fits_go_on(images, max_evaluations, monkeypatch):
+    """As if every ELBO still rose: each datum takes what is left to it beside its draws or its annealing."""
+    vae, x = images
+    monkeypatch.setattr(variational, "STILL_RISING", -math.inf)
+    options = {"max_evaluations": max_evaluations, "max_evaluations_of": "datum"}
+    spent = pv.log_evidence(vae.model, vae.guide, x, tolerance=1e-3, **options).num_evaluations
+    monkeypatch.setattr(variational, "MOST_TURNS", NUM_TURNS)
+    without = pv.log_evidence(vae.model, vae.guide, x, tolerance=1e-3, **options).num_evaluations
+    assert (spent <= max_evaluations).all() and not spent.equal(without)
+
+
 def test_a_pole_beside_the_start_is_no_crash():
     """Gradients as large as numbers get, as of a Dirichlet close to a corner, in one datum of two."""
 
@@ -283,7 +325,7 @@ def test_a_pole_beside_the_start_is_no_crash():
         return -0.5 * u.square().sum(-1) - 1.7e308 * torch.nn.functional.pad(wall, (0, 1))
 
     two = FullNormal(torch.full((2, 3), 0.9).double(), torch.eye(3).double().repeat(2, 1, 1))
-    found, _ = fit_normal(density, two, noise(2, 3))
+    found, *_ = fit_normal(same(density), two, noise(2, 3))
     assert all(each.isfinite().all() for each in found)
     assert found.loc[1].abs().max() < 0.05 and found.loc[0].max() < 1.0
 
