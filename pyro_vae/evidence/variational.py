@@ -26,6 +26,9 @@ WIDER = 0.6  # by which variances are raised in the end, over the dimension: the
 EXACT = 0.02  # nats: the standard deviation of log weights below which q is p(z|x), and needs no fit
 DOUBT = 2.0  # standard errors by which the ELBO may fall before a step is taken back
 
+Densities = Callable[[Tensor], LogDensity]
+"""Return log p(x, u) of some data, given by index."""
+
 
 def refined(
     laplace: NormalMixture, view: Unconstrained, noise: Noise, spare: Tensor | None = None
@@ -65,10 +68,6 @@ def _most_turns(gaussians: NormalMixture, spare: Tensor | None) -> Tensor:
 
 def _densities(view: Unconstrained, rows: Tensor) -> Densities:
     return lambda some: log_density(view.at(rows[some]))
-
-
-Densities = Callable[[Tensor], LogDensity]
-"""Return log p(x, u) of some data, given by index."""
 
 
 class Fit(NamedTuple):
