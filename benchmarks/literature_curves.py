@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterator
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import pyro
@@ -33,6 +33,19 @@ KINGMA = {
 }
 
 
+class Setting(NamedTuple):
+    """What a curve is of."""
+
+    train: pv.data.Dataset
+    test: pv.data.Dataset
+    num_latents: int
+    seed: int
+
+
+Trained = tuple[pv.VAE, list[tuple[float, float]]]
+"""A VAE, and the ELBO of training and of test data after each epoch."""
+
+
 def curves(args: argparse.Namespace) -> dict[str, Any]:
     """Train by both methods with each number of latents, and evaluate the ends by `log_evidence`.
 
@@ -45,31 +58,25 @@ def curves(args: argparse.Namespace) -> dict[str, Any]:
             path = args.runs / f"curves-{args.budget}" / f"{name}-{num_latents}-{method}-{num_epochs}-{args.seed}.json"
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                of_one = {"data": name} | curve_of(method, train, test, num_latents, num_epochs, args)
+                setting = Setting(train, test, num_latents, args.seed)
+                of_one = {"data": name} | curve_of(setting, method, num_epochs, args.num_test)
                 path.write_text(json.dumps(of_one))
             found.append(json.loads(path.read_text()))
     draw_curves(found, args.output_dir / f"curves-{args.budget}.png")
     return {**KINGMA, "num_samples": KINGMA["num_samples"][args.budget], "found": found}
 
 
-def curve_of(
-    method: str,
-    train: pv.data.Dataset,
-    test: pv.data.Dataset,
-    num_latents: int,
-    num_epochs: int,
-    args: argparse.Namespace,
-) -> dict[str, Any]:
+def curve_of(setting: Setting, method: str, num_epochs: int, num_test: int) -> dict[str, Any]:
     """Train at the best of a few rates, by one epoch of each, and evaluate the end."""
     run = METHODS[method]
-    rate = max(KINGMA["rates"], key=lambda rate: run(train, test, num_latents, rate, 1, args)[1][-1][0])
-    vae, elbos = run(train, test, num_latents, rate, num_epochs, args)
-    x = test.x[: min(KINGMA["num_evaluated"], args.num_test)]
-    evidence = pv.log_evidence(vae.model, vae.guide, x, tolerance=0.1, seed=args.seed)
-    print(f"{num_latents} latents, {method} at {rate}: {evidence!r}", flush=True)
+    rate = max(KINGMA["rates"], key=lambda rate: run(setting, rate, 1)[1][-1][0])
+    vae, elbos = run(setting, rate, num_epochs)
+    x = setting.test.x[: min(KINGMA["num_evaluated"], num_test)]
+    evidence = pv.log_evidence(vae.model, vae.guide, x, tolerance=0.1, seed=setting.seed)
+    print(f"{setting.num_latents} latents, {method} at {rate}: {evidence!r}", flush=True)
     return {
-        "num_latents": num_latents, "method": method, "rate": rate,
-        "curve": [[epoch * len(train), *elbos[epoch - 1]] for epoch in some_of(num_epochs)],
+        "num_latents": setting.num_latents, "method": method, "rate": rate,
+        "curve": [[epoch * len(setting.train), *elbos[epoch - 1]] for epoch in some_of(num_epochs)],
         "num_evaluated": len(x), "log_p": evidence.mean, "monte_carlo_error": evidence.mean_std_error,
         "elbo_of_the_same": evidence.elbo.mean().item(),
         "reliable": evidence.reliable.double().mean().item(),
@@ -86,9 +93,10 @@ def faces(args: argparse.Namespace) -> tuple[pv.data.Dataset, pv.data.Dataset]:
     return train, test
 
 
-def make(train: pv.data.Dataset, num_latents: int, seed: int) -> pv.VAE:
+def make(setting: Setting) -> pv.VAE:
     """One hidden layer of 500 units for digits, 200 for faces."""
-    torch.manual_seed(seed)
+    torch.manual_seed(setting.seed)
+    train, num_latents = setting.train, setting.num_latents
     shape = tuple(train.x.shape[1:])
     encoder = pv.nn.MLP(shape, [500 if train.grey is not None else 200], 2 * num_latents)
     if train.grey is not None:
@@ -100,45 +108,30 @@ def make(train: pv.data.Dataset, num_latents: int, seed: int) -> pv.VAE:
     return pv.VAE(pv.priors.StandardNormal(num_latents), likelihood, pv.posteriors.DiagonalNormal(encoder))
 
 
-def by_fit(
-    train: pv.data.Dataset,
-    test: pv.data.Dataset,
-    num_latents: int,
-    rate: float,
-    num_epochs: int,
-    args: argparse.Namespace,
-) -> tuple[pv.VAE, list[tuple[float, float]]]:
-    """Return a VAE that `fit` has trained, and the ELBO of training and of test data after each epoch."""
-    vae = make(train, num_latents, args.seed)
+def by_fit(setting: Setting, rate: float, num_epochs: int) -> Trained:
+    vae = make(setting)
     history = pv.fit(
-        vae, train, objective=pv.objectives.CompiledTrace_ELBO(), optim=pyro.optim.Adagrad({"lr": rate}),
-        num_epochs=num_epochs, batch_size=100, seed=args.seed, validation=test, compile=True, progress=False,
+        vae, setting.train, objective=pv.objectives.CompiledTrace_ELBO(), optim=pyro.optim.Adagrad({"lr": rate}),
+        num_epochs=num_epochs, batch_size=100, seed=setting.seed, validation=setting.test, compile=True, progress=False,
     )  # fmt: skip
     return vae, [*zip(history.train_elbo, history.validation_elbo, strict=True)]
 
 
-def by_wake_sleep(
-    train: pv.data.Dataset,
-    test: pv.data.Dataset,
-    num_latents: int,
-    rate: float,
-    num_epochs: int,
-    args: argparse.Namespace,
-) -> tuple[pv.VAE, list[tuple[float, float]]]:
-    """Return the same of wake-sleep (Hinton, Dayan, Frey and Neal 1995)."""
-    vae = make(train, num_latents, args.seed)
+def by_wake_sleep(setting: Setting, rate: float, num_epochs: int) -> Trained:
+    """Hinton, Dayan, Frey and Neal (1995)."""
+    vae = make(setting)
     optimizer = torch.optim.Adagrad(vae.parameters(), lr=rate)
     elbos = []
     for _ in range(num_epochs):
         total = 0.0
-        for x in batches(train):
+        for x in batches(setting.train):
             optimizer.zero_grad()
             loss, elbo = wake_and_sleep(vae, x)
             loss.backward()
             optimizer.step()
             total += elbo * len(x)
         with torch.no_grad():
-            elbos.append((total / len(train), elbo_of(vae, test.x).mean().item()))
+            elbos.append((total / len(setting.train), elbo_of(vae, setting.test.x).mean().item()))
     return vae.eval(), elbos
 
 

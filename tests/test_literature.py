@@ -111,7 +111,7 @@ def test_training_by_hand_goes_on_where_it_was_interrupted(tmp_path, monkeypatch
 
 def test_wake_sleep_trains_each_network_in_its_own_phase():
     train = images_like("dynamic")
-    vae = curves.make(pv.data.from_tensor(train.x), 3, seed=0)
+    vae = curves.make(curves.Setting(pv.data.from_tensor(train.x), train, 3, 0))
     parameters = [*vae.likelihood.parameters()], [*vae.posterior.parameters()]
     torch.manual_seed(1)
     loss, _ = curves.wake_and_sleep(vae, train.x)
@@ -181,14 +181,16 @@ def test_curves_that_are_kept_are_not_trained_again(tmp_path, monkeypatch):
     monkeypatch.setattr(curves, "faces", lambda args: 2 * (images_like("frey"),))
     trained = []
 
-    def curve_of(method, train, test, num_latents, num_epochs, args):
-        trained.append((method, num_latents))
+    def curve_of(setting, method, num_epochs, num_test):
+        trained.append(method)
         if len(trained) == 4:
             raise KeyboardInterrupt
-        return {"method": method, "num_latents": num_latents, "curve": [[40, -5.0, -6.0]], "log_p": -4.0}
+        return {"method": method, "num_latents": setting.num_latents, "curve": [[40, -5.0, -6.0]], "log_p": -4.0}
 
     monkeypatch.setattr(curves, "curve_of", curve_of)
-    args = argparse.Namespace(runs=tmp_path / "runs", output_dir=tmp_path, budget="minutes", seed=0, num_epochs=1)
+    args = argparse.Namespace(
+        runs=tmp_path / "runs", output_dir=tmp_path, budget="minutes", seed=0, num_epochs=1, num_test=4
+    )
     with pytest.raises(KeyboardInterrupt):
         curves.curves(args)
     found = curves.curves(args)["found"]
