@@ -7,6 +7,7 @@
     python benchmarks/literature.py gaps wu --budget hours  # of the run of iwae-1, what the encoder and draws lose
     python benchmarks/literature.py counts                  # of cells, by two likelihoods
     python benchmarks/literature.py curves m2 --budget hours  # ELBO against samples seen; digits with a few labels
+    python benchmarks/literature.py training                # why vae-128 is better than its source
     python benchmarks/literature.py --table                 # of all results so far, as in docs/literature.md
     python benchmarks/literature.py --figure                # of the same
 

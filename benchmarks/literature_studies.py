@@ -13,6 +13,7 @@ from literature_curves import curved, curves
 from literature_m2 import m2, told
 from literature_results import made_by, sha256_of, write
 from literature_rows import ROWS, data_of
+from literature_training import told_apart, training
 from torch import Tensor, nn
 
 import pyro_vae as pv
@@ -271,6 +272,7 @@ STUDIES = {
     "counts": Study(counts, counted),
     "curves": Study(curves, curved),
     "m2": Study(m2, told),
+    "training": Study(training, told_apart),
 }
 
 

@@ -13,8 +13,8 @@ from pyro.infer import config_enumerate
 
 import pyro_vae as pv
 
-literature, rows, by_hand, curves, m2 = (
-    benchmark(f"literature{part}") for part in ("", "_rows", "_by_hand", "_curves", "_m2")
+literature, rows, by_hand, curves, m2, training = (
+    benchmark(f"literature{part}") for part in ("", "_rows", "_by_hand", "_curves", "_m2", "_training")
 )
 
 
@@ -196,3 +196,21 @@ def test_curves_that_are_kept_are_not_trained_again(tmp_path, monkeypatch):
     found = curves.curves(args)["found"]
     assert len(found) == 6 and [each["data"] for each in found] == 2 * ["MNIST"] + 4 * ["Frey Face"]
     assert len(trained) == 7 and (tmp_path / "curves-minutes.png").exists()
+
+
+def test_ways_of_training_differ_in_start_and_objective(tmp_path, monkeypatch):
+    """torch draws biases, and Glorot's are zero. A second call finds what the first has kept."""
+    monkeypatch.setattr(training, "data_of", lambda row, args: 3 * (images_like("static"),))
+    fit, found = pv.fit, []
+
+    def spy(vae, data, objective, **options):
+        has_biases = any(layer.bias.any() for layer in vae.modules() if isinstance(layer, torch.nn.Linear))
+        found.append((has_biases, type(objective)))
+        return fit(vae, data, objective=objective, **options)
+
+    monkeypatch.setattr(pv, "fit", spy)
+    args = argparse.Namespace(runs=tmp_path, seed=0, num_epochs=1, num_test=10)
+    result = training.training(args)
+    assert found == [(start == "torch", objective) for start, objective in training.WAYS.values()]
+    assert len({of["elbo"] for of in result["found"].values()}) == 4
+    assert training.training(args) == result
