@@ -62,7 +62,7 @@ def test_what_is_a_gaussian_already_takes_one_turn():
 
 
 def test_a_fit_goes_on_where_it_still_rises():
-    """Two of four data start eight times as far away as four steps lead; the others neither go on nor feel them."""
+    """Two of four data start twice as far away as four steps lead; the others neither go on nor feel them."""
     truth = FullNormal(torch.zeros(4, 3).double(), torch.eye(3).double().repeat(4, 1, 1))
     near = truth._replace(loc=truth.loc + 0.5)
     far = near._replace(loc=near.loc + 9.0 * torch.tensor([1.0, 0.0, 1.0, 0.0])[:, None])
