@@ -70,16 +70,6 @@ def _densities(view: Unconstrained, rows: Tensor) -> Densities:
     return lambda some: log_density(view.at(rows[some]))
 
 
-class Fit(NamedTuple):
-    """Gaussians, and what it took to fit them."""
-
-    gaussian: FullNormal
-    is_exact: Tensor
-    """Whether it was found to be the density itself, `(N,)`."""
-    num_turns: Tensor
-    """`(N,)`, of `2 * NUM_PAIRS` evaluations each."""
-
-
 def fit_normal(densities: Densities, start: FullNormal, noise: Noise, most_turns: int | Tensor = MOST_TURNS) -> Fit:
     r"""Climb the ELBO of $q = N(m, L L^T)$, each datum for itself, by steps of the natural gradient.
 
@@ -100,20 +90,20 @@ def fit_normal(densities: Densities, start: FullNormal, noise: Noise, most_turns
         Opper and Archambeau (2009), The variational Gaussian approximation revisited; Khan and Rue (2023), The Bayesian
         learning rule.
     """
-    ascent = _Ascent.begin(start)
+    fit = Fit.begin(start)
     for turn in range(MOST_TURNS):
         v = noise.normal(NUM_PAIRS)  # drawn for those too that do not go on: noise does not depend on who does
-        goes_on = ~ascent.is_exact & (ascent.is_rising | (turn < NUM_TURNS)) & (turn < most_turns)
+        goes_on = ~fit.is_exact & (fit.is_rising | (turn < NUM_TURNS)) & (turn < most_turns)
         rows = goes_on.nonzero().flatten()
         if len(rows):
-            ascent = ascent.replaced(rows, ascent.at(rows).turned(densities(rows), v[:, rows]))
-    return Fit(ascent.best, ascent.is_exact, ascent.num_turns)
+            fit = fit.replaced(rows, fit.at(rows).turned(densities(rows), v[:, rows]))
+    return fit
 
 
-class _Ascent(NamedTuple):
-    """How far each datum's fit has come."""
+class Fit(NamedTuple):
+    """The best Gaussian that was found for each datum so far, and how far its fit has come."""
 
-    best: FullNormal
+    gaussian: FullNormal
     elbo: _Elbo
     step: _Step
     size: Tensor
@@ -121,10 +111,12 @@ class _Ascent(NamedTuple):
     earlier: Tensor
     """ELBOs of three, two and one turns ago, `(N, 3)`."""
     is_exact: Tensor
+    """Whether the start was found to be the density itself, `(N,)`."""
     num_turns: Tensor
+    """`(N,)`, of `2 * NUM_PAIRS` evaluations each."""
 
     @classmethod
-    def begin(cls, start: FullNormal) -> _Ascent:
+    def begin(cls, start: FullNormal) -> Fit:
         one = torch.ones_like(start.loc[:, 0])
         earlier = torch.full_like(one, -torch.inf)[:, None].repeat(1, 3)
         return cls(start, _Elbo.none(start), _Step.none(start), one, earlier, one < 0, torch.zeros_like(one).long())
@@ -133,17 +125,17 @@ class _Ascent(NamedTuple):
     def is_rising(self) -> Tensor:
         return self.elbo.value - self.earlier[:, 0] > STILL_RISING
 
-    def turned(self, density: LogDensity, v: Tensor) -> _Ascent:
+    def turned(self, density: LogDensity, v: Tensor) -> Fit:
         """Evaluate the step that was found last, and find the next one."""
-        q = self.step.applied(self.best, self.size)
+        q = self.step.applied(self.gaussian, self.size)
         v = torch.cat([v, -v])
         u = q.rsample(v)
         value, gradient = with_gradient(density, u)
         log_weights = value - q.log_prob(u)
         found = _Elbo.of(log_weights)
         kept = found.is_no_less_than(self.elbo)
-        return _Ascent(
-            best=_choose(kept, q, self.best),
+        return Fit(
+            gaussian=_choose(kept, q, self.gaussian),
             elbo=_choose(kept, found, self.elbo),
             step=_choose(kept, _Step.of(v, q.scaled_transposed(gradient)), self.step),
             size=torch.where(kept, 1.0, self.size / 2),
@@ -152,11 +144,11 @@ class _Ascent(NamedTuple):
             num_turns=self.num_turns + 1,
         )
 
-    def at(self, rows: Tensor) -> _Ascent:
+    def at(self, rows: Tensor) -> Fit:
         """Select rows by index."""
         return _each(lambda old: old[rows], self)
 
-    def replaced(self, rows: Tensor, new: _Ascent) -> _Ascent:
+    def replaced(self, rows: Tensor, new: Fit) -> Fit:
         """Put others in the place of these rows."""
         return _each(lambda old, later: old.index_copy(0, rows, later), self, new)
 
