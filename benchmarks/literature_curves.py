@@ -201,11 +201,11 @@ def draw_curves(found: list[dict[str, Any]], path: Any) -> None:
 
 
 def curved(result: dict[str, Any]) -> str:
-    """The table of docs/literature.md: where the curves end."""
+    """The table of docs/literature.md: what the curves end with, of the same images."""
     seen = ", ".join(f"{number:,} {name}" for name, number in result["num_samples"].items())
     num_evaluated = result["found"][0]["num_evaluated"]
     lines = [
-        f"{result['title']}, at its end ({seen}), nats; ELBO of all test images, log p(x) of {num_evaluated}.\n",
+        f"{result['title']}, at its end ({seen}): nats per image, of {num_evaluated} test images.\n",
         "| data | latents | ELBO | wake-sleep's | log p(x) | wake-sleep's |",
         "|---|---|---|---|---|---|",
     ]
@@ -215,7 +215,7 @@ def curved(result: dict[str, Any]) -> str:
             for each in result["found"][1::2]
             if (each["data"], each["num_latents"]) == (ours["data"], ours["num_latents"])
         )
-        cells = [f"{each['curve'][-1][2]:.1f}" for each in (ours, other)]
-        cells += [f"{each['log_p']:.1f} +- {each['monte_carlo_error']:.1f}" for each in (ours, other)]
+        cells = [f"{each['elbo_of_the_same']:.1f}" for each in (ours, other)]
+        cells += [f"{each['log_p']:.2f} +- {each['monte_carlo_error']:.2f}" for each in (ours, other)]
         lines.append(f"| {ours['data']} | {ours['num_latents']} | {' | '.join(cells)} |")
     return "\n".join(lines)
