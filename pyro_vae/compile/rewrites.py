@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -16,9 +16,11 @@ __all__ = [
     "REWRITES",
     "Replacement",
     "bernoulli_log_prob_sum",
+    "exp_of_negative",
     "linear",
     "rewrite",
     "rewritten",
+    "sigmoid",
     "tanh",
     "with_channels_last",
 ]
@@ -38,6 +40,10 @@ TANH_ABOVE = (
     *(-2.76076847742355e-16, 2.00018790482477e-13, -8.60467152213735e-11, 5.12229709037114e-08),
     *(1.48572235717979e-05, 6.37261928875436e-04, 4.89352455891786e-03),
 )
+EXPONENTIAL = (
+    *(-0.005724458052787137, 0.03976272926661233, -0.166076441510225, 0.49992721531741396, -0.999997386765695, 1.0),
+)
+"""A polynomial p with p(t)^8 = e^-8t to 2e-7 where 8 t is between 0 and 18, of the smallest error for its degree."""
 TANH_BELOW = 1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03
 
 
@@ -77,8 +83,19 @@ def tanh(x: Tensor) -> Tensor:
     """Compute tanh to float32's rounding by a rational function, Eigen's; beyond its ends, tanh is 1 or -1."""
     x = x.clamp(-END_OF_TANH, END_OF_TANH)
     square = x * x
-    numerator, denominator = (reduce(lambda p, c: p * square + c, terms, 0.0) for terms in (TANH_ABOVE, TANH_BELOW))
-    return x * numerator / denominator
+    return x * _polynomial(TANH_ABOVE, square) / _polynomial(TANH_BELOW, square)
+
+
+def exp_of_negative(x: Tensor) -> Tensor:
+    """Compute e^-x for x >= 0 to 6e-7, in half the time of a loop with torch's exp."""
+    if x.dtype != torch.float32:
+        return torch.exp(-x)
+    root = _polynomial(EXPONENTIAL, x.clamp(max=18) / 8)
+    return root.square().square().square()
+
+
+def _polynomial(terms: Sequence[float], x: Tensor) -> Tensor:
+    return reduce(lambda value, term: value * x + term, terms[1:], torch.full_like(x, terms[0]))
 
 
 def _cheaper_bernoulli(node: Any) -> Replacement | None:
@@ -105,8 +122,28 @@ def bernoulli_log_prob_sum(logits: Tensor, x: Tensor, event_dim: int) -> Tensor:
     r"""$\sum_d x_d l_d - \max(l_d, 0) - \log(1 + e^{-|l_d|})$, with one logarithm for a product of up to 64 terms."""
     dims = list(range(-event_dim, 0))
     along = max(dims, key=lambda dim: _num_factors(logits.shape[dim]))
-    product = (1 + torch.exp(-logits.abs())).unflatten(along, (_num_factors(logits.shape[along]), -1)).prod(along - 1)
+    product = (
+        (1 + exp_of_negative(logits.abs())).unflatten(along, (_num_factors(logits.shape[along]), -1)).prod(along - 1)
+    )
     return (x * logits - logits.clamp(min=0)).sum(dims) - product.log().sum(dims)
+
+
+def _cheaper_sigmoid(node: Any) -> Replacement | None:
+    """Find the gradient sigmoid(l) - x of log p of Bernoulli pixels, where small numbers need no relative precision."""
+    (logits,) = node.args
+    of_pixels = aten.binary_cross_entropy_with_logits.default, bernoulli_log_prob_sum
+    targets = [user.args[1] for user in logits.users if user.target in of_pixels]
+    is_gradient = all(
+        user.target is aten.sub.Tensor and user.args[0] is node and user.args[1] in targets and not user.kwargs
+        for user in node.users
+    )
+    return Replacement(node, sigmoid, node.args) if is_gradient else None
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """Compute the sigmoid to 6e-7."""
+    small = exp_of_negative(x.abs())
+    return torch.where(x < 0, small, 1.0) / (1 + small)
 
 
 def _num_factors(size: int) -> int:
@@ -127,6 +164,7 @@ def linear(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 
 REWRITES: dict[Any, Callable[[Any], Replacement | None]] = {
     aten.addmm.default: _cheaper_linear,
+    aten.sigmoid.default: _cheaper_sigmoid,
     aten.tanh.default: _cheaper_tanh,
     aten.binary_cross_entropy_with_logits.default: _cheaper_bernoulli,
 }

@@ -33,7 +33,7 @@ from pyro_vae.evidence.sources import Modes, Source, Start, guide_at
 from pyro_vae.evidence.summits import CLIMBS, Summits
 from pyro_vae.evidence.survey import Survey, find_modes, find_summits, survey
 from pyro_vae.evidence.weights import Estimate
-from pyro_vae.program.tiles import Block, Noise, evaluating, noise, refuse_nan, zero_where_unknown
+from pyro_vae.program.tiles import Block, Noise, evaluating, noise, refuse_nan, tiles_of, zero_where_unknown
 
 __all__ = ["Cascade", "Result"]
 
@@ -304,7 +304,8 @@ class Cascade:
         evaluate = evaluating(part.program, source.fitted.draw, self.region.joint)
         evaluate = evaluate if source.is_guide else zero_where_unknown(evaluate)
         self.spent[columns] += number
-        return collected(part, evaluate, number, seed, Noise(self.width, columns), num_posterior_draws)
+        tiles = tiles_of(part, evaluate, number, seed, self.width)
+        return collected(part, tiles, number, seed, Noise(self.width, columns), num_posterior_draws)
 
     def _survey(self, columns: Tensor, component: Component | None, name: str) -> Survey:
         with noise(self.block.program, seed_for(self.seed, f"survey about {name}"), self.block.place):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -16,13 +16,11 @@ from pyro_vae.evidence.weights import Totals
 from pyro_vae.program.core import LogDensities, Program
 from pyro_vae.program.tiles import (
     Block,
-    Evaluate,
     Noise,
     Tile,
     block_width,
     blocks,
     noise,
-    tiles_of,
     tiles_of_guide,
 )
 
@@ -89,20 +87,21 @@ class Collected(NamedTuple):
 
 def collected(
     part: Block,
-    evaluate: Evaluate,
+    tiles: Iterable[Tile],
     num_samples: int,
     seed: int,
     numbers: Noise,
     num_posterior_draws: int = 0,
     ks: tuple[int, ...] = (),
 ) -> Collected:
-    """Draw and keep sums; `numbers` is the noise of the columns of which the part of a block consists."""
+    """Keep sums of the draws; `numbers` is the noise of the columns of which the part of a block consists."""
     kept = Collected(Totals(num_samples, ks), GuideTerms(), Reservoir(num_posterior_draws, numbers))
-    for tile in tiles_of(part, evaluate, num_samples, seed, numbers.width):
+    seed_of_draws = seed_for(seed, "resampling")
+    for tile in tiles:
         kept.totals.add(tile.densities.weight)
         kept.terms.add(tile.densities)
         if num_posterior_draws:
-            _resample(kept.reservoir, part, tile, seed_for(seed, "resampling"), num_samples)
+            _resample(kept.reservoir, part, tile, seed_of_draws, num_samples)
     return kept
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
@@ -30,9 +30,24 @@ from pyro_vae.evidence.survey import NUM_POINTS, survey
 from pyro_vae.evidence.weights import Estimate, Totals
 from pyro_vae.program.core import Program
 from pyro_vae.program.joint import Compile, joint_of
-from pyro_vae.program.tiles import Block, Noise, block_width, evaluating, noise, zero_where_unknown
+from pyro_vae.program.tiles import (
+    Block,
+    Noise,
+    Tile,
+    block_width,
+    evaluating,
+    noise,
+    side_by_side,
+    tile_size,
+    tiles_of,
+    zero_where_unknown,
+)
 
 __all__ = ["ImportanceSampling", "importance_sampling"]
+
+SUMMED_TOGETHER = {"cpu": 8, "cuda": 1}
+"""Tiles of the guide's draws that are summed as one: on a CPU a tile is so small that sums of each would take long.
+Their latents are in memory together."""
 
 
 @refusing_unknown_options
@@ -128,7 +143,7 @@ def importance_sampling(
     )  # fmt: skip
     if estimator.is_of_guide and task.is_to_be_compiled:
         task = replace(task, densities=joint_of(chunk_size))
-        num_blocks = task.program.num_data // estimator.block_size(task.program)
+        num_blocks = task.program.num_data // block_width(task.program, estimator.num_samples)
         estimator = replace(estimator, graph=GuideAndModel(num_blocks) if chunk_size is None else None)
     return evaluate(estimator, task)
 
@@ -205,29 +220,45 @@ class ImportanceSampling(Estimator[_Part]):
         return super().is_compiled(task) or (self.graph is not None and self.graph.is_compiled)
 
     def block_size(self, program: Program) -> int:
-        return self.proposal.width or block_width(program, self.num_samples)
+        """Return how many data are measured together: for the guide, those of several tiles, summed as one."""
+        if self.proposal.width is not None:
+            return self.proposal.width
+        tiles_of_one = math.ceil(self.num_samples / tile_size(program))
+        together = SUMMED_TOGETHER.get(program.device.type, SUMMED_TOGETHER["cpu"]) // tiles_of_one
+        return block_width(program, self.num_samples) * max(1, together)
 
     def measure(self, block: Block, region: Any, task: Task) -> _Part:
-        columns, seed = block.asked_for, task.seed
-        with noise(block.program, seed_for(seed, f"proposal {self.proposal.name}"), block.place):
-            fitted = self.proposal.fit(block, region)
-        part = block.part(columns)._replace(program=fitted.program)
-        is_whole = len(columns) == block.program.num_data  # a graph has the size of a whole block
-        evaluator = self.graph if self.graph is not None and is_whole else partial(evaluating, joint=task.densities)
-        evaluate = evaluator(part.program, fitted.draw)
-        numbers = Noise(block.program.num_data, columns)
+        parts = [(block, region)] if self.is_fitted else [(each, task.region(each)) for each in self._narrow(block)]
+        fitted = [self._fitted(each, of_each, task.seed) for each, of_each in parts]
+        drawn = [self._tiles(each, of_each, task) for (each, _), of_each in zip(parts, fitted, strict=True)]
         kept = collected(
-            part,
-            evaluate if self.is_of_guide else zero_where_unknown(evaluate),
+            block.part(block.asked_for),
+            side_by_side(block.program, drawn),
             self.num_samples,
-            seed,
-            numbers,
+            task.seed,
+            Noise(block.program.num_data, block.asked_for),
             task.num_posterior_draws,
             self.ks,
         )
-        seen = _seen(block, region, fitted, seed) if self.surveys and self.is_fitted else []
-        spent = fitted.num_evaluations + self.num_samples + NUM_POINTS * (len(seen) > 0)
-        return _Part(kept, torch.zeros_like(columns) + spent, seen, fitted.converged)
+        proposal = fitted[0]
+        seen = _seen(block, region, proposal, task.seed) if self.surveys and self.is_fitted else []
+        spent = proposal.num_evaluations + self.num_samples + NUM_POINTS * (len(seen) > 0)
+        return _Part(kept, torch.zeros_like(block.asked_for) + spent, seen, proposal.converged)
+
+    def _narrow(self, block: Block) -> list[Block]:
+        return block.cut(block_width(block.program, self.num_samples))
+
+    def _fitted(self, block: Block, region: Any, seed: int) -> Fitted:
+        with noise(block.program, seed_for(seed, f"proposal {self.proposal.name}"), block.place):
+            return self.proposal.fit(block, region)
+
+    def _tiles(self, block: Block, fitted: Fitted, task: Task) -> Iterator[Tile]:
+        part = block.part(block.asked_for)._replace(program=fitted.program)
+        is_whole = len(block.asked_for) == block.program.num_data  # a graph has the size of a whole block
+        evaluator = self.graph if self.graph is not None and is_whole else partial(evaluating, joint=task.densities)
+        evaluate = evaluator(part.program, fitted.draw)
+        evaluate = evaluate if self.is_of_guide else zero_where_unknown(evaluate)
+        return tiles_of(part, evaluate, self.num_samples, task.seed, block.program.num_data)
 
     def estimate_of(self, part: _Part) -> Estimate:
         return part.kept.totals.estimate()

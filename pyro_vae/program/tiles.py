@@ -32,6 +32,7 @@ __all__ = [
     "kept",
     "noise",
     "refuse_nan",
+    "side_by_side",
     "tile_size",
     "tiles",
     "tiles_of",
@@ -71,6 +72,18 @@ class Block(NamedTuple):
         """Restrict the block to these columns. Draw for the whole block and cut with `kept`."""
         rows = [self.rows[0] + column - self.columns.start for column in columns.tolist()]
         return Block(self.program.at(columns), rows, slice(0, len(columns)), self.place)
+
+    def cut(self, width: int) -> list[Block]:
+        """Cut the block into narrower ones, and leave out those of which no datum was asked for."""
+        if not self.program.structure.amortized:
+            return [self]
+        found, first = [], self.rows[0] - self.columns.start
+        for left in range(self.columns.start // width * width, self.columns.stop, width):
+            own = range(max(left, self.columns.start), min(left + width, self.columns.stop))
+            places = torch.arange(left, left + width, device=self.program.device)
+            rows, columns = range(first + own.start, first + own.stop), slice(own.start - left, own.stop - left)
+            found.append(Block(self.program.at(places), rows, columns, self.place + left))
+        return found
 
 
 def blocks(program: Program, width: int, first_index: int = 0) -> Iterator[Block]:
@@ -126,6 +139,20 @@ def tiles_of_guide(block: Block, num_samples: int, seed: int) -> Iterator[Tile]:
         part.program, in_strips(part.program, kept(block.program, block.program.draw, block.asked_for))
     )
     return tiles_of(part, evaluate, num_samples, seed, block.program.num_data)
+
+
+def side_by_side(program: Program, each: Sequence[Iterator[Tile]]) -> Iterator[Tile]:
+    """Yield the tiles of neighbouring blocks, which have as many draws, as if they were one."""
+    for tiles in zip(*each, strict=True):
+        first = tiles[0]
+        densities = LogDensities(
+            *(torch.cat(some, 1) for some in zip(*(tile.densities for tile in tiles), strict=True))
+        )
+        latents = {
+            name: torch.cat([tile.latents[name] for tile in tiles], program.structure.data_axis)
+            for name in first.latents
+        }
+        yield first._replace(densities=densities, latents=latents)
 
 
 Draw = Callable[[Sequence[Strip]], tuple[Latents, Tensor]]

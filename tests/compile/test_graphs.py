@@ -13,7 +13,15 @@ import pyro_vae as pv
 from pyro_vae.compile import graph as graphs
 from pyro_vae.compile.capture import can_be_captured
 from pyro_vae.compile.graph import compiled, recorded
-from pyro_vae.compile.rewrites import bernoulli_log_prob_sum, linear, rewrite, tanh, with_channels_last
+from pyro_vae.compile.rewrites import (
+    bernoulli_log_prob_sum,
+    exp_of_negative,
+    linear,
+    rewrite,
+    sigmoid,
+    tanh,
+    with_channels_last,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Can't initialize NVML")
 
@@ -53,6 +61,51 @@ def test_where_that_sum_takes_its_place(shape):
     targets = {node.target for node in module.graph.nodes}
     assert (bernoulli_log_prob_sum in targets) == (shape != (1, 67))
     assert torch.allclose(module(logits, x)[0], log_prob(logits, x)[0], rtol=1e-5)
+
+
+def test_the_gradient_of_bernoulli_pixels():
+    def run(logits, x):
+        value = dist.Bernoulli(logits=logits, validate_args=False).to_event(1).log_prob(x).sum()
+        return (value.detach(), *torch.autograd.grad(value, logits))
+
+    torch.manual_seed(0)
+    logits, x = 10 * torch.randn(20, 784, requires_grad=True), torch.bernoulli(torch.full((20, 784), 0.3))
+    module = recorded(run, logits, x).module
+    rewrite(module)
+    assert sigmoid in {node.target for node in module.graph.nodes}
+    assert torch.allclose(module(logits, x)[1], run(logits, x)[1], atol=1e-6)
+
+
+def test_a_difference_of_sigmoids_keeps_its_relative_precision():
+    """As of the two edges of a bin, whose logarithm is then taken."""
+
+    def run(logits, x, lower):
+        at_logits = torch.sigmoid(logits)
+        of_pixels = dist.Bernoulli(logits=logits, validate_args=False).to_event(1).log_prob(x)
+        return of_pixels, (at_logits - torch.sigmoid(lower)).log(), at_logits - x
+
+    logits, x = torch.full((2, 784), -30.0), torch.zeros(2, 784)
+    module = recorded(run, logits, x, logits - 1).module
+    rewrite(module)
+    targets = {node.target for node in module.graph.nodes}
+    assert bernoulli_log_prob_sum in targets and sigmoid not in targets
+    assert torch.allclose(module(logits, x, logits - 1)[1], torch.tensor(-30.4587), atol=1e-3)
+
+
+def test_e_to_a_negative_number():
+    x = torch.linspace(0, 200, 100_001)
+    assert (exp_of_negative(x).double() - (-x.double()).exp()).abs().max() < 6e-7
+    assert exp_of_negative(torch.tensor(0.0)) == 1
+    assert torch.equal(1 + exp_of_negative(torch.tensor([18.0, 200.0, torch.inf])), torch.ones(3))
+    assert exp_of_negative(torch.tensor(torch.nan)).isnan()
+    assert torch.equal(exp_of_negative(x.double()), (-x.double()).exp())
+
+
+def test_a_sigmoid():
+    x = torch.linspace(-100, 100, 100_001)
+    assert (sigmoid(x).double() - x.double().sigmoid()).abs().max() < 6e-7
+    ends = torch.tensor([torch.inf, -torch.inf, torch.nan])
+    assert torch.allclose(sigmoid(ends), torch.tensor([1.0, 0.0, torch.nan]), atol=1e-7, equal_nan=True)
 
 
 class InPlace(torch.nn.Module):

@@ -134,6 +134,7 @@ def test_same_numbers_whatever_the_batch_or_chunk(num_samples):
         alone = pv.evidence.log_weights(vae.model, vae.guide, x[part], num_samples=num_samples, seed=5)
         assert torch.allclose(alone, whole[:, part], atol=1e-4)  # float32 rounding, which may depend on the rows
     evidence = pv.importance_sampling(vae.model, vae.guide, x, num_samples=num_samples, seed=5)
+    assert torch.allclose(evidence.log_evidence, whole.logsumexp(0) - math.log(num_samples), atol=1e-10)
     for chunk_size in (1, 100, 999, 10**6) if num_samples < 100 else (999, 10**6):
         other = pv.importance_sampling(vae.model, vae.guide, x, num_samples=num_samples, seed=5, chunk_size=chunk_size)
         assert torch.allclose(other.log_evidence, evidence.log_evidence, atol=1e-4)  # float32 rounding
