@@ -143,6 +143,9 @@ def tiles_of_guide(block: Block, num_samples: int, seed: int) -> Iterator[Tile]:
 
 def side_by_side(program: Program, each: Sequence[Iterator[Tile]]) -> Iterator[Tile]:
     """Yield the tiles of neighbouring blocks, which have as many draws, as if they were one."""
+    if len(each) == 1:
+        yield from each[0]
+        return
     for tiles in zip(*each, strict=True):
         first = tiles[0]
         densities = LogDensities(
