@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
-from torch.distributions import constraints
+from torch.distributions import AffineTransform, constraints
 
 from pyro_vae import _checks
 from pyro_vae._private import FakeTensor, is_functorch_wrapped_tensor, keeping_validation, num_changes
 
 __all__ = ["FlowDistribution", "Kind", "flow_of", "transformed_normal"]
 
-Kind = Literal["affine", "spline"]
+Kind = Literal["affine", "gated", "spline"]
+
+OPEN = 2.0  # what a gate starts from, before its sigmoid
+SMALLEST_GATE = 1e-3  # the least scale of zuko's affine transforms too
 
 
 class _Drawn(NamedTuple):
@@ -75,16 +78,17 @@ class FlowDistribution(TorchDistribution):
 def flow_of(
     kind: Kind, latent_dim: int, context_dim: int, num_transforms: int, hidden_dims: Sequence[int], autoregressive: bool
 ) -> nn.Module:
-    """Make zuko's flow, with transforms that start as the identity."""
+    """Make zuko's flow, with transforms that start as the identity, or near it."""
     latent_dim = _checks.whole_number("latent_dim", latent_dim, minimum=2)
-    _checks.choice("kind", kind, ("affine", "spline"))
-    make = {"affine": _zuko().flows.MAF, "spline": _zuko().flows.NSF}[kind]
+    _checks.choice("kind", kind, get_args(Kind))
+    make = _zuko().flows.NSF if kind == "spline" else _zuko().flows.MAF
     flow = make(
         latent_dim,
         context_dim,
         transforms=_checks.whole_number("num_transforms", num_transforms),
         hidden_features=_checks.shape("hidden_dims", hidden_dims),
         passes=None if autoregressive else 2,
+        **({"univariate": _gated} if kind == "gated" else {}),
     )
     for module in flow.modules():
         if hasattr(module, "hyper"):
@@ -94,6 +98,12 @@ def flow_of(
             with torch.no_grad():
                 last.weight.mul_(1e-2)
     return flow
+
+
+def _gated(target: Tensor, raw: Tensor) -> AffineTransform:
+    """Go part of the way to a target: at first 0.12 of it. An inverse magnifies a thousand times at most."""
+    gate = SMALLEST_GATE + (1 - SMALLEST_GATE) * (raw + OPEN).sigmoid()
+    return AffineTransform((1 - gate) * target, gate)
 
 
 def _settling(module: nn.Module, inputs: Any, transform: Any) -> Any:

@@ -27,6 +27,7 @@ PRIORS = {
     ),
     "Flow, affine": lambda: pv.priors.Flow(LATENT_DIM, num_transforms=2, hidden_dims=[4]),
     "Flow, spline": lambda: pv.priors.Flow(LATENT_DIM, "spline", num_transforms=2, hidden_dims=[4]),
+    "Flow, gated": lambda: pv.priors.Flow(LATENT_DIM, "gated", num_transforms=2, hidden_dims=[4]),
     "Flow, autoregressive": lambda: pv.priors.Flow(LATENT_DIM, num_transforms=2, hidden_dims=[4], autoregressive=True),
 }
 
@@ -69,6 +70,9 @@ POSTERIORS = {
     ),
     "Flow, inverse autoregressive": lambda: pv.posteriors.Flow(
         encoder_of(7), LATENT_DIM, 3, num_transforms=2, hidden_dims=[4], autoregressive="inverse"
+    ),
+    "Flow, gated inverse autoregressive": lambda: pv.posteriors.Flow(
+        encoder_of(7), LATENT_DIM, 3, "gated", 2, [4], autoregressive="inverse"
     ),
     "SemiAmortizedNormal": lambda: pv.posteriors.SemiAmortizedNormal(
         pv.posteriors.DiagonalNormal(encoder(2)),

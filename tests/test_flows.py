@@ -29,7 +29,7 @@ def inverted(transform, y):
 
 
 @pytest.mark.parametrize("strength", [0.1, 1.0, 3.0], ids=["weak", "medium", "strong"])
-@pytest.mark.parametrize("kind", ["affine", "spline"])
+@pytest.mark.parametrize("kind", ["affine", "gated", "spline"])
 def test_an_inverse_that_has_settled_is_that_of_all_passes(kind, strength):
     y = torch.randn(7, DIM, dtype=torch.float64)
     settling = transform_of(strength, kind)(None)

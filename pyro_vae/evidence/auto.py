@@ -61,8 +61,8 @@ def log_evidence(
     where one ends in mass that the guide's draws have missed, Laplace's Gaussians at all modes that are found come
     next. Where other draws found significantly more than Laplace's Gaussian, which then missed a mode, a mixture of it
     and the guide takes its place in importance sampling, and, unless the fitted Gaussian is seen to have found more,
-    as the start of AIS; where four modes or more were found,
-    of which few chains would reach all, draws from this mixture get the rest of the budget.
+    as the start of AIS. Where four modes or more were found, of which few chains would reach all, draws from this
+    mixture, of fitted Gaussians if the budget pays for them, get what is left.
 
     The estimator then runs once, with frozen settings and fresh noise. Its result is reported even where it missed the
     tolerance with budget left: to go on after a look at it would bias it. As pilots only decide, and only the measured

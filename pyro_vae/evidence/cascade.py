@@ -118,9 +118,7 @@ class Cascade:
         found, component = drawn.totals.estimate(), laplace.fitted.component
         around = self._survey(columns, component, laplace.name).against(component)
         missed = self._missed_by(columns, modes, found, around).to(columns.device)
-        many = modes.are_many(columns).to(columns.device) & missed
-        self._spend_the_rest(columns[many], modes.both)  # few chains would not reach all modes
-        doubted = self._go_on_from_both(columns[missed & ~many], modes)
+        doubted = self._go_on_from_both(columns[missed], modes)
         needed = self.budget.num_draws(found, LAPLACE_PILOT, around, LARGEST_LAPLACE_KHAT).to(columns.device)
         needed = self._confirmed(columns, needed.where(~missed, torch.inf), around, modes.source)
         left = self._sample(columns[~missed], needed[~missed], modes.source)
@@ -163,7 +161,8 @@ class Cascade:
     ) -> None:
         """Fit Gaussians further where the budget pays for annealing from them; draw from Laplace's, or both, elsewhere.
 
-        They are drawn from where it pays for no more than that, and few of the pilot's draws from Laplace's count.
+        They are drawn from where it pays for no more than that, or where few chains would miss some of many modes; but
+        only if few of the pilot's draws from Laplace's count.
 
         Laplace's estimate is far too low where it is no good fit, and its own error does not say so. So what the guide
         seemed to have seen beyond it is compared with a pilot of the fitted ones. Unless they found more, chains start
@@ -174,7 +173,8 @@ class Cascade:
         cost = modes.cost_of_refining(columns) + FIT_PILOT * is_doubted
         left = self._unspent(columns) - cost
         left_of_annealing = left - self.budget.cheapest_annealing
-        can_anneal = self._for_all(left_of_annealing >= 0)
+        few_chains_would_miss = is_doubted & modes.are_many(columns).to(columns.device)
+        can_anneal = self._for_all(left_of_annealing >= 0) & ~few_chains_would_miss
         few_count = found.ess.to(columns.device) < FEW_COUNT * LAPLACE_PILOT
         can_fit = can_anneal | self._for_all(few_count & (left >= FEWEST_DRAWS))
         self._spend_the_rest(columns[~can_fit & ~is_doubted], modes.source)
@@ -203,7 +203,8 @@ class Cascade:
             return torch.zeros_like(columns, dtype=torch.bool)
         drawn = self._draw(columns, fitted.source(columns), FIT_PILOT, seed_for(self.seed, "pilot of the fit"))
         found = drawn.totals.estimate()
-        return self._is_missed(columns, found, -MORE) | around.contradicts(found).to(columns.device)
+        seen = around.contradicts(found) | fitted.are_many(columns)
+        return self._is_missed(columns, found, -MORE) | seen.to(columns.device)
 
     def _can_find_modes(self, region: Region) -> bool:
         """Tell whether the budget pays for a search for modes, and the program has the derivatives that it takes."""

@@ -24,14 +24,16 @@ class Flow(AmortizedPosterior):
     autoregressive ones are as rich the other way round: a draw and its own density take one pass, so that they train
     as fast as coupling transforms, and the density of any other value takes several. Several are at most as many as
     there are dimensions (so in a compiled graph); otherwise passes end where the numbers settle, which a trained flow
-    does after a few. All start as the identity. The flows are zuko's (`pip install 'pyro-vae[flows]'`).
+    does after a few. All start as the identity, gated ones near it. The flows are zuko's
+    (`pip install 'pyro-vae[flows]'`).
 
     Args:
         network: any module from x (and context) to `2 * latent_dim + context_dim` numbers: loc, log scale, h.
         latent_dim: D, 2 or more.
         context_dim: how many numbers h has.
-        kind: `"affine"`, or `"spline"`, monotonic rational-quadratic splines of eight bins between -5 and 5, which are
-            wide beside a narrow posterior.
+        kind: `"affine"`, $m + s u$; `"gated"`, $\sigma u + (1 - \sigma) m$ with $0 < \sigma < 1$, as in an LSTM; or
+            `"spline"`, monotonic rational-quadratic splines of eight bins between -5 and 5, which are wide beside a
+            narrow posterior. They take noise to z with `autoregressive="inverse"`, else z to noise.
         num_transforms: how many.
         hidden_dims: of the network of each transform.
         autoregressive: whether each dimension depends on all before it, or half of them on the other half;

@@ -16,11 +16,13 @@ __all__ = ["Flow"]
 class Flow(nn.Module):
     r"""A normalizing flow, $z = f(\epsilon)$, $\epsilon \sim N(0, I)$, learned with the VAE.
 
-    The flows are zuko's (`pip install 'pyro-vae[flows]'`). They start as the identity: p(z) is then N(0, I).
+    The flows are zuko's (`pip install 'pyro-vae[flows]'`). They start as the identity, and p(z) as N(0, I); gated ones
+    start near it.
 
     Args:
         latent_dim: the number D of latent dimensions, 2 or more.
-        kind: `"affine"`, or `"spline"`, monotonic rational-quadratic splines between -5 and 5.
+        kind: of transforms from z to noise: `"affine"`, `"gated"` (see `posteriors.Flow`), or `"spline"`, monotonic
+            rational-quadratic splines between -5 and 5.
         num_transforms: how many.
         hidden_dims: of the network of each transform.
         autoregressive: whether each dimension depends on all before it (a draw takes up to D passes), or half of them
