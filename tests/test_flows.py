@@ -39,6 +39,14 @@ def test_an_inverse_that_has_settled_is_that_of_all_passes(kind, strength):
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-10)
 
 
+def test_a_gated_transform_narrows_each_dimension_and_an_affine_one_widens_some():
+    x = torch.randn(7, DIM, dtype=torch.float64)
+    for kind, widens in (("gated", False), ("affine", True)):
+        jacobian = torch.func.vmap(torch.func.jacrev(transform_of(1.0, kind)(None)))(x)
+        slopes = jacobian.diagonal(dim1=-2, dim2=-1)
+        assert (slopes > 0).all() and (slopes > 1).any() == widens
+
+
 def test_a_transform_of_weak_dependence_settles_early():
     passes = 0
 
