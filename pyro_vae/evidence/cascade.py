@@ -198,7 +198,7 @@ class Cascade:
         self._anneal(columns[can_anneal & missed], fitted.path_from_both)
 
     def _is_missed_by_fit(self, columns: Tensor, around: Elsewhere, fitted: Modes) -> Tensor:
-        """Tell for which data fitted Gaussians were not seen to find more than other draws, or may lack a mode of many."""
+        """Tell for which data fitted Gaussians may lack a mode, or were not seen to find more than other draws."""
         if not len(columns):
             return torch.zeros_like(columns, dtype=torch.bool)
         drawn = self._draw(columns, fitted.source(columns), FIT_PILOT, seed_for(self.seed, "pilot of the fit"))
