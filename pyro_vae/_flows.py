@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
@@ -81,14 +81,14 @@ def flow_of(
     """Make zuko's flow, with transforms that start as the identity, or near it."""
     latent_dim = _checks.whole_number("latent_dim", latent_dim, minimum=2)
     _checks.choice("kind", kind, get_args(Kind))
-    make = _zuko().flows.NSF if kind == "spline" else _zuko().flows.MAF
+    flows = _zuko().flows
+    make = {"affine": flows.MAF, "gated": partial(flows.MAF, univariate=_gated), "spline": flows.NSF}[kind]
     flow = make(
         latent_dim,
         context_dim,
         transforms=_checks.whole_number("num_transforms", num_transforms),
         hidden_features=_checks.shape("hidden_dims", hidden_dims),
         passes=None if autoregressive else 2,
-        **({"univariate": _gated} if kind == "gated" else {}),
     )
     for module in flow.modules():
         if hasattr(module, "hyper"):

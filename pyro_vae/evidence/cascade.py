@@ -170,17 +170,18 @@ class Cascade:
         """
         if not len(columns):
             return
-        cost = modes.cost_of_refining(columns) + FIT_PILOT * is_doubted
+        few_chains_would_miss = is_doubted & modes.are_many(columns).to(columns.device)
+        is_open = is_doubted & ~few_chains_would_miss
+        cost = modes.cost_of_refining(columns) + FIT_PILOT * is_open
         left = self._unspent(columns) - cost
         left_of_annealing = left - self.budget.cheapest_annealing
-        few_chains_would_miss = is_doubted & modes.are_many(columns).to(columns.device)
         can_anneal = self._for_all(left_of_annealing >= 0) & ~few_chains_would_miss
         few_count = found.ess.to(columns.device) < FEW_COUNT * LAPLACE_PILOT
         can_fit = can_anneal | self._for_all(few_count & (left >= FEWEST_DRAWS))
         self._spend_the_rest(columns[~can_fit & ~is_doubted], modes.source)
         self._spend_the_rest(columns[~can_fit & is_doubted], modes.both)
         if can_fit.any():
-            doubtful = around.at((can_fit & is_doubted).nonzero().flatten().cpu())
+            doubtful = around.at((can_fit & is_open).nonzero().flatten().cpu())
             spare = left_of_annealing.where(can_anneal, left - FEWEST_DRAWS)[can_fit]
             self._go_on_from_fit(columns[can_fit], is_doubted[can_fit], can_anneal[can_fit], doubtful, modes, spare)
 
@@ -191,20 +192,20 @@ class Cascade:
         with noise(self.block.program, seed_for(self.seed, "variational fit"), self.block.place):
             fitted, spent = modes.refined(columns, spare)
         self.spent[columns] += spent
-        missed[missed.clone()] = self._is_missed_by_fit(columns[missed], around, fitted)
+        is_open = missed & ~fitted.are_many(columns).to(columns.device)
+        missed[is_open] = self._is_missed_by_fit(columns[is_open], around, fitted)
         self._spend_the_rest(columns[~can_anneal & ~missed], fitted.source)
         self._spend_the_rest(columns[~can_anneal & missed], fitted.both)
         self._anneal(columns[can_anneal & ~missed], fitted.path)
         self._anneal(columns[can_anneal & missed], fitted.path_from_both)
 
     def _is_missed_by_fit(self, columns: Tensor, around: Elsewhere, fitted: Modes) -> Tensor:
-        """Tell for which data fitted Gaussians may lack a mode, or were not seen to find more than other draws."""
+        """Tell for which data fitted Gaussians were not seen to find more than other draws."""
         if not len(columns):
             return torch.zeros_like(columns, dtype=torch.bool)
         drawn = self._draw(columns, fitted.source(columns), FIT_PILOT, seed_for(self.seed, "pilot of the fit"))
         found = drawn.totals.estimate()
-        seen = around.contradicts(found) | fitted.are_many(columns)
-        return self._is_missed(columns, found, -MORE) | seen.to(columns.device)
+        return self._is_missed(columns, found, -MORE) | around.contradicts(found).to(columns.device)
 
     def _can_find_modes(self, region: Region) -> bool:
         """Tell whether the budget pays for a search for modes, and the program has the derivatives that it takes."""

@@ -169,16 +169,16 @@ def by_quadrature(x):
 
 
 def test_many_skewed_modes_are_drawn_from_by_fitted_gaussians(monkeypatch):
-    """In two seeds the RMSE was 0.06, and 0.15 by Laplace's Gaussians for as many evaluations."""
+    """In three seeds the mean error was 0.05 to 0.06, and 0.07 to 0.08 by Laplace's Gaussians, for as many evaluations;
+    more than half of the data were reliable, and a quarter."""
     torch.manual_seed(0)
-    counts = dist.Poisson((2 * torch.randn(40, DIM - 2)).exp()).sample()
-    x = torch.cat([0.8 + 0.6 * torch.rand(40, 2), counts], -1)
+    counts = dist.Poisson((2 * torch.randn(120, DIM - 2)).exp()).sample()
+    x = torch.cat([0.8 + 0.6 * torch.rand(120, 2), counts], -1)
     fitted = pv.log_evidence(four_modes, broad_guide, x)
     monkeypatch.setattr(cascade, "FEW_COUNT", 0.0)
     by_laplace = pv.log_evidence(four_modes, broad_guide, x)
     assert set(fitted.method) == {"importance sampling from the guide and a fitted Gaussian"}
-    assert (fitted.num_evaluations.double().mean() - by_laplace.num_evaluations.double().mean()).abs() < 100
-    error, error_by_laplace = (
-        (each.log_evidence - by_quadrature(x)).square().mean().sqrt() for each in (fitted, by_laplace)
-    )
-    assert error < 0.7 * error_by_laplace
+    assert fitted.num_evaluations.sum() < 1.01 * by_laplace.num_evaluations.sum()
+    error, error_by_laplace = ((each.log_evidence - by_quadrature(x)).abs().mean() for each in (fitted, by_laplace))
+    assert error < 0.85 * error_by_laplace
+    assert fitted.reliable.sum() > 1.5 * by_laplace.reliable.sum()
